@@ -1,0 +1,210 @@
+"""The four operations, the results, and a whole job, as functions: each opens a client and closes it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from .client import AsyncClient, Client, OnProgress
+from .job import Job, JobInput
+from .models import Batch, BatchResult, Page, Report
+from .providers.base import DEFAULT_WINDOW
+
+if TYPE_CHECKING:
+    ClientArgs = Mapping[str, Any] | None
+
+
+def create_batch(
+    provider: str,
+    input_file_path: str | os.PathLike[str],
+    endpoint: str,
+    *,
+    completion_window: str = DEFAULT_WINDOW,
+    metadata: Mapping[str, str] | None = None,
+    api_key: str | None = None,
+    api_base: str | None = None,
+    client_args: ClientArgs = None,
+    **kwargs: Any,
+) -> Batch:
+    """Validate a JSONL file of request lines, upload it, and create one batch of it.
+
+    `kwargs` are the provider's own create options. Raises InputError (with line numbers) and
+    ConfigurationError before anything is sent, APIError for what the provider refuses, and
+    CreateOutcomeUnknownError where a batch may exist that cannot be looked up.
+    """
+    with Client(provider, api_key=api_key, api_base=api_base, client_args=client_args) as client:
+        return client.create(
+            input_file_path, endpoint, completion_window=completion_window, metadata=metadata, **kwargs
+        )
+
+
+async def acreate_batch(
+    provider: str,
+    input_file_path: str | os.PathLike[str],
+    endpoint: str,
+    *,
+    completion_window: str = DEFAULT_WINDOW,
+    metadata: Mapping[str, str] | None = None,
+    api_key: str | None = None,
+    api_base: str | None = None,
+    client_args: ClientArgs = None,
+    **kwargs: Any,
+) -> Batch:
+    """`create_batch`, awaited."""
+    async with AsyncClient(provider, api_key=api_key, api_base=api_base, client_args=client_args) as client:
+        return await client.create(
+            input_file_path, endpoint, completion_window=completion_window, metadata=metadata, **kwargs
+        )
+
+
+def retrieve_batch(
+    provider: str,
+    batch_id: str,
+    *,
+    api_key: str | None = None,
+    api_base: str | None = None,
+    client_args: ClientArgs = None,
+) -> Batch:
+    """The batch as it stands now."""
+    with Client(provider, api_key=api_key, api_base=api_base, client_args=client_args) as client:
+        return client.retrieve(batch_id)
+
+
+async def aretrieve_batch(
+    provider: str,
+    batch_id: str,
+    *,
+    api_key: str | None = None,
+    api_base: str | None = None,
+    client_args: ClientArgs = None,
+) -> Batch:
+    """`retrieve_batch`, awaited."""
+    async with AsyncClient(provider, api_key=api_key, api_base=api_base, client_args=client_args) as client:
+        return await client.retrieve(batch_id)
+
+
+def cancel_batch(
+    provider: str,
+    batch_id: str,
+    *,
+    api_key: str | None = None,
+    api_base: str | None = None,
+    client_args: ClientArgs = None,
+) -> Batch:
+    """Ask the provider to stop a batch; it ends some minutes later, and its finished rows stay available."""
+    with Client(provider, api_key=api_key, api_base=api_base, client_args=client_args) as client:
+        return client.cancel(batch_id)
+
+
+async def acancel_batch(
+    provider: str,
+    batch_id: str,
+    *,
+    api_key: str | None = None,
+    api_base: str | None = None,
+    client_args: ClientArgs = None,
+) -> Batch:
+    """`cancel_batch`, awaited."""
+    async with AsyncClient(provider, api_key=api_key, api_base=api_base, client_args=client_args) as client:
+        return await client.cancel(batch_id)
+
+
+def list_batches(
+    provider: str,
+    *,
+    after: str | None = None,
+    limit: int | None = None,
+    api_key: str | None = None,
+    api_base: str | None = None,
+    client_args: ClientArgs = None,
+    **kwargs: Any,
+) -> Page:
+    """One page of the account's batches, newest first; `after` takes the page before's `next_cursor`."""
+    with Client(provider, api_key=api_key, api_base=api_base, client_args=client_args) as client:
+        return client.list(after=after, limit=limit, **kwargs)
+
+
+async def alist_batches(
+    provider: str,
+    *,
+    after: str | None = None,
+    limit: int | None = None,
+    api_key: str | None = None,
+    api_base: str | None = None,
+    client_args: ClientArgs = None,
+    **kwargs: Any,
+) -> Page:
+    """`list_batches`, awaited."""
+    async with AsyncClient(provider, api_key=api_key, api_base=api_base, client_args=client_args) as client:
+        return await client.list(after=after, limit=limit, **kwargs)
+
+
+def retrieve_batch_results(
+    provider: str,
+    batch_id: str,
+    *,
+    endpoint: str | None = None,
+    api_key: str | None = None,
+    api_base: str | None = None,
+    client_args: ClientArgs = None,
+) -> BatchResult:
+    """All rows of an ended batch: good, failed, expired, cancelled. `Client.results` streams them instead.
+
+    Raises BatchNotCompleteError while the batch is running.
+    """
+    with Client(provider, api_key=api_key, api_base=api_base, client_args=client_args) as client:
+        return BatchResult(list(client.results(batch_id, endpoint=endpoint)))
+
+
+async def aretrieve_batch_results(
+    provider: str,
+    batch_id: str,
+    *,
+    endpoint: str | None = None,
+    api_key: str | None = None,
+    api_base: str | None = None,
+    client_args: ClientArgs = None,
+) -> BatchResult:
+    """`retrieve_batch_results`, awaited."""
+    async with AsyncClient(provider, api_key=api_key, api_base=api_base, client_args=client_args) as client:
+        return BatchResult([row async for row in client.results(batch_id, endpoint=endpoint)])
+
+
+def run_job(
+    provider: str,
+    input: JobInput,
+    output: str | os.PathLike[str],
+    *,
+    timeout: float | None = None,
+    on_progress: OnProgress | None = None,
+    api_key: str | None = None,
+    api_base: str | None = None,
+    client_args: ClientArgs = None,
+    **job: Any,
+) -> Report:
+    """From requests to landed results: submit (once, however often this is called), wait, collect.
+
+    `job` are the further fields of `Job`: endpoint, model, completion_window, metadata, …
+    """
+    with Client(provider, api_key=api_key, api_base=api_base, client_args=client_args) as client:
+        return client.run(Job(input=input, output=output, **job), timeout=timeout, on_progress=on_progress)
+
+
+async def arun_job(
+    provider: str,
+    input: JobInput,
+    output: str | os.PathLike[str],
+    *,
+    timeout: float | None = None,  # noqa: ASYNC109  the deadline is the provider's, not the task's
+    on_progress: OnProgress | None = None,
+    api_key: str | None = None,
+    api_base: str | None = None,
+    client_args: ClientArgs = None,
+    **job: Any,
+) -> Report:
+    """`run_job`, awaited."""
+    async with AsyncClient(provider, api_key=api_key, api_base=api_base, client_args=client_args) as client:
+        return await client.run(
+            Job(input=input, output=output, **job), timeout=timeout, on_progress=on_progress
+        )

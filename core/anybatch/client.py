@@ -1,0 +1,389 @@
+"""Client and AsyncClient: thin shells that drive flows over httpx."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import httpx
+
+from ._version import __version__
+from .collect import collect
+from .errors import AnyBatchError, BatchNotCompleteError, ConfigurationError, DeadlineExceededError
+from .flow import Flow, T, aperform, do, perform, sleep
+from .job import Job
+from .lines import Content, make_plan
+from .models import Batch, Page, Report, Row
+from .providers import get_provider
+from .providers.base import DEFAULT_WINDOW, Account, NewBatch, Provider
+from .results import iter_rows
+from .retry import RetryPolicy
+from .submit import submit
+
+if TYPE_CHECKING:
+    import os
+
+OnProgress = Callable[[Batch], None]
+
+_TIMEOUT = httpx.Timeout(60.0, connect=15.0)
+_CLIENT_ARGS = (
+    "timeout", "proxy", "verify", "cert", "headers", "transport", "limits", "http1", "http2", "trust_env",
+    "event_hooks", "mounts",
+)  # fmt: skip
+
+
+class _Shell:
+    """What the two clients share: the account, and the flows that both drive."""
+
+    def __init__(
+        self,
+        provider: str | Provider,
+        *,
+        api_key: str | None = None,
+        api_base: str | None = None,
+        client_args: Mapping[str, Any] | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> None:
+        if isinstance(provider, str):
+            provider = get_provider(provider, api_key=api_key, api_base=api_base)
+        self.provider = provider
+        self.retry = retry or RetryPolicy()
+        if unknown := sorted(set(client_args or {}) - set(_CLIENT_ARGS)):
+            raise ConfigurationError(
+                f"client_args: no {', '.join(unknown)}; there are {', '.join(_CLIENT_ARGS)}"
+            )
+        self._args = {"timeout": _TIMEOUT, **(client_args or {})}
+        self._args["headers"] = {"user-agent": f"anybatch/{__version__}", **(self._args.get("headers") or {})}
+
+    @property
+    def account(self) -> Account:
+        return self.provider.account
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.account.provider!r}, api_base={self.account.api_base!r})"
+
+    def _told(self, flow: Flow[T], batch_id: str | None = None) -> Flow[T]:
+        """The flow, with errors that say which provider and batch they speak of."""
+        try:
+            return (yield from flow)
+        except AnyBatchError as error:
+            error.provider = error.provider or self.provider.name
+            error.batch_id = error.batch_id or batch_id
+            raise
+
+    def _create(
+        self,
+        input_file_path: str | os.PathLike[str],
+        endpoint: str,
+        completion_window: str,
+        metadata: Mapping[str, str] | None,
+        options: Mapping[str, Any],
+    ) -> Flow[Batch]:
+        provider = self.provider
+        provider.check(endpoint, metadata or {}, options)
+        with tempfile.TemporaryDirectory(prefix="anybatch-") as scratch:
+            spooled = Path(scratch) / "content.jsonl"
+            content, models = yield from do(
+                lambda: _one_batch(provider, Path(input_file_path), endpoint, spooled)
+            )
+            new = NewBatch(
+                content, endpoint, completion_window, metadata or {}, options, models, uuid.uuid4().hex
+            )
+            since = time.time()
+            file_id = yield from provider.upload(new.content, options)
+            return (yield from provider.create_once(new, file_id, since=since))
+
+    def _wait(self, batch_id: str, deadline: float | None, on_progress: OnProgress | None) -> Flow[Batch]:
+        from .watch import before_deadline, next_interval
+
+        first, most = self.provider.poll_seconds
+        began, seen = time.time(), None
+        while True:
+            batch = yield from self.provider.retrieve(batch_id)
+            if on_progress is not None and (now := (batch.status, batch.request_counts)) != seen:
+                seen = now
+                on_progress(batch)
+            if batch.status.is_terminal:
+                return batch
+            left = deadline - time.time() if deadline is not None else float("inf")
+            if left <= 0:
+                raise DeadlineExceededError(
+                    f"batch was still {batch.raw_status or batch.status} at the deadline; it is left running",
+                    batch_id=batch_id,
+                )
+            age = time.time() - (batch.created_at or began)
+            pause = before_deadline(next_interval(age, first, most, 0.5), left, first)
+            yield from sleep(max(0.05, min(pause, left)))
+
+    def _terminal(self, batch_id: str) -> Flow[Batch]:
+        batch = yield from self.provider.retrieve(batch_id)
+        if not batch.status.is_terminal:
+            raise BatchNotCompleteError(batch_id, batch.status, provider=self.provider.name)
+        return batch
+
+    def _download(self, batch_id: str, directory: Path) -> Flow[list[Path]]:
+        batch = yield from self._terminal(batch_id)
+        yield from do(lambda: directory.mkdir(parents=True, exist_ok=True))
+        return (yield from self.provider.download(batch, directory))
+
+    def _check(self) -> Flow[str]:
+        page = yield from self.provider.list_page(after=None, limit=1, options={})
+        newest = f"its newest batch is {page[0].id} ({page[0].status})" if page else "it has no batches yet"
+        return f"{self.provider.name} at {self.account.api_base} answers with this key; {newest}"
+
+
+def _one_batch(
+    provider: Provider, path: Path, endpoint: str, spooled: Path
+) -> tuple[Content, tuple[str, ...]]:
+    """Validate a file that is to be a single batch."""
+    try:
+        file = path.open("rb")
+    except (FileNotFoundError, IsADirectoryError):
+        raise ConfigurationError(f"no input file at {path}") from None
+    with file, spooled.open("wb") as spool:
+        plan = make_plan(
+            file,
+            str(path),
+            provider,
+            endpoint,
+            content=path if provider.verbatim else spooled,
+            spool=None if provider.verbatim else spool,
+        )
+    if len(plan.shards) > 1:
+        limits = provider.limits
+        raise ConfigurationError(
+            f"{path} has {plan.rows} requests; a batch at {provider.name} holds {limits.requests} requests "
+            f"and {limits.bytes} bytes. run_job splits an input of any size."
+        )
+    return plan.shard_content(plan.shards[0]), plan.models
+
+
+def _deadline(timeout: float | None, deadline: float | None) -> float | None:
+    if timeout is not None and deadline is not None:
+        raise ConfigurationError("give timeout (seconds from now) or deadline (unix seconds), not both")
+    return time.time() + timeout if timeout is not None else deadline
+
+
+class Client(_Shell):
+    """One account at a provider, its connection pool kept; close it, or use it as a context manager.
+
+    `client_args` go to the httpx client (timeout, proxy, verify, headers, transport, …).
+    """
+
+    def __init__(
+        self,
+        provider: str | Provider,
+        *,
+        api_key: str | None = None,
+        api_base: str | None = None,
+        client_args: Mapping[str, Any] | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> None:
+        super().__init__(provider, api_key=api_key, api_base=api_base, client_args=client_args, retry=retry)
+        self._args.setdefault("transport", self.provider.transport())
+        self._http = httpx.Client(**self._args, auth=self.provider.auth())
+
+    def _run(self, flow: Flow[T], batch_id: str | None = None) -> T:
+        return perform(self._told(flow, batch_id), self._http, self.retry)
+
+    def create(
+        self,
+        input_file_path: str | os.PathLike[str],
+        endpoint: str,
+        *,
+        completion_window: str = DEFAULT_WINDOW,
+        metadata: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> Batch:
+        """Validate a JSONL file, upload it and create one batch of it."""
+        return self._run(self._create(input_file_path, endpoint, completion_window, metadata, options))
+
+    def retrieve(self, batch_id: str) -> Batch:
+        """The batch as it stands now."""
+        return self._run(self.provider.retrieve(batch_id), batch_id)
+
+    def cancel(self, batch_id: str) -> Batch:
+        """Ask the provider to stop; rows that are done stay available."""
+        return self._run(self.provider.cancel(batch_id), batch_id)
+
+    def list(self, *, after: str | None = None, limit: int | None = None, **options: Any) -> Page:
+        """One page of the account's batches, newest first."""
+        return self._run(self.provider.list_page(after=after, limit=limit, options=options))
+
+    def wait(
+        self,
+        batch_id: str,
+        *,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Batch:
+        """Block until the batch has ended, or raise DeadlineExceededError."""
+        return self._run(self._wait(batch_id, _deadline(timeout, deadline), on_progress), batch_id)
+
+    def results(self, batch_id: str, *, endpoint: str | None = None) -> Iterator[Row]:
+        """The rows of an ended batch, in the provider's order, in constant memory.
+
+        `endpoint` is needed where the batch does not tell it: on Anthropic, "/v1/messages" gives native
+        bodies. The files are fetched whole before the first row comes, so no break can cut the rows short.
+        """
+        batch = self._run(self._terminal(batch_id), batch_id)
+        with tempfile.TemporaryDirectory(prefix="anybatch-") as scratch:
+            paths = self._run(self.provider.download(batch, Path(scratch)), batch_id)
+            for path in paths:
+                yield from iter_rows(path, self.provider, endpoint or batch.endpoint)
+
+    def download(self, batch_id: str, directory: str | os.PathLike[str]) -> Sequence[Path]:
+        """Fetch the result files of an ended batch as the provider wrote them."""
+        return self._run(self._download(batch_id, Path(directory)), batch_id)
+
+    def submit(self, job: Job) -> Sequence[Batch]:
+        """See that every shard of the job has its batch; [] where its results have landed already."""
+        return self._run(submit(job, self.provider))
+
+    def collect(self, job: Job) -> Report:
+        """Land the results of a job whose batches have ended; at no cost if they have landed already."""
+        return self._run(collect(job, self.provider))
+
+    def run(
+        self,
+        job: Job,
+        *,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Report:
+        """Submit, wait, collect: from requests to landed results."""
+        end = _deadline(timeout, deadline)
+        for batch in self.submit(job):
+            if not batch.status.is_terminal:
+                self.wait(batch.id, deadline=end, on_progress=on_progress)
+        return self.collect(job)
+
+    def check(self) -> str:
+        """One cheap call that needs the key: a sentence on success, the error otherwise."""
+        return self._run(self._check())
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncClient(_Shell):
+    """`Client`, awaited. Nothing in it blocks the event loop."""
+
+    def __init__(
+        self,
+        provider: str | Provider,
+        *,
+        api_key: str | None = None,
+        api_base: str | None = None,
+        client_args: Mapping[str, Any] | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> None:
+        super().__init__(provider, api_key=api_key, api_base=api_base, client_args=client_args, retry=retry)
+        self._args.setdefault("transport", self.provider.atransport())
+        self._http = httpx.AsyncClient(**self._args, auth=self.provider.auth())
+
+    async def _run(self, flow: Flow[T], batch_id: str | None = None) -> T:
+        return await aperform(self._told(flow, batch_id), self._http, self.retry)
+
+    async def create(
+        self,
+        input_file_path: str | os.PathLike[str],
+        endpoint: str,
+        *,
+        completion_window: str = DEFAULT_WINDOW,
+        metadata: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> Batch:
+        """See `Client.create`."""
+        return await self._run(self._create(input_file_path, endpoint, completion_window, metadata, options))
+
+    async def retrieve(self, batch_id: str) -> Batch:
+        """See `Client.retrieve`."""
+        return await self._run(self.provider.retrieve(batch_id), batch_id)
+
+    async def cancel(self, batch_id: str) -> Batch:
+        """See `Client.cancel`."""
+        return await self._run(self.provider.cancel(batch_id), batch_id)
+
+    async def list(self, *, after: str | None = None, limit: int | None = None, **options: Any) -> Page:
+        """See `Client.list`."""
+        return await self._run(self.provider.list_page(after=after, limit=limit, options=options))
+
+    async def wait(
+        self,
+        batch_id: str,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109  the deadline is the provider's, not the task's
+        deadline: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Batch:
+        """See `Client.wait`. `anybatch.watch` shares the polling of many waits."""
+        return await self._run(self._wait(batch_id, _deadline(timeout, deadline), on_progress), batch_id)
+
+    async def results(self, batch_id: str, *, endpoint: str | None = None) -> AsyncIterator[Row]:
+        """See `Client.results`."""
+        batch = await self._run(self._terminal(batch_id), batch_id)
+        with tempfile.TemporaryDirectory(prefix="anybatch-") as scratch:
+            paths = await self._run(self.provider.download(batch, Path(scratch)), batch_id)
+            for path in paths:
+                for row in iter_rows(path, self.provider, endpoint or batch.endpoint):
+                    yield row
+
+    async def download(self, batch_id: str, directory: str | os.PathLike[str]) -> Sequence[Path]:
+        """See `Client.download`."""
+        return await self._run(self._download(batch_id, Path(directory)), batch_id)
+
+    async def submit(self, job: Job) -> Sequence[Batch]:
+        """See `Client.submit`."""
+        return await self._run(submit(job, self.provider))
+
+    async def collect(self, job: Job) -> Report:
+        """See `Client.collect`."""
+        return await self._run(collect(job, self.provider))
+
+    async def run(
+        self,
+        job: Job,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109  the deadline is the provider's, not the task's
+        deadline: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Report:
+        """See `Client.run`."""
+        end = _deadline(timeout, deadline)
+        async with asyncio.TaskGroup() as group:
+            for batch in await self.submit(job):
+                if not batch.status.is_terminal:
+                    group.create_task(self.wait(batch.id, deadline=end, on_progress=on_progress))
+        return await self.collect(job)
+
+    async def check(self) -> str:
+        """See `Client.check`."""
+        return await self._run(self._check())
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()

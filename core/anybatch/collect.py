@@ -1,0 +1,187 @@
+"""Collection: the results of a job's batches, landed in the order of its input, and the account of them."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic_core import from_json
+
+from .errors import BatchFailedError, BatchNotCompleteError, JobError, Problem
+from .flow import Flow, do, sleep
+from .models import Batch, BatchRecord, BatchStatus, Outcome, Report, iter_problems
+from .results import Tally, merge
+
+if TYPE_CHECKING:
+    from .job import Job
+    from .ledger import JobFolder, Ledger, ShardRecord
+    from .providers.base import Provider
+
+# How long a completed batch without result files is asked again, seconds; seen on real servers.
+SETTLING = 300.0
+_SETTLING_POLL = 10.0
+_SCRATCH = ".anybatch-"
+
+
+def collect(job: Job, provider: Provider) -> Flow[Report]:
+    """Land the results of a job whose batches have all ended; the report of one that has landed already.
+
+    Raises BatchNotCompleteError, and BatchFailedError where the provider refused a whole batch.
+    """
+    folder = job.folder
+    ledger = yield from do(folder.read)
+    if ledger is None or ledger.job != job.identity:
+        raise JobError(f"job {job.identity} was never submitted to {folder.path}")
+    if ledger.landed_at is not None and (report := (yield from do(folder.read_report))) is not None:
+        return report
+    batches: list[Batch] = []
+    for record in ledger.shards:
+        if record.batch_id is None:
+            raise JobError(f"job {job.identity}: shard {record.shard} has no batch yet; submit the job first")
+        batches.append((yield from _settled(provider, record)))
+    tally = Tally()
+    # Beside the place where they land, so that landing is a rename.
+    beside = folder.local
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=beside) as name:
+        scratch = Path(name)
+        ids = yield from do(partial(_Ids, folder))
+        landing = _Landing(scratch, provider, ledger.endpoint, tally)
+        try:
+            for record, batch in zip(ledger.shards, batches, strict=True):
+                paths = yield from provider.download(batch, scratch)
+                yield from do(partial(landing.add, paths, record, batch, ids))
+        finally:
+            landing.close()
+            ids.close()
+        report = make_report(job, provider, ledger, batches, tally)
+        yield from do(partial(_land, folder, landing, report))
+    done = ledger.model_copy(update={"landed_at": report.finished_at})
+    yield from do(partial(folder.commit, ledger, done))
+    return report
+
+
+def _settled(provider: Provider, record: ShardRecord) -> Flow[Batch]:
+    """The batch in its final state. Completed without files, though rows were counted, is not final yet."""
+    assert record.batch_id is not None
+    waited = 0.0
+    while True:
+        batch = yield from provider.retrieve(record.batch_id)
+        if not batch.status.is_terminal:
+            raise BatchNotCompleteError(batch.id, batch.status, provider=provider.name)
+        has_files = bool(provider.result_requests(batch))
+        if batch.status is BatchStatus.FAILED and not has_files:
+            raise failed(batch, record.first_row)
+        if has_files or batch.status is not BatchStatus.COMPLETED or waited >= SETTLING:
+            return batch
+        if not (batch.request_counts and batch.request_counts.total):
+            return batch
+        yield from sleep(_SETTLING_POLL)
+        waited += _SETTLING_POLL
+
+
+def failed(batch: Batch, first_row: int = 0) -> BatchFailedError:
+    """The provider's reasons for refusing a batch, with the rows of the job's input they speak of."""
+    problems = [
+        Problem(
+            None if problem.line is None else first_row + problem.line,
+            problem.param,
+            f"{problem.message or 'no message'}" + (f" ({problem.code})" if problem.code else ""),
+        )
+        for problem in iter_problems(batch.errors)
+    ]
+    return BatchFailedError(
+        "the provider refused the batch; running the job again submits it anew",
+        problems=problems,
+        provider=batch.provider,
+        batch_id=batch.id,
+    )
+
+
+class _Ids:
+    """The custom_ids of a job, read a shard at a time."""
+
+    def __init__(self, folder: JobFolder) -> None:
+        self._file = (folder / "ids.jsonl").open("rb")
+
+    def take(self, rows: int) -> list[str]:
+        ids = [from_json(line) for line in islice(self._file, rows)]
+        if len(ids) < rows:
+            raise JobError("ids.jsonl is shorter than the ledger says")
+        return ids
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Landing:
+    """The results as they are put together, in a scratch folder."""
+
+    def __init__(self, scratch: Path, provider: Provider, endpoint: str, tally: Tally) -> None:
+        self.results, self.stray = scratch / "results.jsonl", scratch / "stray.jsonl"
+        self._provider, self._endpoint, self._tally = provider, endpoint, tally
+        self._out, self._stray = self.results.open("wb"), self.stray.open("wb")
+
+    def add(self, paths: list[Path], record: ShardRecord, batch: Batch, ids: _Ids) -> None:
+        merge(
+            paths, ids.take(record.rows), self._provider, self._endpoint, batch.status, self._out,
+            self._stray.write, self._tally,
+        )  # fmt: skip
+        for path in paths:
+            path.unlink()
+
+    def close(self) -> None:
+        self._out.close()
+        self._stray.close()
+
+
+def _land(folder: JobFolder, landing: _Landing, report: Report) -> None:
+    """Results first, then the report: whoever sees the report finds the results complete."""
+    folder.put(landing.results, "results.jsonl")
+    if landing.stray.stat().st_size:
+        folder.put(landing.stray, "stray.jsonl")
+    folder.replace("report.json", report.model_dump_json(indent=1).encode())
+    if folder.local is not None:
+        for left_by_a_kill in folder.local.glob(f"{_SCRATCH}*"):
+            if left_by_a_kill != landing.results.parent:
+                shutil.rmtree(left_by_a_kill, ignore_errors=True)
+
+
+def make_report(job: Job, provider: Provider, ledger: Ledger, batches: list[Batch], tally: Tally) -> Report:
+    """The account of a job from its rows."""
+    now = time.time()
+    cost = tally.cost
+    if cost is None and job.price is not None:
+        cost = (tally.input_tokens * job.price[0] + tally.output_tokens * job.price[1]) / 1e6
+    return Report(
+        job=job.identity,
+        provider=provider.name,
+        endpoint=ledger.endpoint,
+        models=tuple(tally.models),
+        rows=ledger.rows,
+        counts={outcome: tally.counts[outcome] for outcome in Outcome},
+        unexpected=tally.unexpected,
+        usage=tally.usage,
+        cost=cost,
+        started_at=ledger.created_at,
+        finished_at=now,
+        duration_s=round(now - ledger.created_at, 3),
+        batches=tuple(
+            BatchRecord(
+                id=batch.id,
+                shard=record.shard,
+                round=record.round,
+                rows=record.rows,
+                status=batch.status,
+                input_file_id=batch.input_file_id or record.file_id,
+                output_file_id=batch.output_file_id,
+                error_file_id=batch.error_file_id,
+            )
+            for record, batch in zip(ledger.shards, batches, strict=True)
+        ),
+        results=str(job.folder / "results.jsonl"),
+    )

@@ -1,0 +1,238 @@
+"""Every error anybatch raises.
+
+AnyBatchError
+├── ConfigurationError
+│   ├── UnknownProviderError
+│   ├── UnknownOptionError
+│   └── MissingKeyError
+├── InputError                     bad request lines; nothing was sent
+├── APIError                       the provider refused, or could not be reached
+│   ├── AuthenticationError        401, 403
+│   ├── NotFoundError              404
+│   ├── BadRequestError            400, 409, 413, 422 and the other 4xx
+│   ├── RateLimitError             429
+│   ├── QuotaError                 429 that waiting does not cure
+│   ├── ServerError                408, 5xx, or an answer that makes no sense
+│   └── TransportError             no answer at all
+├── CreateOutcomeUnknownError      a create may or may not have happened
+├── BatchNotCompleteError          results asked for too early
+├── BatchFailedError               the provider refused the batch as a whole
+├── DeadlineExceededError
+└── JobError
+    ├── OrphanError                a batch may be running that nobody can look up
+    ├── InputChangedError          same job, other input, and on_changed="fail"
+    └── LedgerConflictError        the folder is another job's, or another attempt took over
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class AnyBatchError(Exception):
+    """Base of all; the attributes that do not apply are None.
+
+    `status_code` is the HTTP status, `request_id` the provider's own id of the failed request: quote it
+    when asking the provider's support.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        provider: str | None = None,
+        batch_id: str | None = None,
+        status_code: int | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.provider = provider
+        self.batch_id = batch_id
+        self.status_code = status_code
+        self.request_id = request_id
+
+    def __str__(self) -> str:
+        facts = {
+            "provider": self.provider,
+            "batch": self.batch_id,
+            "HTTP status": self.status_code,
+            "request id": self.request_id,
+        }
+        told = ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
+        return f"{self.message} [{told}]" if told else self.message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Orchestrators pickle exceptions between processes; keyword-only arguments would be lost.
+        return (_rebuild, (type(self), self.args, self.__dict__))
+
+
+def _rebuild(cls: type[AnyBatchError], args: tuple[object, ...], state: dict[str, object]) -> AnyBatchError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class ConfigurationError(AnyBatchError):
+    """A setting is missing, unknown or contradictory."""
+
+
+class UnknownProviderError(ConfigurationError):
+    """No provider of that name is built in or registered."""
+
+
+class UnknownOptionError(ConfigurationError):
+    """The provider takes no option of that name."""
+
+
+class MissingKeyError(ConfigurationError):
+    """No API key was given and none is in the environment."""
+
+
+class Problem(NamedTuple):
+    """One thing wrong with the input: `line` counts from 1, `field` is a path such as `body.model`."""
+
+    line: int | None
+    field: str | None
+    message: str
+
+    def __str__(self) -> str:
+        place = [f"line {self.line}"] if self.line is not None else []
+        place += [self.field] if self.field else []
+        return f"{', '.join(place)}: {self.message}" if place else self.message
+
+
+class InputError(AnyBatchError):
+    """The request lines cannot be sent as they are; nothing was uploaded and nothing was paid.
+
+    `problems` holds them in line order, up to a cap; `more` counts those beyond it.
+    """
+
+    def __init__(
+        self, source: str, problems: Sequence[Problem], *, more: int = 0, provider: str | None = None
+    ) -> None:
+        told = [f"  {problem}" for problem in problems] + ([f"  … and {more} more"] if more else [])
+        count = len(problems) + more
+        head = f"{source}: {count} problem{'s' if count != 1 else ''} (nothing was sent)"
+        super().__init__("\n".join([head, *told]), provider=provider)
+        self.source = source
+        self.problems = tuple(problems)
+        self.more = more
+
+
+class APIError(AnyBatchError):
+    """A request failed for good.
+
+    `code` is the provider's own error code, `retry_after` the pause it asked for in seconds, `should_retry`
+    what its `x-should-retry` header said; None where it did not say.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        retry_after: float | None = None,
+        should_retry: bool | None = None,
+        provider: str | None = None,
+        batch_id: str | None = None,
+        status_code: int | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(
+            message, provider=provider, batch_id=batch_id, status_code=status_code, request_id=request_id
+        )
+        self.code = code
+        self.retry_after = retry_after
+        self.should_retry = should_retry
+
+
+class AuthenticationError(APIError):
+    """The key is wrong, or may not do this."""
+
+
+class NotFoundError(APIError):
+    """No such batch or file in this account."""
+
+
+class BadRequestError(APIError):
+    """The provider refuses the request; sending it again would not help."""
+
+
+class RateLimitError(APIError):
+    """Too many requests."""
+
+
+class QuotaError(APIError):
+    """The account has no credit or quota left; waiting does not cure it."""
+
+
+class ServerError(APIError):
+    """The provider failed, or answered with something that is not its API."""
+
+
+class TransportError(APIError):
+    """No answer: name resolution, connection, TLS, proxy or time-out.
+
+    `sent` is False where the request certainly never reached the provider.
+    """
+
+    def __init__(self, message: str, *, sent: bool = True, provider: str | None = None) -> None:
+        super().__init__(message, provider=provider)
+        self.sent = sent
+
+
+class CreateOutcomeUnknownError(AnyBatchError):
+    """A create got no answer, so a batch may be running; it was not repeated."""
+
+
+class BatchNotCompleteError(AnyBatchError):
+    """The batch is still running; `status` says how far it is."""
+
+    def __init__(self, batch_id: str, status: str, *, provider: str | None = None) -> None:
+        super().__init__(
+            f"batch {batch_id} is {status}: its results exist once it has ended",
+            provider=provider,
+            batch_id=batch_id,
+        )
+        self.status = status
+
+
+class BatchFailedError(AnyBatchError):
+    """The provider refused the batch as a whole; `problems` are its reasons, by input line."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        problems: Sequence[Problem] = (),
+        provider: str | None = None,
+        batch_id: str | None = None,
+    ) -> None:
+        told = "".join(f"\n  {problem}" for problem in problems)
+        super().__init__(message + told, provider=provider, batch_id=batch_id)
+        self.problems = tuple(problems)
+
+
+class DeadlineExceededError(AnyBatchError):
+    """The batch had not ended at the deadline; it is left running."""
+
+
+class JobError(AnyBatchError):
+    """A job cannot go on by itself."""
+
+
+class OrphanError(JobError):
+    """An earlier attempt may have created a batch, and this provider offers no way to look it up."""
+
+
+class InputChangedError(JobError):
+    """The job was submitted before with other input or options."""
+
+
+class LedgerConflictError(JobError):
+    """The job's folder belongs to another job, or another attempt of this job took over."""

@@ -1,0 +1,309 @@
+"""Protocol code is written once, as generators; two drivers run it.
+
+A `Flow` yields effects and receives their results. `perform` and `aperform` are the only places where
+anybatch sends, sleeps or touches a disk on behalf of a flow, the one on an `httpx.Client`, the other on an
+`httpx.AsyncClient`.
+
+    effect              received
+    httpx.Request       httpx.Response, read and successful; an APIError is thrown into the flow otherwise
+    Download            None, once the whole body is in the file
+    Sleep               None
+    Do                  what the function returned (in a thread under the async driver)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import httpx
+
+from . import retry
+from .errors import ServerError, TransportError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import BinaryIO
+
+T = TypeVar("T")
+
+CHUNK = 1 << 16
+_MAX_REDIRECTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """Stream the answer of a GET into a file, resuming by Range after a break."""
+
+    request: httpx.Request
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Pause the flow for so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Do:
+    """Call a function that blocks: reading the input, writing the ledger."""
+
+    function: Callable[[], Any]
+
+
+Effect: TypeAlias = httpx.Request | Download | Sleep | Do
+Flow: TypeAlias = Generator[Effect, Any, T]
+
+
+def send(request: httpx.Request, *, repeatable: bool = True) -> Flow[httpx.Response]:
+    """Send one request, with retries; a request that is not repeatable is sent again only where the
+    provider certainly did not act on it (429, no connection)."""
+    request.extensions["anybatch.repeatable"] = repeatable
+    response: httpx.Response = yield request
+    return response
+
+
+def download(request: httpx.Request, path: Path) -> Flow[None]:
+    """Fetch a body of any size into `path`."""
+    yield Download(request, path)
+
+
+def sleep(seconds: float) -> Flow[None]:
+    """Pause."""
+    yield Sleep(seconds)
+
+
+def do(function: Callable[[], T]) -> Flow[T]:
+    """Run blocking code where it blocks nobody."""
+    result: T = yield Do(function)
+    return result
+
+
+# --- the drivers -------------------------------------------------------------------------------------
+
+
+def perform(flow: Flow[T], http: httpx.Client, policy: retry.RetryPolicy) -> T:
+    """Run a flow to its end on a blocking client."""
+
+    def result_of(effect: Effect) -> Any:
+        match effect:
+            case httpx.Request():
+                return policy.call(lambda: _send(http, effect), effect)
+            case Download(request, path):
+                return _download(http, policy, request, path)
+            case Sleep(seconds):
+                return time.sleep(seconds)
+            case Do(function):
+                return function()
+
+    try:
+        effect = next(flow)
+        while True:
+            try:
+                result = result_of(effect)
+            except Exception as error:
+                effect = flow.throw(error)
+            else:
+                effect = flow.send(result)
+    except StopIteration as stop:
+        value: T = stop.value
+        return value
+    finally:
+        flow.close()
+
+
+async def aperform(flow: Flow[T], http: httpx.AsyncClient, policy: retry.RetryPolicy) -> T:
+    """Run a flow to its end on an asynchronous client; the event loop is never blocked."""
+
+    async def result_of(effect: Effect) -> Any:
+        match effect:
+            case httpx.Request():
+                return await policy.acall(lambda: _asend(http, effect), effect)
+            case Download(request, path):
+                return await _adownload(http, policy, request, path)
+            case Sleep(seconds):
+                return await asyncio.sleep(seconds)
+            case Do(function):
+                return await asyncio.to_thread(function)
+
+    try:
+        effect = next(flow)
+        while True:
+            try:
+                result = await result_of(effect)
+            except Exception as error:
+                effect = flow.throw(error)
+            else:
+                effect = flow.send(result)
+    except StopIteration as stop:
+        value: T = stop.value
+        return value
+    finally:
+        flow.close()
+
+
+# --- one request -------------------------------------------------------------------------------------
+
+
+def _prepare(http: httpx.Client | httpx.AsyncClient, request: httpx.Request) -> httpx.Request:
+    # Hand-built requests get the client's timeout when sent, but not its headers.
+    for name, value in http.headers.items():
+        request.headers.setdefault(name, value)
+    return request
+
+
+def _redirected(request: httpx.Request, response: httpx.Response, hops: int) -> httpx.Request | None:
+    """The request to make next when a GET is sent elsewhere; the client's auth decides whether the new
+    host is shown the key."""
+    if not response.has_redirect_location or request.method != "GET":
+        return None
+    if hops >= _MAX_REDIRECTS:
+        raise ServerError(f"{request.url.host} redirects without end", status_code=response.status_code)
+    headers = {
+        name: value
+        for name, value in request.headers.items()
+        if name in {"accept", "accept-encoding", "range"}
+    }
+    url = request.url.join(response.headers["location"])
+    return httpx.Request("GET", url, headers=headers, extensions=dict(request.extensions))
+
+
+def _send(http: httpx.Client, request: httpx.Request) -> httpx.Response:
+    for hops in range(_MAX_REDIRECTS + 1):
+        with retry.transport_errors(request):
+            response = http.send(_prepare(http, request))
+        following = _redirected(request, response, hops)
+        if following is None:
+            break
+        request = following
+    retry.raise_for_status(response)
+    return response
+
+
+async def _asend(http: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
+    for hops in range(_MAX_REDIRECTS + 1):
+        with retry.transport_errors(request):
+            response = await http.send(_prepare(http, request))
+        following = _redirected(request, response, hops)
+        if following is None:
+            break
+        request = following
+    retry.raise_for_status(response)
+    return response
+
+
+# --- one download ------------------------------------------------------------------------------------
+
+
+class _Resumable:
+    """A file that grows over several answers: says what to ask for, and takes what comes."""
+
+    def __init__(self, request: httpx.Request, file: BinaryIO) -> None:
+        self.size = 0
+        self._first = request
+        self._file = file
+        self._validator: str | None = None
+
+    def request(self) -> httpx.Request:
+        # Ranges count encoded bytes, so the body must come as it is.
+        headers = httpx.Headers(self._first.headers)
+        headers["accept-encoding"] = "identity"
+        if self.size:
+            headers["range"] = f"bytes={self.size}-"
+            if self._validator:
+                headers["if-range"] = self._validator
+        return httpx.Request("GET", self._first.url, headers=headers, extensions=dict(self._first.extensions))
+
+    def begin(self, response: httpx.Response) -> None:
+        """Take up the answer: go on where the file ends, or from the start where the server cannot."""
+        start = response.headers.get("content-range", "").removeprefix("bytes ").partition("-")[0]
+        if response.status_code != 206 or start != str(self.size):
+            self._file.seek(0)
+            self._file.truncate()
+            self.size = 0
+        etag = response.headers.get("etag", "")
+        self._validator = etag if etag and not etag.startswith("W/") else None
+
+    def write(self, chunk: bytes) -> None:
+        self._file.write(chunk)
+        self.size += len(chunk)
+
+
+def _finished(response: httpx.Response, body: _Resumable) -> bool:
+    """Whether a Range past the end says that nothing was missing."""
+    return response.status_code == 416 and response.headers.get("content-range") == f"bytes */{body.size}"
+
+
+def _download(http: httpx.Client, policy: retry.RetryPolicy, first: httpx.Request, path: Path) -> None:
+    with path.open("wb") as file:
+        body = _Resumable(first, file)
+
+        def attempt() -> None:
+            request = body.request()
+            for hops in range(_MAX_REDIRECTS + 1):
+                with retry.transport_errors(request):
+                    response = http.send(_prepare(http, request), stream=True)
+                    try:
+                        following = _redirected(request, response, hops)
+                        if following is None and response.is_success:
+                            body.begin(response)
+                            for chunk in response.iter_bytes(CHUNK):
+                                body.write(chunk)
+                        elif following is None:
+                            response.read()
+                    finally:
+                        response.close()
+                if following is None:
+                    break
+                request = following
+            if not _finished(response, body):
+                retry.raise_for_status(response)
+
+        while True:
+            before = body.size
+            try:
+                return policy.call(attempt, first)
+            except TransportError:
+                if body.size <= before:  # as long as bytes come, go on
+                    raise
+
+
+async def _adownload(
+    http: httpx.AsyncClient, policy: retry.RetryPolicy, first: httpx.Request, path: Path
+) -> None:
+    with path.open("wb") as file:
+        body = _Resumable(first, file)
+
+        async def attempt() -> None:
+            request = body.request()
+            for hops in range(_MAX_REDIRECTS + 1):
+                with retry.transport_errors(request):
+                    response = await http.send(_prepare(http, request), stream=True)
+                    try:
+                        following = _redirected(request, response, hops)
+                        if following is None and response.is_success:
+                            body.begin(response)
+                            async for chunk in response.aiter_bytes(CHUNK):
+                                body.write(chunk)
+                        elif following is None:
+                            await response.aread()
+                    finally:
+                        await response.aclose()
+                if following is None:
+                    break
+                request = following
+            if not _finished(response, body):
+                retry.raise_for_status(response)
+
+        while True:
+            before = body.size
+            try:
+                return await policy.acall(attempt, first)
+            except TransportError:
+                if body.size <= before:
+                    raise

@@ -1,0 +1,128 @@
+"""A job: one input, however large, as one result set, paid for exactly once.
+
+`submit` brings every shard of the input to a batch, `collect` lands the results. Both can be repeated, by any
+process, at any time: what was done before is read from the ledger, what the ledger does not know is asked of
+the provider.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from upath import UPath
+
+from .errors import ConfigurationError
+from .ledger import JobFolder, Ledger, ShardRecord
+from .providers.base import DEFAULT_WINDOW
+
+if TYPE_CHECKING:
+    from .models import Report
+    from .providers.base import Provider
+
+JobInput: TypeAlias = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to be done, and where its results land.
+
+    `input` is a JSONL file (a path or fsspec URL) or an iterable of request objects; `output` a folder of
+    the job's own (a path or fsspec URL). `id` is the job's identity, the output's location if not given: the
+    same identity is the same job, which is never paid for twice.
+
+    on_orphan         a create may have left a batch that nobody can look up: "fail", or "resubmit"
+    on_changed        submitted before with other input: "cancel_and_resubmit", or "fail"
+    on_untranslatable a parameter the provider has no word for: "fail" with its line, or "drop" it
+    max_rounds        how often rows may be submitted; 1 is once
+    lease             seconds that a create which another attempt has begun is left to it
+    price             USD for a million input and output tokens, where the provider does not tell the cost
+    """
+
+    input: JobInput = field(repr=False)
+    output: str | os.PathLike[str]
+    endpoint: str = "/v1/chat/completions"
+    id: str | None = None
+    model: str | None = None
+    completion_window: str = DEFAULT_WINDOW
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    on_orphan: Literal["fail", "resubmit"] = "fail"
+    on_changed: Literal["cancel_and_resubmit", "fail"] = "cancel_and_resubmit"
+    on_untranslatable: Literal["fail", "drop"] = "fail"
+    max_rounds: int = 1
+    lease: float = 90.0
+    price: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        choices = {
+            "on_orphan": ("fail", "resubmit"),
+            "on_changed": ("cancel_and_resubmit", "fail"),
+            "on_untranslatable": ("fail", "drop"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ConfigurationError(
+                    f"{name}: {' or '.join(map(repr, known))}, not {getattr(self, name)!r}"
+                )
+        if self.max_rounds != 1:
+            raise ConfigurationError(f"max_rounds: only 1 is supported so far, not {self.max_rounds!r}")
+
+    @property
+    def folder(self) -> JobFolder:
+        return JobFolder(UPath(self.output).absolute())
+
+    @property
+    def identity(self) -> str:
+        return self.id or str(self.folder.path)
+
+    def ledger(self) -> Ledger | None:
+        """What is on record of the job; None before its first submission."""
+        return self.folder.read()
+
+    def report(self) -> Report | None:
+        """The account of the job; None until it is done."""
+        return self.folder.read_report()
+
+
+def job_metadata(job: Job, provider: Provider) -> dict[str, str]:
+    """The user's metadata, and the marks by which a job's batches are known at the provider."""
+    if provider.metadata_limits is None:
+        if job.metadata:
+            raise ConfigurationError(f"{provider.name}: batches carry no metadata", provider=provider.name)
+        return {}
+    if reserved := [key for key in job.metadata if key.startswith("anybatch_")]:
+        raise ConfigurationError(f"metadata: {reserved[0]!r} is one of anybatch's own keys")
+    return {
+        **job.metadata,
+        "anybatch_job": short(job.identity),
+        "anybatch_shard": "0/1",
+        "anybatch_round": "0",
+    }
+
+
+def short(identity: str, limit: int = 200) -> str:
+    """An identity cut to fit into metadata, still unlike all others."""
+    if len(identity) <= limit:
+        return identity
+    return identity[: limit - 17] + "~" + hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+def fingerprint(job: Job, provider: Provider, digest: str) -> str:
+    """sha256 over all that decides what the provider is asked: a change means another job was meant.
+
+    The key is left out, so that it can be rotated while a batch runs.
+    """
+    facts = [digest, provider.name, provider.account.api_base, job.endpoint, job.model, job.completion_window,
+             job.on_untranslatable, dict(job.options)]  # fmt: skip
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def shard_metadata(metadata: Mapping[str, str], record: ShardRecord, shards: int) -> dict[str, str]:
+    if not metadata:
+        return {}
+    return {**metadata, "anybatch_shard": f"{record.shard}/{shards}", "anybatch_round": str(record.round)}

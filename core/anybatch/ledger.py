@@ -1,0 +1,198 @@
+"""The durable record of a job, and the folder that holds it.
+
+The ledger is what makes a second attempt re-attach instead of paying again: every step is written down before
+the next one is taken. It holds ids, hashes and counts; never a prompt, never a key.
+
+    job.json        the ledger
+    ids.jsonl       the custom_ids in input order, one JSON string a line
+    requests.jsonl  the request lines, where they were given as objects and not as a file
+    results.jsonl   the rows in input order
+    stray.jsonl     result lines that no request asked for, if there were any
+    report.json     the account; it is there only once the job is done
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import uuid
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from upath import UPath
+
+from .errors import LedgerConflictError
+from .models import BatchStatus, Report
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Step(StrEnum):
+    """How far a shard has come; each is written to the ledger before the next begins."""
+
+    PLANNED = "planned"
+    UPLOADED = "uploaded"
+    CREATING = "creating"  # a create is about to be sent, or was; the batch may exist
+    CREATED = "created"
+
+
+class ShardRecord(BaseModel):
+    """One shard of a job. `round` counts re-submissions, `tries` the creates begun for it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    shard: int
+    round: int = 0
+    first_row: int
+    rows: int
+    step: Step = Step.PLANNED
+    tries: int = 0
+    file_id: str | None = None
+    batch_id: str | None = None
+    attempt: str | None = None  # who is creating …
+    creating_at: float | None = None  # … since when, unix seconds
+    status: BatchStatus | None = None
+
+
+class Ledger(BaseModel):
+    """What is known of a job. `revision` grows with every write."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: int = 1
+    revision: int = 0
+    job: str
+    fingerprint: str
+    provider: str
+    api_base: str
+    endpoint: str
+    rows: int
+    created_at: float
+    shards: tuple[ShardRecord, ...]
+    landed_at: float | None = None
+
+    @property
+    def batch_ids(self) -> list[str]:
+        return [record.batch_id for record in self.shards if record.batch_id]
+
+    def with_shard(self, record: ShardRecord) -> Ledger:
+        shards = tuple(
+            record if (old.shard, old.round) == (record.shard, record.round) else old for old in self.shards
+        )
+        return self.model_copy(update={"shards": shards})
+
+
+class JobFolder:
+    """A job's folder, on disk or in an object store."""
+
+    def __init__(self, path: UPath) -> None:
+        self.path = path
+        self.local = local_path(path)
+
+    def __truediv__(self, name: str) -> UPath:
+        return self.path / name
+
+    def read(self) -> Ledger | None:
+        """The ledger as it stands now; None where the job has none yet."""
+        return self._read_model("job.json", Ledger)
+
+    def read_report(self) -> Report | None:
+        return self._read_model("report.json", Report)
+
+    def _read_model(self, name: str, model: type[M]) -> M | None:
+        file = self.path / name
+        try:
+            text = file.read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            return model.model_validate_json(text)
+        except ValidationError as error:
+            raise LedgerConflictError(
+                f"{file} is not one that anybatch wrote, or is newer: {error.errors()[0]['msg']}"
+            ) from None
+
+    def commit(self, before: Ledger | None, after: Ledger) -> Ledger | None:
+        """Write `after` if the ledger still is `before`; None where another attempt has written meanwhile.
+
+        On a local disk this is a compare-and-swap under a lock; in an object store the first write is
+        exclusive where the store can, later ones are compared right before they are written.
+        """
+        after = after.model_copy(update={"revision": before.revision + 1 if before else 1})
+        with self._locked():
+            now = self.read()
+            if (now.revision if now else None) != (before.revision if before else None):
+                return None
+            if now is None and self.local is None:
+                return after if self._create("job.json", _json(after)) else None
+            self.replace("job.json", _json(after))
+        return after
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Write a small file so that readers see the old one or the new one, never a part."""
+        if self.local is None:
+            (self.path / name).write_bytes(data)  # an object appears whole
+            return
+        temporary = self._temporary(self.local, name)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.local / name)
+
+    def put(self, source: Path, name: str) -> None:
+        """Move a finished local file into the folder under this name, at once or not at all."""
+        if self.local is None:
+            self.path.fs.put_file(str(source), (self.path / name).path)
+            return
+        temporary = self._temporary(self.local, name)
+        shutil.move(source, temporary)
+        temporary.replace(self.local / name)
+
+    @staticmethod
+    def _temporary(folder: Path, name: str) -> Path:
+        return folder / f".{name}.{uuid.uuid4().hex}"
+
+    def discard(self, *names: str) -> None:
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                (self.path / name).unlink()
+
+    def _create(self, name: str, data: bytes) -> bool:
+        file = self.path / name
+        try:
+            file.fs.pipe_file(file.path, data, mode="create")
+        except FileExistsError:
+            return False
+        except (NotImplementedError, TypeError, ValueError):  # a store that cannot
+            file.write_bytes(data)
+        return True
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        if self.local is None:
+            yield
+            return
+        self.local.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.local, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+
+def _json(model: BaseModel) -> bytes:
+    return model.model_dump_json(indent=1).encode()
+
+
+def local_path(path: UPath) -> Path | None:
+    """The path on this machine's disk, None where it is an object store's."""
+    return Path(path.path) if path.protocol in ("", "file") else None

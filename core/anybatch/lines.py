@@ -1,0 +1,406 @@
+"""Request lines: read, validated, numbered and split into shards, in one pass and constant memory.
+
+Lines are cut at the newline byte alone: U+2028 and U+0085 are legal inside JSON text and end no record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import sqlite3
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from pydantic_core import from_json
+
+from .errors import InputError, JobError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from .providers.base import Provider
+
+MAX_PROBLEMS = 20
+_READ = 1 << 20
+_BOMS = {
+    b"\xef\xbb\xbf": "a UTF-8 byte order mark",
+    b"\xff\xfe": "a UTF-16 byte order mark",
+    b"\xfe\xff": "a UTF-16 byte order mark",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The part of the input that one batch carries: `rows` requests from row `first_row` (from 0) on.
+
+    `segments` are the byte ranges of its uploaded form in the content file; more than one where the input
+    has blank lines between requests.
+    """
+
+    first_row: int
+    rows: int
+    size: int
+    segments: tuple[tuple[int, int], ...]
+    models: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a valid input comes to. `digest` is the sha256 of its bytes; `content` the file of the shards."""
+
+    shards: tuple[Shard, ...]
+    rows: int
+    digest: str
+    content: Path
+    mark: tuple[int, int]
+    models: tuple[str, ...] = ()
+
+    def shard_content(self, shard: Shard) -> Content:
+        return Content(self.content, shard.segments, shard.rows, self.mark)
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """The uploaded form of one shard: byte ranges of a local file, which must not change meanwhile.
+
+    `mark` is the file's size and modification time when it was validated.
+    """
+
+    path: Path
+    segments: tuple[tuple[int, int], ...]
+    rows: int
+    mark: tuple[int, int]
+
+    @property
+    def size(self) -> int:
+        return sum(end - start for start, end in self.segments)
+
+    def open(self) -> SegmentReader:
+        if file_mark(self.path) != self.mark:
+            raise JobError(f"{self.path} was changed after it was validated; nothing of it was submitted")
+        return SegmentReader(self.path.open("rb", buffering=0), self.segments)
+
+
+def file_mark(path: Path) -> tuple[int, int]:
+    """What changes when a file is written to."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+class SegmentReader(io.RawIOBase):
+    """A read-only file made of ranges of another one."""
+
+    def __init__(self, file: BinaryIO | io.FileIO, segments: tuple[tuple[int, int], ...]) -> None:
+        self._file = file
+        self._segments = segments
+        self._size = sum(end - start for start, end in segments)
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = min(max(base + offset, 0), self._size)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        skipped = self._position
+        for start, end in self._segments:
+            length = end - start
+            if skipped < length:
+                self._file.seek(start + skipped)
+                data = self._file.read(min(len(buffer), length - skipped)) or b""
+                if not data:
+                    raise OSError("the input was cut short while it was being read")
+                buffer[: len(data)] = data
+                self._position += len(data)
+                return len(data)
+            skipped -= length
+        return 0
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def iter_lines(
+    file: BinaryIO, hash_into: Callable[[bytes], object] | None = None
+) -> Iterator[tuple[int, bytes]]:
+    """The byte offset and bytes of each line, newline included; blank lines too."""
+    offset, rest = 0, b""
+    while block := file.read(_READ):
+        if hash_into is not None:
+            hash_into(block)
+        lines = (rest + block).split(b"\n")
+        rest = lines.pop()
+        for line in lines:
+            yield offset, line + b"\n"
+            offset += len(line) + 1
+    if rest:
+        yield offset, rest
+
+
+class _Problems:
+    """Collects what is wrong, up to a cap."""
+
+    def __init__(self) -> None:
+        self.kept: list[Problem] = []
+        self.more = 0
+
+    def add(self, line: int | None, field: str | None, message: str) -> None:
+        if len(self.kept) < MAX_PROBLEMS:
+            self.kept.append(Problem(line, field, message))
+        else:
+            self.more += 1
+
+    def __len__(self) -> int:
+        return len(self.kept) + self.more
+
+
+class _SeenIds:
+    """Finds repeated custom_ids in constant memory: an index in a temporary file that SQLite spills to."""
+
+    _BATCH = 5000
+
+    def __init__(self) -> None:
+        self._db = sqlite3.connect("", isolation_level=None)
+        self._db.executescript(
+            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-8000;"
+            "CREATE TABLE seen (id TEXT PRIMARY KEY, line INTEGER) WITHOUT ROWID; BEGIN;"
+        )
+        self._pending: dict[str, int] = {}
+
+    def first_line(self, custom_id: str, line: int) -> int | None:
+        """The line that used this id before; None (and it is noted) where none did."""
+        if (before := self._pending.get(custom_id)) is not None:
+            return before
+        found = self._db.execute("SELECT line FROM seen WHERE id = ?", (custom_id,)).fetchone()
+        if found is not None:
+            return int(found[0])
+        self._pending[custom_id] = line
+        if len(self._pending) >= self._BATCH:
+            self._db.executemany("INSERT INTO seen VALUES (?, ?)", self._pending.items())
+            self._pending.clear()
+        return None
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def decode_line(raw: bytes) -> dict[str, Any] | Problem:
+    """One line as a JSON object, or what is wrong with it (the line number is the caller's to add)."""
+    try:
+        value = from_json(raw, allow_inf_nan=False, cache_strings="keys")
+    except ValueError as error:
+        try:
+            raw.decode("utf-8")
+        except UnicodeDecodeError as bad:
+            return Problem(None, None, f"not UTF-8: byte 0x{raw[bad.start]:02x} at column {bad.start + 1}")
+        return Problem(None, None, f"not JSON: {error}")
+    if not isinstance(value, dict):
+        return Problem(None, None, f"not a JSON object but {type(value).__name__}")
+    return value
+
+
+def check_line(line: dict[str, Any], endpoint: str, *, needs_envelope: bool) -> Iterator[tuple[str, str]]:
+    """What is wrong with one request line, as (field, message)."""
+    custom_id = line.get("custom_id")
+    if not isinstance(custom_id, str) or not custom_id:
+        yield "custom_id", "must be a text that is not empty"
+    method, url = line.get("method"), line.get("url")
+    if (needs_envelope or method is not None) and method != "POST":
+        yield "method", f"must be 'POST', not {method!r}"
+    if (needs_envelope or url is not None) and url != endpoint:
+        yield "url", f"is {url!r}, but the batch's endpoint is {endpoint!r}"
+    body = line.get("body")
+    if not isinstance(body, dict):
+        yield "body", "must be a JSON object"
+        return
+    if body.get("stream"):
+        yield "body.stream", "a batch cannot stream"
+    if unknown := sorted(set(line) - {"custom_id", "method", "url", "body"}):
+        yield unknown[0], "no such member of a request line; it has custom_id, method, url, body"
+
+
+def make_plan(
+    source: BinaryIO,
+    name: str,
+    provider: Provider,
+    endpoint: str,
+    *,
+    content: Path,
+    spool: BinaryIO | None,
+    ids: BinaryIO | None = None,
+    model: str | None = None,
+    drop_untranslatable: bool = False,
+) -> Plan:
+    """Read the whole input once: validate every line, and cut it into shards.
+
+    `content` is the local file that the shards will be read from: the input itself, or the file behind
+    `spool`, which receives the uploaded form of each line. `ids` receives the custom_ids, one JSON string a
+    line, in input order. Raises InputError with line numbers, all of them up to a cap.
+    """
+    mark = file_mark(content)
+    planner = _Planner(provider, endpoint, model, drop_untranslatable, spool, ids)
+    digest = hashlib.sha256()
+    try:
+        number = 0
+        for number, (offset, raw) in enumerate(iter_lines(source, digest.update), start=1):
+            planner.take(number, offset, raw)
+        planner.end()
+    finally:
+        planner.close()
+        if spool is not None:
+            spool.flush()
+    problems = planner.problems
+    if problems:
+        raise InputError(name, problems.kept, more=problems.more, provider=provider.name)
+    return Plan(
+        shards=tuple(planner.shards),
+        rows=planner.rows,
+        digest=digest.hexdigest(),
+        content=content,
+        mark=mark if spool is None else file_mark(content),
+        models=tuple(planner.all_models),
+    )
+
+
+class _Planner:
+    """The state of one pass over the input."""
+
+    def __init__(
+        self,
+        provider: Provider,
+        endpoint: str,
+        model: str | None,
+        drop: bool,
+        spool: BinaryIO | None,
+        ids: BinaryIO | None,
+    ) -> None:
+        self.provider, self.endpoint, self.model, self.drop = provider, endpoint, model, drop
+        self.spool, self.ids = spool, ids
+        self.spooled = 0
+        self.problems = _Problems()
+        self.seen = _SeenIds()
+        self.shards: list[Shard] = []
+        self.rows = 0
+        self.all_models: dict[str, int] = {}  # model -> the first line that names it
+        self._start_shard()
+
+    def _start_shard(self) -> None:
+        self.segments: list[tuple[int, int]] = []
+        self.shard_rows = self.size = 0
+        self.models: dict[str, None] = {}
+
+    def take(self, number: int, offset: int, raw: bytes) -> None:
+        if number == 1 and (bom := next((bom for bom in _BOMS if raw.startswith(bom)), None)):
+            self.problems.add(1, None, f"begins with {_BOMS[bom]}; save the file as plain UTF-8")
+            raw = raw[3:] if len(bom) == 3 else raw
+        if not raw.strip():
+            return
+        line = decode_line(raw)
+        if isinstance(line, Problem):
+            self.problems.add(number, line.field, line.message)
+            return
+        before = len(self.problems)
+        self._check(number, line)
+        if len(self.problems) > before:
+            return
+        start, data_size = offset, len(raw)
+        if self.spool is not None:
+            uploaded = self._encode(number, line, raw)
+            if uploaded is None:
+                return
+            start, data_size = self.spooled, len(uploaded)
+            self.spool.write(uploaded)
+            self.spooled += data_size
+        if data_size > self.provider.limits.bytes:
+            self.problems.add(
+                number, None, f"{data_size} bytes; a batch at {self.provider.name} holds "
+                f"{self.provider.limits.bytes}"
+            )  # fmt: skip
+            return
+        self._place(start, data_size, line)
+
+    def _check(self, number: int, line: dict[str, Any]) -> None:
+        for field_name, message in check_line(line, self.endpoint, needs_envelope=self.provider.verbatim):
+            self.problems.add(number, field_name, message)
+        custom_id = line.get("custom_id")
+        if isinstance(custom_id, str) and custom_id:
+            before = self.seen.first_line(custom_id, number)
+            if before is not None:
+                self.problems.add(number, "custom_id", f"{custom_id!r} was used before, in line {before}")
+        body = line.get("body")
+        if isinstance(body, dict):
+            self._check_model(number, body.get("model", self.model))
+
+    def _check_model(self, number: int, model: object) -> None:
+        if not isinstance(model, str) or not model:
+            self.problems.add(number, "body.model", "must name the model")
+            return
+        if self.model is not None and model != self.model:
+            self.problems.add(number, "body.model", f"is {model!r}, but the job's model is {self.model!r}")
+        elif self.provider.single_model and self.all_models and model not in self.all_models:
+            first, line = next(iter(self.all_models.items()))
+            self.problems.add(
+                number, "body.model", f"is {model!r}, but line {line} has {first!r}: {self.provider.name} "
+                "runs one model a batch; make one job for each model"
+            )  # fmt: skip
+        else:
+            self.all_models.setdefault(model, number)
+
+    def _encode(self, number: int, line: dict[str, Any], raw: bytes) -> bytes | None:
+        if self.provider.verbatim:
+            return raw if raw.endswith(b"\n") else raw + b"\n"
+        try:
+            uploaded = self.provider.encode(line, self.endpoint, drop=self.drop)
+        except ValueError as error:
+            parameter = getattr(error, "parameter", None)
+            self.problems.add(number, f"body.{parameter}" if parameter else "body", str(error))
+            return None
+        return json.dumps(uploaded, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+    def _place(self, start: int, size: int, line: dict[str, Any]) -> None:
+        limits = self.provider.limits
+        if self.shard_rows and (self.shard_rows >= limits.requests or self.size + size > limits.bytes):
+            self._end_shard()
+        if self.segments and self.segments[-1][1] == start:
+            self.segments[-1] = (self.segments[-1][0], start + size)
+        else:
+            self.segments.append((start, start + size))
+        self.models[line["body"].get("model", self.model)] = None
+        self.shard_rows += 1
+        self.size += size
+        self.rows += 1
+        if self.ids is not None:
+            self.ids.write(json.dumps(line["custom_id"]).encode() + b"\n")
+
+    def _end_shard(self) -> None:
+        self.shards.append(
+            Shard(
+                self.rows - self.shard_rows,
+                self.shard_rows,
+                self.size,
+                tuple(self.segments),
+                tuple(self.models),
+            )
+        )
+        self._start_shard()
+
+    def end(self) -> None:
+        if self.shard_rows:
+            self._end_shard()
+        if not self.rows and not self.problems:
+            self.problems.add(None, None, "holds no request")
+
+    def close(self) -> None:
+        self.seen.close()

@@ -1,0 +1,200 @@
+"""Anthropic's Message Batches: requests travel inside the create, results come as one stream of lines.
+
+With OpenAI's chat endpoint the lines are translated both ways (`messages.py`); with `/v1/messages` they are
+Anthropic's own and stay untouched. A batch carries neither metadata nor name, so a create whose answer was
+lost cannot be looked up. Source: Anthropic API reference, "Message Batches".
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from ..flow import CHUNK, Flow, send
+from ..models import Batch, BatchStatus, Body, Outcome, Page, RequestCounts, Row, RowError
+from .base import Limits, NewBatch, Provider, failed_row, get, json_of, post, resolve_account
+from .messages import error_status, from_message, original_id, safe_id, to_messages
+from .openai import unix_time
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ..lines import Content
+
+CHAT, NATIVE = "/v1/chat/completions", "/v1/messages"
+
+# The last version under which sampling parameters are accepted inside batches.
+_VERSION = "2023-06-01"
+
+
+class Anthropic(Provider):
+    """The Anthropic API."""
+
+    name = "anthropic"
+    limits = Limits(requests=100_000, bytes=250_000_000)  # 256 MB less the envelope
+    endpoints = frozenset({CHAT, NATIVE})
+    verbatim = False
+    can_find = False
+    metadata_limits = None
+    list_limit = 1000
+    poll_seconds = (30.0, 300.0)
+
+    @classmethod
+    def open(cls, name: str, api_key: str | None, api_base: str | None) -> Anthropic:
+        return cls(
+            resolve_account(
+                name,
+                api_key=api_key,
+                api_base=api_base,
+                default_base="https://api.anthropic.com",
+                key_env=("ANTHROPIC_API_KEY",),
+                base_env=("ANTHROPIC_BASE_URL",),
+            )
+        )
+
+    def auth_headers(self) -> dict[str, str]:
+        key = self.account.api_key
+        headers = {"anthropic-version": _VERSION}
+        return headers | ({"x-api-key": key.get_secret_value()} if key else {})
+
+    def console_url(self, batch_id: str) -> str | None:
+        return "https://platform.claude.com/workspaces/default/batches"
+
+    # --- request and result lines ------------------------------------------------------------------
+
+    def encode(self, line: Mapping[str, Any], endpoint: str, *, drop: bool = False) -> Mapping[str, Any]:
+        body = line["body"]
+        params = body if endpoint == NATIVE else to_messages(body, drop=drop)
+        return {"custom_id": safe_id(line["custom_id"]), "params": params}
+
+    def original_ids(self, custom_ids: Sequence[str]) -> dict[str, str]:
+        return {safe: custom_id for custom_id in custom_ids if (safe := safe_id(custom_id)) != custom_id}
+
+    def decode(self, record: dict[str, Any], endpoint: str | None) -> Row:
+        custom_id, result = record.get("custom_id"), record.get("result")
+        if not isinstance(custom_id, str) or not isinstance(result, dict):
+            raise ValueError("no custom_id or result")
+        custom_id = original_id(custom_id)
+        match result.get("type"):
+            case "succeeded":
+                message = result["message"]
+                body = message if endpoint == NATIVE else from_message(message, created=int(time.time()))
+                return Row(custom_id, Outcome.SUCCEEDED, Body(body), None, 200)
+            case "errored":
+                envelope = result.get("error") or {}
+                error = envelope.get("error") or envelope
+                kind = str(error.get("type"))
+                return failed_row(custom_id, kind, str(error.get("message")), error_status(kind))
+            case "canceled":
+                problem = RowError("batch_cancelled", "The batch was cancelled before this request was sent.")
+                return Row(custom_id, Outcome.CANCELLED, None, problem)
+            case "expired":
+                problem = RowError("batch_expired", "The batch expired before this request was sent.")
+                return Row(custom_id, Outcome.EXPIRED, None, problem)
+            case other:
+                raise ValueError(f"unknown result type {other!r}")
+
+    # --- the calls ---------------------------------------------------------------------------------
+
+    def upload(self, content: Content, options: Mapping[str, Any]) -> Flow[str | None]:
+        return None
+        yield
+
+    def create(self, new: NewBatch, file_id: str | None) -> Flow[Batch]:
+        stream = InlineRequests(new.content)
+        headers = {"content-type": "application/json", "content-length": str(stream.size)}
+        request = httpx.Request("POST", self.url("/v1/messages/batches"), headers=headers, stream=stream)
+        return parse_batch(json_of((yield from send(request, repeatable=False))))
+
+    def find(self, file_id: str | None, metadata: Mapping[str, str], *, since: float) -> Flow[list[Batch]]:
+        """Nothing on a batch says where it came from: all created since then, for a person to judge."""
+        page = yield from self.list_page(after=None, limit=100, options={})
+        return [batch for batch in page if (batch.created_at or 0) >= since - 60]
+
+    def retrieve(self, batch_id: str) -> Flow[Batch]:
+        return parse_batch((yield from get(self.url(f"/v1/messages/batches/{batch_id}"))))
+
+    def cancel(self, batch_id: str) -> Flow[Batch]:
+        return parse_batch((yield from post(self.url(f"/v1/messages/batches/{batch_id}/cancel"))))
+
+    def list_page(self, *, after: str | None, limit: int | None, options: Mapping[str, Any]) -> Flow[Page]:
+        self.check_options(options, self.list_options, "list")
+        answer = yield from get(self.url("/v1/messages/batches"), {"limit": limit, "after_id": after})
+        last = answer.get("last_id")
+        more = bool(answer.get("has_more")) and last is not None and last != after
+        batches = [parse_batch(raw) for raw in answer.get("data") or []]
+        return Page(batches, next_cursor=last if more else None, has_more=more)
+
+    def result_requests(self, batch: Batch) -> list[httpx.Request]:
+        url = batch.raw.get("results_url")
+        return [httpx.Request("GET", httpx.URL(self.account.api_base).join(url))] if url else []
+
+
+class InlineRequests(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """`{"requests": [ … ]}` around the lines of a shard, streamed from its file; can be sent again."""
+
+    _HEAD, _TAIL = b'{"requests":[', b"]}"
+
+    def __init__(self, content: Content) -> None:
+        self._content = content
+        # Every line ends in a newline; between two lines it becomes a comma, after the last it goes.
+        self.size = content.size - 1 + len(self._HEAD) + len(self._TAIL)
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._HEAD
+        left = self._content.size - 1
+        with self._content.open() as file:
+            while left and (block := file.read(min(CHUNK, left))):
+                left -= len(block)
+                yield block.replace(b"\n", b",")  # JSON text holds no bare newline
+        yield self._TAIL
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for block in self:
+            yield block
+
+
+def parse_batch(raw: dict[str, Any]) -> Batch:
+    """A message batch as a batch. All counts but `processing` are 0 until it has ended."""
+    counts = raw.get("request_counts") or {}
+    count = {
+        name: counts.get(name) or 0 for name in ("processing", "succeeded", "errored", "canceled", "expired")
+    }
+    status = _status(raw, count)
+    ended_at = unix_time(raw.get("ended_at"))
+    ended = {f"{status}_at": ended_at} if status.is_terminal else {}
+    return Batch(
+        id=str(raw["id"]),
+        status=status,
+        created_at=unix_time(raw.get("created_at")),
+        expires_at=unix_time(raw.get("expires_at")),
+        cancelling_at=unix_time(raw.get("cancel_initiated_at")),
+        **ended,
+        request_counts=RequestCounts(
+            total=sum(count.values()),
+            completed=count["succeeded"],
+            failed=count["errored"] + count["canceled"] + count["expired"],
+        ),
+        provider="anthropic",
+        raw_status=str(raw.get("processing_status") or ""),
+        raw=raw,
+    )
+
+
+def _status(raw: dict[str, Any], count: dict[str, int]) -> BatchStatus:
+    match raw.get("processing_status"):
+        case "in_progress":
+            return BatchStatus.IN_PROGRESS
+        case "canceling":
+            return BatchStatus.CANCELLING
+        case "ended" if raw.get("cancel_initiated_at") and count["canceled"]:
+            return BatchStatus.CANCELLED
+        case "ended" if count["expired"]:
+            return BatchStatus.EXPIRED
+        case "ended":
+            return BatchStatus.COMPLETED
+        case _:
+            return BatchStatus.UNKNOWN

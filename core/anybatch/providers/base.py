@@ -1,0 +1,354 @@
+"""What a provider is: an account, a few facts, and its calls written as flows."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import httpx
+from pydantic import SecretStr
+
+from ..errors import (
+    APIError,
+    ConfigurationError,
+    CreateOutcomeUnknownError,
+    MissingKeyError,
+    ServerError,
+    UnknownOptionError,
+)
+from ..flow import Flow, download, send, sleep
+from ..models import Outcome, Row, RowError
+from ..retry import outcome_unknown
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping, Sequence
+    from pathlib import Path
+
+    from ..lines import Content
+    from ..models import Batch, Page
+
+DEFAULT_WINDOW = "24h"
+
+# The pauses before asking again whether a create that got no answer has left a batch, seconds.
+_ASK_AFTER = (1.0, 3.0, 9.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Provider, base URL and credentials: what polling and connection pools are shared by.
+
+    `key` names the account without telling its secret: safe in logs, and equal in every process.
+    """
+
+    provider: str
+    api_base: str
+    api_key: SecretStr | None = field(default=None, repr=False)
+
+    @property
+    def key(self) -> str:
+        secret = self.api_key.get_secret_value() if self.api_key else ""
+        digest = hashlib.sha256("\0".join((self.provider, self.api_base, secret)).encode())
+        return f"{self.provider}:{digest.hexdigest()[:16]}"
+
+
+class KeyAuth(httpx.Auth):
+    """Puts the key on requests to the account's own host, and on no others.
+
+    Signed URLs, result URLs and redirects elsewhere carry their own permission and must not see the key.
+    """
+
+    def __init__(self, account: Account, headers: Mapping[str, str]) -> None:
+        self._origin = _origin(httpx.URL(account.api_base))
+        self._headers = headers
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        if _origin(request.url) == self._origin:
+            request.headers.update(self._headers)
+        yield request
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one batch may hold, in requests and in bytes of its uploaded form."""
+
+    requests: int = 50_000
+    bytes: int = 200_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class NewBatch:
+    """Everything a create says."""
+
+    content: Content
+    endpoint: str
+    completion_window: str = DEFAULT_WINDOW
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    models: tuple[str, ...] = ()
+    idempotency_key: str | None = None
+
+
+class Provider(ABC):
+    """One account at one provider. Subclasses are wire formats; their methods are flows."""
+
+    name: ClassVar[str] = ""
+    limits: Limits = Limits()
+    endpoints: frozenset[str] | None = None
+    """The endpoints a batch may address, None for any."""
+    single_model: bool = False
+    """Whether all requests of a batch must name one model."""
+    verbatim: bool = True
+    """Whether request lines are uploaded byte for byte."""
+    can_find: bool = True
+    """Whether a batch can be looked up by what it was created from."""
+    idempotent_create: bool = False
+    """Whether a create that is repeated with the same idempotency key makes no second batch."""
+    create_options: frozenset[str] = frozenset()
+    list_options: frozenset[str] = frozenset()
+    metadata_limits: tuple[int, int, int] | None = (16, 64, 512)
+    """Pairs, characters of a key, characters of a value; None where a batch carries no metadata."""
+    list_limit: int = 100
+    """The largest page of a listing; 0 where a listing is of no use for polling."""
+    poll_seconds: tuple[float, float] = (15.0, 300.0)
+    """The pause between polls of a young batch, and of an old one."""
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+
+    # --- facts about the account -------------------------------------------------------------------
+
+    @abstractmethod
+    def auth_headers(self) -> dict[str, str]:
+        """The headers that carry the key."""
+
+    def auth(self) -> httpx.Auth:
+        return KeyAuth(self.account, self.auth_headers())
+
+    def transport(self) -> httpx.BaseTransport | None:
+        """The transport of a provider that is not on the network, else None."""
+        return None
+
+    def atransport(self) -> httpx.AsyncBaseTransport | None:
+        """The same for asynchronous clients."""
+        return None
+
+    def console_url(self, batch_id: str) -> str | None:
+        """Where a person looks at the batch, None where there is no such page."""
+        return None
+
+    # --- request lines -----------------------------------------------------------------------------
+
+    def encode(self, line: Mapping[str, Any], endpoint: str, *, drop: bool = False) -> Mapping[str, Any]:
+        """The uploaded form of one request line; called only where `verbatim` is False.
+
+        Raises ValueError (`messages.Untranslatable` names the parameter) for what this provider cannot take.
+        """
+        return line
+
+    # --- the calls ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def upload(self, content: Content, options: Mapping[str, Any]) -> Flow[str | None]:
+        """Upload the requests; None where they travel inside the create."""
+
+    @abstractmethod
+    def create(self, new: NewBatch, file_id: str | None) -> Flow[Batch]:
+        """Create the batch, once. An APIError may leave open whether it exists (`retry.outcome_unknown`)."""
+
+    @abstractmethod
+    def find(self, file_id: str | None, metadata: Mapping[str, str], *, since: float) -> Flow[list[Batch]]:
+        """All batches made from this file, or with this metadata, since then (unix seconds)."""
+
+    @abstractmethod
+    def retrieve(self, batch_id: str) -> Flow[Batch]: ...
+
+    @abstractmethod
+    def cancel(self, batch_id: str) -> Flow[Batch]: ...
+
+    @abstractmethod
+    def list_page(
+        self, *, after: str | None, limit: int | None, options: Mapping[str, Any]
+    ) -> Flow[Page]: ...
+
+    @abstractmethod
+    def result_requests(self, batch: Batch) -> list[httpx.Request]:
+        """The GETs whose bodies hold the batch's results, as JSON lines; none where there are no results."""
+
+    @abstractmethod
+    def decode(self, record: dict[str, Any], endpoint: str | None) -> Row:
+        """One result line as a row; `raw` is filled in by the caller. Raises ValueError for nonsense."""
+
+    def original_ids(self, custom_ids: Sequence[str]) -> dict[str, str]:
+        """Uploaded id -> custom_id, for ids that had to be changed to fit the provider."""
+        return {}
+
+    # --- what every wire format shares ---------------------------------------------------------------
+
+    def url(self, path: str) -> str:
+        return self.account.api_base.rstrip("/") + path
+
+    def check(self, endpoint: str, metadata: Mapping[str, str], options: Mapping[str, Any]) -> None:
+        """Refuse what this provider would refuse, before anything is sent."""
+        if self.endpoints is not None and endpoint not in self.endpoints:
+            raise ConfigurationError(
+                f"{self.name} runs no batches on endpoint {endpoint!r}; it knows {_names(self.endpoints)}",
+                provider=self.name,
+            )
+        self.check_options(options, self.create_options, "create")
+        if self.metadata_limits is None:
+            return
+        pairs, key_length, value_length = self.metadata_limits
+        if len(metadata) > pairs:
+            raise ConfigurationError(
+                f"metadata: at most {pairs} pairs, not {len(metadata)}", provider=self.name
+            )
+        for key, value in metadata.items():
+            if not isinstance(value, str) or len(value) > value_length or not 0 < len(key) <= key_length:
+                raise ConfigurationError(
+                    f"metadata {key!r}: keys have 1 to {key_length} characters, "
+                    f"values are text of at most {value_length}",
+                    provider=self.name,
+                )
+
+    def check_options(self, given: Mapping[str, Any], known: frozenset[str], what: str) -> None:
+        unknown = sorted(set(given) - known)
+        if unknown:
+            raise UnknownOptionError(
+                f"{self.name} has no {what} option {_names(unknown)}; it has {_names(known) or 'none'}",
+                provider=self.name,
+            )
+
+    def download(self, batch: Batch, directory: Path) -> Flow[list[Path]]:
+        """Fetch the batch's result files, whatever there are of them."""
+        paths = []
+        for number, request in enumerate(self.result_requests(batch)):
+            path = directory / f"{batch.id.replace('/', '_')[-100:]}.{number}.jsonl"
+            yield from download(request, path)
+            paths.append(path)
+        return paths
+
+    def create_once(self, new: NewBatch, file_id: str | None, *, since: float) -> Flow[Batch]:
+        """Create, and where the answer was lost look for the batch before creating it again.
+
+        Raises CreateOutcomeUnknownError where the provider offers no way to look.
+        """
+        try:
+            return (yield from self.create(new, file_id))
+        except APIError as error:
+            if not outcome_unknown(error):
+                raise
+            lost = error
+        if not self.can_find or (file_id is None and not new.metadata):
+            raise CreateOutcomeUnknownError(
+                f"the create got no answer ({lost.message}), and {self.name} offers no way to ask whether "
+                "the batch exists; look at the provider's list of batches before creating it again",
+                provider=self.name,
+                status_code=lost.status_code,
+                request_id=lost.request_id,
+            ) from lost
+        try:
+            return (yield from self._look_then_create(new, file_id, since))
+        except APIError as error:
+            raise CreateOutcomeUnknownError(
+                f"a create got no answer ({lost.message}), and asking whether the batch exists failed "
+                f"as well ({error.message}); it was not repeated",
+                provider=self.name,
+                status_code=error.status_code,
+            ) from error
+
+    def _look_then_create(self, new: NewBatch, file_id: str | None, since: float) -> Flow[Batch]:
+        for pause in _ASK_AFTER:
+            yield from sleep(pause)
+            if found := (yield from self.find(file_id, new.metadata, since=since)):
+                return (yield from self.keep_one(found))
+        batch = yield from self.create(new, file_id)
+        found = yield from self.find(file_id, new.metadata, since=since)
+        # The first create may have been slow rather than lost.
+        return (yield from self.keep_one(found)) if len(found) > 1 else batch
+
+    def keep_one(self, batches: Sequence[Batch]) -> Flow[Batch]:
+        """Keep the oldest batch that is not dead, and cancel its doubles."""
+        from ..models import BatchStatus
+
+        dead = {BatchStatus.FAILED, BatchStatus.CANCELLED, BatchStatus.CANCELLING}
+        kept, *doubles = sorted(batches, key=lambda batch: (batch.status in dead, batch.created_at or 0))
+        for double in doubles:
+            if not double.status.is_terminal:
+                yield from self.cancel(double.id)
+        return kept
+
+
+def resolve_account(
+    name: str,
+    *,
+    api_key: str | None,
+    api_base: str | None,
+    default_base: str | None,
+    key_env: Sequence[str],
+    base_env: Sequence[str] = (),
+    needs_key: bool = True,
+) -> Account:
+    """The account from the arguments, else from the provider's environment variables."""
+    base = api_base or _from_env(base_env) or default_base
+    if not base:
+        raise ConfigurationError(
+            f"{name}: api_base is missing; give it" + (f", or set {_names(base_env)}" if base_env else ""),
+            provider=name,
+        )
+    if not base.startswith(("http://", "https://", "sqlite://")):
+        raise ConfigurationError(f"{name}: api_base must be an http(s) URL, not {base!r}", provider=name)
+    key = api_key or _from_env(key_env)
+    if not key and needs_key:
+        raise MissingKeyError(f"{name}: no API key; give api_key, or set {_names(key_env)}", provider=name)
+    secret = SecretStr(key) if key else None
+    if secret is not None and not secret.get_secret_value().isascii():
+        raise ConfigurationError(f"{name}: the API key holds characters that no key has", provider=name)
+    return Account(name, base.rstrip("/"), secret)
+
+
+def _from_env(names: Sequence[str]) -> str | None:
+    return next((value for name in names if (value := os.environ.get(name))), None)
+
+
+def _names(names: Sequence[str] | frozenset[str]) -> str:
+    return ", ".join(sorted(names) if isinstance(names, frozenset) else names)
+
+
+def json_of(response: httpx.Response) -> dict[str, Any]:
+    """The JSON object a provider answered with; anything else is a ServerError."""
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise ServerError(
+            f"{response.request.url.host} answered {response.request.method} {response.request.url.path} "
+            f"with something that is not a JSON object: {response.text[:200]!r}",
+            status_code=response.status_code,
+        )
+    return body
+
+
+def get(url: str, params: Mapping[str, Any] | None = None) -> Flow[dict[str, Any]]:
+    """GET a JSON object; parameters that are None are left out."""
+    query = {name: value for name, value in (params or {}).items() if value is not None}
+    return json_of((yield from send(httpx.Request("GET", url, params=query))))
+
+
+def post(
+    url: str, body: object = None, *, repeatable: bool = True, headers: Mapping[str, str] | None = None
+) -> Flow[dict[str, Any]]:
+    """POST JSON and receive JSON."""
+    request = httpx.Request("POST", url, json=body, headers=headers)
+    return json_of((yield from send(request, repeatable=repeatable)))
+
+
+def failed_row(custom_id: str, code: str | None, message: str, status: int | None = None) -> Row:
+    return Row(custom_id, Outcome.FAILED, None, RowError(code, message), status)

@@ -1,0 +1,40 @@
+"""The embedded provider: OpenAI's wire format, answered by a SQLite file instead of a host."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..local.transport import LocalTransport, database_path
+from .base import Account
+from .openai import Dialect, OpenAIFormat
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import httpx
+
+_DIALECT = Dialect("local", None, (), needs_key=False, single_model=True, poll_seconds=(1.0, 5.0))
+
+
+class Local(OpenAIFormat):
+    """Batches on this machine, without key, server or network; `anybatch.local` tells what to rehearse."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(Account("local", f"sqlite://{path}"), _DIALECT)
+        self.path = path
+
+    @classmethod
+    def open(cls, name: str, api_key: str | None, api_base: str | None) -> Local:
+        return cls(database_path(api_base))
+
+    def transport(self) -> httpx.BaseTransport:
+        return LocalTransport(self.path)
+
+    def atransport(self) -> httpx.AsyncBaseTransport:
+        return LocalTransport(self.path)
+
+    def auth_headers(self) -> dict[str, str]:
+        return {}
+
+    def url(self, path: str) -> str:
+        return f"http://local/v1{path}"

@@ -1,0 +1,186 @@
+"""Mistral's batch jobs: OpenAI's files, its own job object, paging by number.
+
+Sources: Mistral's OpenAPI document (`/v1/batch/jobs`, `/v1/files`), its Python SDK.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from ..errors import ConfigurationError
+from ..flow import Flow, send
+from ..models import Batch, BatchErrors, BatchProblem, BatchStatus, Page, RequestCounts
+from .base import Limits, NewBatch, Provider, get, json_of, post, resolve_account
+from .openai import decode_record, made_from, unix_time
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..lines import Content
+    from ..models import Row
+
+_STATUSES = {
+    "QUEUED": BatchStatus.VALIDATING,
+    "RUNNING": BatchStatus.IN_PROGRESS,
+    "SUCCESS": BatchStatus.COMPLETED,
+    "FAILED": BatchStatus.FAILED,
+    "TIMEOUT_EXCEEDED": BatchStatus.EXPIRED,
+    "CANCELLATION_REQUESTED": BatchStatus.CANCELLING,
+    "CANCELLED": BatchStatus.CANCELLED,
+}
+_ENDED_AT = {
+    BatchStatus.COMPLETED: "completed_at",
+    BatchStatus.FAILED: "failed_at",
+    BatchStatus.EXPIRED: "expired_at",
+    BatchStatus.CANCELLED: "cancelled_at",
+}
+_ENDPOINTS = (
+    "chat/completions", "embeddings", "fim/completions", "moderations", "chat/moderations", "ocr",
+    "classifications", "chat/classifications", "conversations", "audio/transcriptions",
+)  # fmt: skip
+_MAX_HOURS = 168
+
+
+class Mistral(Provider):
+    """Mistral La Plateforme."""
+
+    name = "mistral"
+    limits = Limits(requests=100_000, bytes=512_000_000)
+    endpoints = frozenset(f"/v1/{endpoint}" for endpoint in _ENDPOINTS)
+    single_model = True  # the model is a field of the job
+    verbatim = False
+    create_options = frozenset({"agent_id", "timeout_hours"})
+    list_options = frozenset(
+        {"model", "agent_id", "metadata", "created_after", "created_by_me", "status", "order_by"}
+    )
+    metadata_limits = (16, 32, 512)
+
+    @classmethod
+    def open(cls, name: str, api_key: str | None, api_base: str | None) -> Mistral:
+        return cls(
+            resolve_account(
+                name,
+                api_key=api_key,
+                api_base=api_base,
+                default_base="https://api.mistral.ai",
+                key_env=("MISTRAL_API_KEY",),
+                base_env=("MISTRAL_API_BASE",),
+            )
+        )
+
+    def auth_headers(self) -> dict[str, str]:
+        key = self.account.api_key
+        return {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
+
+    def check(self, endpoint: str, metadata: Mapping[str, str], options: Mapping[str, Any]) -> None:
+        super().check(endpoint, metadata, options)
+        hours = options.get("timeout_hours")
+        if hours is not None and (not isinstance(hours, int) or not 1 <= hours <= _MAX_HOURS):
+            raise ConfigurationError(f"timeout_hours: 1 to {_MAX_HOURS}, not {hours!r}", provider=self.name)
+
+    def encode(self, line: Mapping[str, Any], endpoint: str, *, drop: bool = False) -> Mapping[str, Any]:
+        return {"custom_id": line["custom_id"], "body": line["body"]}
+
+    def upload(self, content: Content, options: Mapping[str, Any]) -> Flow[str | None]:
+        with content.open() as file:
+            files = {"file": ("requests.jsonl", file, "application/jsonl")}
+            request = httpx.Request("POST", self.url("/v1/files"), data={"purpose": "batch"}, files=files)  # type: ignore[arg-type]
+            return str(json_of((yield from send(request)))["id"])
+
+    def create(self, new: NewBatch, file_id: str | None) -> Flow[Batch]:
+        body: dict[str, Any] = {
+            "input_files": [file_id],
+            "endpoint": new.endpoint,
+            "timeout_hours": window_hours(new.completion_window),
+        }
+        if new.models:
+            body["model"] = new.models[0]
+        if new.metadata:
+            body["metadata"] = dict(new.metadata)
+        body |= dict(new.options)
+        return parse_job((yield from post(self.url("/v1/batch/jobs"), body, repeatable=False)))
+
+    def find(self, file_id: str | None, metadata: Mapping[str, str], *, since: float) -> Flow[list[Batch]]:
+        found: dict[str, Batch] = {}
+        after: str | None = None
+        # `created_after` is left out: the job may be a clock's difference older than our record of it.
+        while True:
+            page = yield from self.list_page(
+                after=after, limit=self.list_limit, options={"order_by": "-created"}
+            )
+            found |= {batch.id: batch for batch in page if made_from(batch, file_id, metadata)}
+            oldest = min((batch.created_at or 0 for batch in page), default=0)
+            if not page.has_more or oldest < since - 900:
+                return list(found.values())
+            after = page.next_cursor
+
+    def retrieve(self, batch_id: str) -> Flow[Batch]:
+        return parse_job((yield from get(self.url(f"/v1/batch/jobs/{batch_id}"))))
+
+    def cancel(self, batch_id: str) -> Flow[Batch]:
+        return parse_job((yield from post(self.url(f"/v1/batch/jobs/{batch_id}/cancel"))))
+
+    def list_page(self, *, after: str | None, limit: int | None, options: Mapping[str, Any]) -> Flow[Page]:
+        self.check_options(options, self.list_options, "list")
+        page, size = int(after or 0), limit or self.list_limit
+        query = {"page": page, "page_size": size, "order_by": "-created", **options}
+        metadata = query.pop("metadata", None) or {}  # the SDK sends the pairs as bare query keys
+        answer = yield from get(self.url("/v1/batch/jobs"), query | metadata)
+        batches = [parse_job(raw) for raw in answer.get("data") or []]
+        more = bool(batches) and (page + 1) * size < int(answer.get("total") or 0)
+        return Page(batches, next_cursor=str(page + 1) if more else None, has_more=more)
+
+    def result_requests(self, batch: Batch) -> list[httpx.Request]:
+        ids = [file_id for file_id in (batch.output_file_id, batch.error_file_id) if file_id]
+        return [httpx.Request("GET", self.url(f"/v1/files/{file_id}/content")) for file_id in ids]
+
+    def decode(self, record: dict[str, Any], endpoint: str | None) -> Row:
+        return decode_record(record)
+
+
+def window_hours(window: str) -> int:
+    """Mistral's `timeout_hours` from OpenAI's way to write a window: "24h", "7d"."""
+    number, unit = window[:-1], window[-1:]
+    if not number.isdigit() or unit not in "hd" or not unit:
+        raise ConfigurationError(f"completion_window: hours or days such as '24h' or '7d', not {window!r}")
+    hours = int(number) * (24 if unit == "d" else 1)
+    if not 1 <= hours <= _MAX_HOURS:
+        raise ConfigurationError(f"completion_window: mistral takes 1h to {_MAX_HOURS}h, not {window!r}")
+    return hours
+
+
+def parse_job(raw: dict[str, Any]) -> Batch:
+    """A job object as a batch. `errors` are sums over rows (message, count): no line numbers exist."""
+    raw_status = str(raw.get("status") or "")
+    status = _STATUSES.get(raw_status.upper(), BatchStatus.UNKNOWN)
+    input_files = raw.get("input_files") or [None]
+    ended = {_ENDED_AT[status]: unix_time(raw.get("completed_at"))} if status in _ENDED_AT else {}
+    problems = tuple(
+        BatchProblem(message=f"{item.get('message')} ({item.get('count', 1)} times)")
+        for item in raw.get("errors") or []
+        if isinstance(item, dict)
+    )
+    return Batch(
+        id=str(raw["id"]),
+        endpoint=raw.get("endpoint"),
+        model=raw.get("model"),
+        errors=BatchErrors(data=problems) if problems else None,
+        input_file_id=input_files[0],
+        status=status,
+        output_file_id=raw.get("output_file") or None,
+        error_file_id=raw.get("error_file") or None,
+        created_at=unix_time(raw.get("created_at")),
+        in_progress_at=unix_time(raw.get("started_at")),
+        **ended,
+        request_counts=RequestCounts(
+            total=raw.get("total_requests") or 0,
+            completed=raw.get("succeeded_requests") or 0,
+            failed=raw.get("failed_requests") or 0,
+        ),
+        metadata=raw.get("metadata") or None,
+        provider="mistral",
+        raw_status=raw_status,
+        raw=raw,
+    )

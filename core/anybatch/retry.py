@@ -1,0 +1,206 @@
+"""Which failed requests are sent again, after how long, and which never.
+
+Sources: the retry rules of OpenAI's and Anthropic's own SDKs (408, 409, 429, 5xx; `x-should-retry`;
+`retry-after-ms`, then `retry-after` as seconds or HTTP date).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+
+import httpx
+import tenacity
+
+from .errors import (
+    APIError,
+    AuthenticationError,
+    BadRequestError,
+    NotFoundError,
+    QuotaError,
+    RateLimitError,
+    ServerError,
+    TransportError,
+)
+
+T = TypeVar("T")
+
+_QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached", "insufficient_balance"})
+_REQUEST_ID_HEADERS = ("x-request-id", "request-id", "apim-request-id", "cf-ray")
+_KEY_HEADERS = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
+_MESSAGE_LIMIT = 500
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How patiently a single request is repeated.
+
+    `attempts` counts the first try; delays are in seconds. The defaults ride out about a minute of
+    failures. A provider that asks for a pause above `longest_retry_after` is not waited for: the error says
+    how long it wanted.
+    """
+
+    attempts: int = 9
+    first_delay: float = 0.5
+    longest_delay: float = 20.0
+    longest_retry_after: float = 120.0
+
+    def call(self, function: Callable[[], T], request: httpx.Request) -> T:
+        return tenacity.Retrying(**self._tenacity(request))(function)
+
+    async def acall(self, function: Callable[[], Awaitable[T]], request: httpx.Request) -> T:
+        return await tenacity.AsyncRetrying(**self._tenacity(request))(function)
+
+    def _tenacity(self, request: httpx.Request) -> dict[str, Any]:
+        repeatable = request.extensions.get("anybatch.repeatable", True)
+        return {
+            "retry": tenacity.retry_if_exception(
+                lambda error: (
+                    may_repeat(error, repeatable=repeatable)
+                    and (getattr(error, "retry_after", None) or 0) <= self.longest_retry_after
+                )
+            ),
+            "wait": self._wait,
+            "stop": tenacity.stop_after_attempt(self.attempts),
+            "reraise": True,
+        }
+
+    def _wait(self, state: tenacity.RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        return self.delay(state.attempt_number, getattr(error, "retry_after", None), random.random())
+
+    def delay(self, attempt: int, retry_after: float | None, chance: float) -> float:
+        """Seconds to wait after the failed attempt number `attempt` (from 1); `chance` is in [0, 1)."""
+        if retry_after is not None:
+            return retry_after + chance * min(1.0, retry_after)
+        return min(self.first_delay * 2.0 ** (attempt - 1), self.longest_delay) * (1 - chance / 4)
+
+
+def may_repeat(error: BaseException, *, repeatable: bool) -> bool:
+    """Whether the same request may be sent again after this error."""
+    if not isinstance(error, APIError):
+        return False
+    if isinstance(error, TransportError):
+        return repeatable or not error.sent
+    if isinstance(error, RateLimitError):
+        return error.should_retry is not False
+    if error.should_retry is not None:
+        return error.should_retry and repeatable
+    return repeatable and (isinstance(error, ServerError) or error.status_code == 409)
+
+
+def outcome_unknown(error: APIError) -> bool:
+    """Whether the provider may have acted on a request that ended in this error."""
+    if isinstance(error, TransportError):
+        return error.sent
+    return isinstance(error, ServerError)
+
+
+@contextmanager
+def transport_errors(request: httpx.Request) -> Iterator[None]:
+    """Turn httpx's failures into TransportError; it says whether the request may have left."""
+    try:
+        yield
+    except httpx.TransportError as error:
+        never_left = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError,
+                      httpx.UnsupportedProtocol)  # fmt: skip
+        reason = redact(str(error), request) or type(error).__name__
+        raise TransportError(
+            f"no answer from {request.url.host}: {reason}", sent=not isinstance(error, never_left)
+        ) from error
+    except httpx.DecodingError as error:
+        raise ServerError(f"{request.url.host} sent a body that does not decode: {error}") from error
+    except httpx.InvalidURL as error:
+        raise TransportError(f"bad URL: {error}", sent=False) from error
+
+
+def raise_for_status(response: httpx.Response) -> None:
+    """Raise the APIError that an answer stands for; a successful one passes."""
+    if response.is_success:
+        return
+    status, headers = response.status_code, response.headers
+    code, message = error_of(response)
+    kind = _kind(status, code)
+    raise kind(
+        redact(message, response.request),
+        code=code,
+        retry_after=retry_after(headers, time.time()),
+        should_retry={"true": True, "false": False}.get(headers.get("x-should-retry", "")),
+        status_code=status,
+        request_id=next((headers[name] for name in _REQUEST_ID_HEADERS if name in headers), None),
+    )
+
+
+def _kind(status: int, code: str | None) -> type[APIError]:
+    if code in _QUOTA_CODES or status == 402:
+        return QuotaError
+    if status in (401, 403):
+        return AuthenticationError
+    if status == 404:
+        return NotFoundError
+    if status == 429:
+        return RateLimitError
+    if status == 408 or status >= 500 or status < 400:
+        return ServerError
+    return BadRequestError
+
+
+def error_of(response: httpx.Response) -> tuple[str | None, str]:
+    """The provider's error code and message, from any of the shapes they come in.
+
+    Seen: `{"error": {"message", "type", "param", "code"}}`, `{"error": "…"}`, `{"message", "code"}`,
+    `{"detail": […]}`, `{"type": "error", "error": {"type", "message"}}`, plain text, HTML.
+    """
+    try:
+        body = response.json()
+    except ValueError:
+        text = " ".join(response.text.split())[:_MESSAGE_LIMIT]
+        return None, text or response.reason_phrase or "no message"
+    if not isinstance(body, dict):
+        return None, json.dumps(body)[:_MESSAGE_LIMIT]
+    error = body.get("error", body)
+    if not isinstance(error, dict):
+        return None, str(error)[:_MESSAGE_LIMIT]
+    message = error.get("message") or error.get("detail") or error
+    param = error.get("param")
+    text = message if isinstance(message, str) else json.dumps(message)
+    code = error.get("code") or error.get("type")
+    return (
+        str(code) if code is not None else None,
+        text[:_MESSAGE_LIMIT] + (f" (parameter {param})" if param else ""),
+    )
+
+
+def retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds that the provider asks to wait, None where it does not say (or says nonsense)."""
+    try:
+        if (milliseconds := headers.get("retry-after-ms")) is not None:
+            return max(0.0, float(milliseconds) / 1000)
+    except ValueError:
+        pass
+    value = headers.get("retry-after")
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - now)
+    except ValueError:
+        return None
+
+
+def redact(text: str, request: httpx.Request) -> str:
+    """Take the request's own credentials out of a text that a server wrote."""
+    for name in _KEY_HEADERS:
+        secret = request.headers.get(name, "").removeprefix("Bearer ").strip()
+        if secret:
+            text = text.replace(secret, "[redacted]")
+    return text

@@ -1,0 +1,544 @@
+"""From a table to request lines, and from results back to the table: both streaming, in constant memory.
+
+A table is an iterable of mappings, a path or fsspec URL of a CSV, TSV, JSONL or Parquet file, or a frame:
+pandas, polars and pyarrow are recognised by what they can do and never imported. Rows count from 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import importlib
+import io
+import itertools
+import json
+import os
+import sqlite3
+import string
+import sys
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+from pydantic_core import from_json
+from upath import UPath
+
+from .errors import ConfigurationError, InputError, Problem
+from .lines import iter_lines
+from .models import BatchResult, Outcome, Report, Row
+from .results import read_landed
+
+_CHUNK = 1024  # rows that are turned into Python objects at a time
+
+
+@runtime_checkable
+class PandasFrame(Protocol):
+    """What is used of a pandas DataFrame; its index is no column, `reset_index()` makes it one."""
+
+    @property
+    def columns(self) -> Any: ...
+    def itertuples(self, index: bool = ..., name: str | None = ...) -> Iterable[tuple[Any, ...]]: ...
+
+
+@runtime_checkable
+class PolarsFrame(Protocol):
+    """What is used of a polars DataFrame."""
+
+    def iter_rows(self, *, named: Literal[True]) -> Iterable[dict[str, Any]]: ...
+
+
+@runtime_checkable
+class ArrowTable(Protocol):
+    """What is used of a pyarrow Table or RecordBatch."""
+
+    @property
+    def num_rows(self) -> int: ...
+    def slice(self, offset: int = ..., length: int | None = ...) -> Any: ...
+    def to_pylist(self) -> list[dict[str, Any]]: ...
+
+
+Record: TypeAlias = dict[str, Any]
+Table: TypeAlias = (
+    str | os.PathLike[str] | PandasFrame | PolarsFrame | ArrowTable | Iterable[Mapping[str, Any]]
+)
+Prompt: TypeAlias = str | Callable[[Record], str | Sequence[Any] | Mapping[str, Any]]
+RowId: TypeAlias = str | Callable[[Record], object] | None
+Results: TypeAlias = str | os.PathLike[str] | Report | BatchResult | Iterable[Row]
+Parse: TypeAlias = Literal["json"] | Callable[[Any], Mapping[str, Any]] | None
+
+
+# --- reading -------------------------------------------------------------------------------------------
+
+
+def read_rows(table: Table) -> Iterator[Record]:
+    """The rows of a table as dicts; NaN, NA and NaT become None, numpy scalars Python's own.
+
+    Raises InputError naming the row that cannot be read.
+    """
+    for number, row in enumerate(_rows(table), start=1):
+        if not isinstance(row, Mapping):
+            raise _bad_row(number, None, f"is not a mapping of columns but {type(row).__name__}")
+        yield {str(name): _plain(value) for name, value in row.items()}
+
+
+def _rows(table: Any) -> Iterable[Any]:
+    if isinstance(table, PandasFrame):
+        names = _distinct([str(name) for name in table.columns], "the frame")
+        return (dict(zip(names, row, strict=True)) for row in table.itertuples(index=False, name=None))
+    if isinstance(table, PolarsFrame):
+        return table.iter_rows(named=True)
+    if isinstance(table, ArrowTable):
+        return _arrow_rows(table)
+    if (path := _path(table)) is not None:
+        return _file_rows(path)
+    if isinstance(table, Mapping) or not isinstance(table, Iterable):
+        raise ConfigurationError(
+            f"a table is a path, a frame or an iterable of rows, not {type(table).__name__}"
+        )
+    # Readers of Arrow data iterate over batches.
+    return itertools.chain.from_iterable(
+        _arrow_rows(item) if isinstance(item, ArrowTable) else (item,) for item in table
+    )
+
+
+def _arrow_rows(table: ArrowTable) -> Iterator[Any]:
+    for start in range(0, table.num_rows, _CHUNK):
+        yield from table.slice(start, _CHUNK).to_pylist()
+
+
+def _path(value: object) -> Any:
+    """A path object for what names a file, local or not; None for anything else."""
+    if isinstance(value, str):
+        return UPath(value)
+    if hasattr(value, "open") and hasattr(value, "suffix"):
+        return value  # a UPath of a remote file is not os.PathLike
+    return Path(value) if isinstance(value, os.PathLike) else None
+
+
+def _file_rows(path: Any) -> Iterator[Any]:
+    readers = {".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl, ".ndjson": _jsonl, ".parquet": _parquet}
+    read = readers.get(path.suffix.lower())
+    if read is None:
+        raise _bad_table(str(path), f"is none of {', '.join(readers)}; read it yourself and pass the rows")
+    try:
+        file = path.open("rb")
+    except (FileNotFoundError, IsADirectoryError):
+        raise _bad_table(str(path), "there is no such file") from None
+    with file:
+        yield from read(file, str(path))
+
+
+def _csv(file: BinaryIO, name: str, delimiter: str = ",") -> Iterator[Record]:
+    """CSV with a header line; a byte order mark, which Excel writes, is passed over."""
+    csv.field_size_limit(sys.maxsize)  # for the process; the default of 128 KB is less than many a document
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    # strict: otherwise a quote that is never closed would swallow the rest of the file.
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    number = 0
+    try:
+        header = next(reader, None)
+        if not header:
+            raise _bad_table(name, "there is no header line")
+        columns = _distinct(header, name)
+        for number, cells in enumerate(filter(None, reader), start=1):
+            if len(cells) != len(columns):
+                raise _bad_row(number, None, f"has {len(cells)} cells, the header {len(columns)}", name)
+            yield dict(zip(columns, cells, strict=True))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise _bad_row(
+            number + 1, None, f"(line {reader.line_num + 1}) cannot be read: {error}", name
+        ) from None
+
+
+def _tsv(file: BinaryIO, name: str) -> Iterator[Record]:
+    return _csv(file, name, "\t")
+
+
+def _jsonl(file: BinaryIO, name: str) -> Iterator[Any]:
+    for number, (_, line) in enumerate(iter_lines(file), start=1):
+        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        if not line.strip():
+            continue
+        try:
+            yield from_json(line, cache_strings="keys")
+        except ValueError as error:
+            raise InputError(name, [Problem(number, None, f"is not JSON: {error}")]) from None
+
+
+def _parquet(file: BinaryIO, name: str) -> Iterator[Record]:
+    try:
+        parquet = importlib.import_module("pyarrow.parquet")
+    except ModuleNotFoundError:
+        raise ConfigurationError(f"reading {name} needs pyarrow: pip install pyarrow") from None
+    for batch in parquet.ParquetFile(file).iter_batches(batch_size=_CHUNK):
+        yield from batch.to_pylist()
+
+
+def _distinct(columns: list[str], name: str) -> list[str]:
+    if repeated := sorted({column for column in columns if columns.count(column) > 1}):
+        raise _bad_table(name, f"more than one column is called {', '.join(map(repr, repeated))}")
+    return columns
+
+
+def _plain(value: Any) -> Any:
+    """A cell as an ordinary Python value."""
+    if value is None or type(value) in (str, int, bool):
+        return value
+    if isinstance(value, float):  # numpy.float64 is one
+        return None if value != value else float(value)
+    if type(value).__name__ in ("NAType", "NaTType"):
+        return None
+    if hasattr(value, "dtype") and hasattr(value, "tolist"):  # other numpy scalars and arrays
+        return _plain(value.tolist())
+    return value
+
+
+def _bad_table(name: str, message: str) -> InputError:
+    return InputError(name, [Problem(None, None, message)])
+
+
+def _bad_row(number: int, column: str | None, message: str, name: str = "the table") -> InputError:
+    place = f"row {number}" + (f", column {column!r}" if column is not None else "")
+    return InputError(name, [Problem(None, place, message)])
+
+
+# --- table to requests -----------------------------------------------------------------------------------
+
+# Where the prompt goes, by the end of the endpoint; the longer ends first.
+_MEMBERS = {
+    "/chat/completions": "messages",
+    "/completions": "prompt",
+    "/messages": "messages",
+    "/responses": "input",
+    "/embeddings": "input",
+    "/moderations": "input",
+}
+# Where the system prompt goes; "messages" stands for a message of its own.
+_SYSTEM = {"/chat/completions": "messages", "/messages": "system", "/responses": "instructions"}
+
+
+def build_requests(
+    table: Table,
+    prompt: Prompt,
+    *,
+    model: str,
+    id: RowId = None,
+    endpoint: str = "/v1/chat/completions",
+    system: str | None = None,
+    **body: Any,
+) -> Iterator[Record]:
+    """One request line for each row of a table, lazily: what `Job(input=…)` and `write_jsonl` take.
+
+    prompt  a template, or a function of the row. In a template `{column}` is the row's value (None leaves
+            nothing), `{price:.2f}` formats it, `{{` and `}}` are braces; names are column names and nothing
+            else, so text in a table can never reach into objects. A function returns the prompt as text, a
+            list (messages; inputs for embeddings), or a dict that is laid over the rest of the body.
+    id      the column that holds custom_ids (text or whole numbers), a function of the row, or None for
+            `row-1`, `row-2`, …: those are only as stable as the table's order.
+    system  a system prompt, where the endpoint has one; a message list that begins with its own keeps that.
+    body    the other parameters of every request, e.g. `max_tokens=200, response_format={…}`.
+
+    Raises InputError naming the row, ConfigurationError for arguments that cannot be right.
+    """
+    end = next((end for end in _MEMBERS if endpoint.endswith(end)), "")
+    if system is not None and end not in _SYSTEM:
+        raise ConfigurationError(f"system: requests to {endpoint} have no system prompt")
+    if isinstance(prompt, str) and not end:
+        raise ConfigurationError(
+            f"prompt: how {endpoint} takes text is not known; give a function that returns a dict"
+        )
+    ask = _Template(prompt).fill if isinstance(prompt, str) else _called(prompt)
+    name_row = _ids(id)
+    defaults = {"model": model, **body}
+
+    def requests() -> Iterator[Record]:
+        for number, row in enumerate(read_rows(table), start=1):
+            given = _body(ask(row, number), end, system, number)
+            whole = {**defaults, **given}
+            _check_body(whole, end, number)
+            yield {"custom_id": name_row(row, number), "method": "POST", "url": endpoint, "body": whole}
+
+    return requests()
+
+
+def _called(prompt: Any) -> Callable[[Record, int], Any]:
+    if not callable(prompt):
+        raise ConfigurationError(f"prompt: a template or a function, not {type(prompt).__name__}")
+    return lambda row, _: prompt(row)
+
+
+class _Template:
+    """A format string that knows columns only: no attributes, no indexing, no nesting."""
+
+    def __init__(self, text: str) -> None:
+        self._parts: list[tuple[str, str | None, str, str | None]] = []
+        try:
+            for literal, column, spec, conversion in string.Formatter().parse(text):
+                if column == "" or "{" in (spec or ""):
+                    raise ValueError("a field is {column} or {column:format}")
+                self._parts.append((literal, column, spec or "", conversion))
+        except ValueError as error:
+            raise ConfigurationError(
+                f"prompt template: {error}; write {{{{ and }}}} for plain braces"
+            ) from None
+
+    def fill(self, row: Record, number: int) -> str:
+        return "".join(
+            literal if column is None else literal + self._value(row, number, column, spec, conversion)
+            for literal, column, spec, conversion in self._parts
+        )
+
+    @staticmethod
+    def _value(row: Record, number: int, column: str, spec: str, conversion: str | None) -> str:
+        if column not in row:
+            raise _bad_row(number, column, f"there is no such column; there are {', '.join(map(repr, row))}")
+        if row[column] is None:
+            return ""
+        try:
+            return format(string.Formatter().convert_field(row[column], conversion), spec)
+        except (ValueError, TypeError) as error:
+            raise _bad_row(
+                number, column, f"{row[column]!r} cannot be formatted by {spec!r}: {error}"
+            ) from None
+
+
+def _ids(id: RowId) -> Callable[[Record, int], str]:
+    """The custom_id of a row, by whatever rule was given."""
+    if id is None:
+        return lambda _, number: f"row-{number}"
+
+    def name_row(row: Record, number: int) -> str:
+        if isinstance(id, str) and id not in row:
+            raise _bad_row(number, id, f"there is no such column; there are {', '.join(map(repr, row))}")
+        value = row[id] if isinstance(id, str) else id(row)
+        if isinstance(value, int | uuid.UUID) and not isinstance(value, bool):
+            value = str(value)
+        if not isinstance(value, str) or not value:
+            column = id if isinstance(id, str) else None
+            raise _bad_row(number, column, f"a custom_id is text that is not empty, not {value!r}")
+        return value
+
+    return name_row
+
+
+def _body(given: Any, end: str, system: str | None, number: int) -> Record:
+    """What the prompt says of the body."""
+    member = _MEMBERS.get(end)
+    if isinstance(given, Mapping):
+        body = dict(given)
+    elif isinstance(given, str) and member == "messages":
+        body = {member: [{"role": "user", "content": given}]}
+    elif isinstance(given, str | list | tuple) and member is not None:
+        body = {member: given if isinstance(given, str) else list(given)}
+    else:
+        wanted = "text, a list or a dict" if member else "a dict"
+        raise _bad_row(number, None, f"the prompt function returned {type(given).__name__}, not {wanted}")
+    if system is None:
+        return body
+    if _SYSTEM[end] != "messages":
+        return {_SYSTEM[end]: system, **body}
+    messages = body.get("messages") or []
+    if not (
+        messages and isinstance(messages[0], Mapping) and messages[0].get("role") in ("system", "developer")
+    ):
+        body["messages"] = [{"role": "system", "content": system}, *messages]
+    return body
+
+
+def _check_body(body: Record, end: str, number: int) -> None:
+    needed = [_MEMBERS[end]] if end else []
+    needed += ["max_tokens"] if end == "/messages" else []  # Anthropic has no default for it
+    if missing := [name for name in needed if body.get(name) is None]:
+        raise _bad_row(number, None, f"the body needs {' and '.join(missing)}")
+
+
+def write_jsonl(path: str | os.PathLike[str], requests: Iterable[Mapping[str, Any]]) -> int:
+    """Write request lines to a local or remote file and return how many; the file appears whole or not at all.
+
+    Raises InputError naming the line that is not JSON, NaN and infinity included.
+    """
+    target = _path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    number = 0
+    try:
+        with temporary.open("wb") as file:
+            for number, request in enumerate(requests, start=1):
+                file.write(_encode(request, number, str(target)))
+        temporary.rename(target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+    return number
+
+
+def _encode(request: Mapping[str, Any], number: int, name: str) -> bytes:
+    try:
+        text = json.dumps(request, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        return text.encode() + b"\n"
+    except (TypeError, ValueError) as error:
+        raise InputError(name, [Problem(number, None, f"cannot be written as JSON: {error}")]) from None
+
+
+# --- results to table ------------------------------------------------------------------------------------
+
+
+class _Found(NamedTuple):
+    """What is kept of a result."""
+
+    outcome: str
+    content: Any
+    error: str | None
+
+
+def join_results(
+    table: Table, results: Results, *, id: RowId = None, parse: Parse = None, prefix: str = ""
+) -> Iterator[Record]:
+    """The rows of a table, in order and each exactly once, with what became of them, lazily.
+
+    Added to each row: `outcome` (`missing` where there is no result), `content` (a chat's text, a response's
+    output text, an embedding's vector, else the whole body; None unless it succeeded) and `error` (text, or
+    None). All names are preceded by `prefix`.
+
+    results  a job's folder, its results.jsonl or its Report, or any iterable of rows, such as
+             `client.results(…)`. Results in the table's order are joined in one pass; others go through an
+             index in a temporary file.
+    id       as given to `build_requests`.
+    parse    "json", or a function of the content: the members of the object it comes to become columns too.
+             Content that cannot be parsed keeps its outcome and says why in `error`.
+
+    Raises ConfigurationError where an added column would overwrite one, or where not a single result belongs
+    to the table.
+    """
+    name_row = _ids(id)
+    if parse not in (None, "json") and not callable(parse):
+        raise ConfigurationError(f"parse: 'json' or a function, not {parse!r}")
+
+    def joined() -> Iterator[Record]:
+        with contextlib.closing(_Lookup(_result_rows(results))) as lookup:
+            for number, row in enumerate(read_rows(table), start=1):
+                found = lookup.take(name_row(row, number))
+                found, fields = _parsed(found, parse)
+                yield _merged(row, found._asdict(), fields, prefix, number)
+            lookup.check()
+
+    return joined()
+
+
+def _merged(row: Record, found: Record, fields: Mapping[str, Any], prefix: str, number: int) -> Record:
+    for added in (found, fields):
+        named = {f"{prefix}{name}": value for name, value in added.items()}
+        if clash := sorted(named.keys() & row.keys()):
+            raise ConfigurationError(
+                f"row {number} would get a second column {', '.join(map(repr, clash))}: pass another prefix, or "
+                "a parse function that names its fields otherwise"
+            )
+        row = {**row, **named}
+    return row
+
+
+def _parsed(found: _Found, parse: Parse) -> tuple[_Found, Mapping[str, Any]]:
+    if parse is None or found.outcome != Outcome.SUCCEEDED:
+        return found, {}
+    try:
+        fields = json.loads(found.content) if parse == "json" else parse(found.content)
+        what = "JSON" if parse == "json" else "what parse takes"
+        if isinstance(fields, Mapping):
+            return found, fields
+        problem = f"it comes to {type(fields).__name__}, not an object"
+    except Exception as error:  # whatever a parser says of one row must not lose the others
+        what = "JSON" if parse == "json" else "what parse takes"
+        problem = f"{error}" if parse == "json" else f"{type(error).__name__}: {error}"
+    return found._replace(error=f"content is not {what}: {problem}"), {}
+
+
+def _result_rows(results: Any) -> Iterable[Row]:
+    if isinstance(results, Report | BatchResult):
+        results = results.results
+    path = _path(results)
+    if path is None:
+        return results  # type: ignore[no-any-return]
+    file = path / "results.jsonl" if path.is_dir() else path
+    if not file.exists():
+        raise _bad_table(str(file), "there is no such file; it appears once the job is done")
+    return read_landed(file)
+
+
+class _Lookup:
+    """Results by custom_id: taken one after another while they come in the order asked for, else indexed."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._rows = iter(rows)
+        self._index: sqlite3.Connection | None = None
+        self._matched = False
+
+    def take(self, custom_id: str) -> _Found:
+        found = self._next(custom_id) if self._index is None else self._lookup(custom_id)
+        self._matched |= found is not None
+        return found or _Found(str(Outcome.MISSING), None, "there is no result for this row")
+
+    def _next(self, custom_id: str) -> _Found | None:
+        row = next(self._rows, None)
+        if row is None:
+            return None
+        if row.custom_id == custom_id:
+            return _found(row)
+        self._index = sqlite3.connect("", check_same_thread=False)  # "" is a temporary file
+        self._index.execute("CREATE TABLE results (id TEXT PRIMARY KEY, found TEXT) WITHOUT ROWID")
+        rest = itertools.chain([row], self._rows)
+        lines = ((row.custom_id, json.dumps(_found(row))) for row in rest)
+        self._index.executemany("INSERT OR IGNORE INTO results VALUES (?, ?)", lines)
+        return self._lookup(custom_id)
+
+    def _lookup(self, custom_id: str) -> _Found | None:
+        assert self._index is not None
+        line = self._index.execute("SELECT found FROM results WHERE id = ?", (custom_id,)).fetchone()
+        return _Found(*json.loads(line[0])) if line else None
+
+    def check(self) -> None:
+        """There were results and none was asked for: the table or `id` is another one, or is used up."""
+        if not self._matched and (self._index is not None or next(self._rows, None) is not None):
+            raise ConfigurationError(
+                "none of the results belongs to a row of this table: pass the table and the id that the requests "
+                "were built from (an iterator can be read only once)"
+            )
+
+    def close(self) -> None:
+        if self._index is not None:
+            self._index.close()
+
+
+def _found(row: Row) -> _Found:
+    outcome = str(row.outcome)
+    if outcome == Outcome.SUCCEEDED:
+        content, refusal = _content(row.result or {})
+        return _Found(outcome, content, f"the model refused: {refusal}" if refusal else None)
+    error = row.error
+    if error is None:
+        return _Found(outcome, None, f"the request {outcome}")
+    return _Found(outcome, None, f"{error.code}: {error.message}" if error.code else error.message)
+
+
+def _content(body: Mapping[str, Any]) -> tuple[Any, str | None]:
+    """What a response body says, told by its shape, and a refusal if that is all it says."""
+    match body:
+        case {"choices": [{"message": {} as message}, *_]}:  # /v1/chat/completions
+            return message.get("content"), message.get("refusal")
+        case {"choices": [{"text": text}, *_]}:  # /v1/completions
+            return text, None
+        case {"object": "response", "output": list(items)}:  # /v1/responses
+            parts = [
+                part for item in items for part in item.get("content") or [] if item["type"] == "message"
+            ]
+            texts = [part["text"] for part in parts if part.get("type") == "output_text"]
+            refusals = [part["refusal"] for part in parts if part.get("type") == "refusal"]
+            return "".join(texts) if texts else None, "".join(refusals) or None
+        case {"data": [{"embedding": _}, *_] as vectors}:  # /v1/embeddings, one input or several
+            found = [vector["embedding"] for vector in vectors]
+            return found[0] if len(found) == 1 else found, None
+        case {"type": "message", "content": list(blocks)}:  # /v1/messages
+            return "".join(block["text"] for block in blocks if block.get("type") == "text"), None
+        case _:
+            return dict(body), None

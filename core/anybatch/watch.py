@@ -1,0 +1,606 @@
+"""One poller for all waiting batches of an account.
+
+Everything in a process that waits for a batch shares, per event loop and account, one `Watcher`: one client,
+one connection pool, one schedule. Few batches are retrieved one by one; many are read off the provider's
+listing, a hundred a call. What to do next is decided by the functions at the top, which touch nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import heapq
+import logging
+import math
+import random
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
+from enum import Enum, auto
+from itertools import chain, count
+from typing import Protocol, TypeVar
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+from .errors import (
+    AuthenticationError,
+    ConfigurationError,
+    DeadlineExceededError,
+    NotFoundError,
+    QuotaError,
+    RateLimitError,
+)
+from .models import Batch, BatchStatus, Page
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+LANES = 8  # retrieves under way at once
+ONE_BY_ONE = 256  # retrieves in one sweep; the others keep their turn
+FEW = 8  # this many are not worth a listing
+PATIENCE = 3  # pages that may bring less than they cost before a listing is given up
+REFUSALS = 5  # times in a row that one page of a listing is asked for again after a 429
+CLOCK_SKEW = 120.0  # seconds that our clock and the provider's may differ
+CALL_SECONDS = 120.0  # a call that takes longer has failed
+NO_LISTING = (120.0, 1800.0)  # seconds without listings after one that did not pay, and at most
+LONGEST_PAUSE = 3600.0  # seconds; a Retry-After beyond that is not believed
+LATE_LOOK = 60.0  # seconds that a wait has which begins after its deadline
+LASTING = 300.0  # seconds after which trouble that lasts is worth a second line in the log
+SLICE = 250  # records handled before the event loop gets its turn
+
+
+# --- decisions ---------------------------------------------------------------------------------------
+
+
+def next_interval(age: float, first: float, most: float, roll: float) -> float:
+    """Seconds until the next look at a batch of this age, so that its end is noticed within a tenth of it.
+
+    `roll` in [0, 1) is the jitter, of a tenth either way.
+    """
+    return min(most, max(first, age / 10)) * (0.9 + 0.2 * roll)
+
+
+def before_deadline(interval: float, left: float, first: float) -> float:
+    """Shorten the interval so that the last look comes one `first` before the deadline, `left` s from now."""
+    return min(interval, left - first) if left > 2 * first else interval
+
+
+def listing_pays(soon: int, newer: int, page_size: int) -> bool:
+    """Whether to page through the listing instead of retrieving each.
+
+    `newer` waiting batches are at least as new as the oldest that is due, so that many entries have to be
+    read, at the very least; `soon` of them are due now or soon, so that many calls are saved.
+    """
+    return soon > FEW and page_size > 1 and 2 * math.ceil(newer / page_size) <= soon
+
+
+def keep_listing(
+    pages: int, ours: int, wanted: int, missing: int, page_oldest: float, wanted_oldest: float
+) -> bool:
+    """Whether the next page is worth its call: `ours` waiting batches seen, `missing` of `wanted` are not.
+
+    Never more pages than retrieving each would cost, and no more than a few, or a tenth of the calls that
+    could still be saved, which show none of ours: so little is lost on an account full of other people's
+    batches, or on a listing without end.
+    """
+    if not missing or page_oldest < wanted_oldest - CLOCK_SKEW:
+        return False
+    return pages < wanted and pages - ours < max(PATIENCE, missing / 10)
+
+
+class Verdict(Enum):
+    """What a failed call means for those who wait."""
+
+    ENDS_ALL = auto()
+    ENDS_ONE = auto()
+    SLOWS = auto()
+    BLIP = auto()
+
+
+def verdict(error: Exception) -> Verdict:
+    """Only 401, 403 and 404 end a wait; 401 (and a client that cannot be made) every wait of the account."""
+    match error:
+        case ConfigurationError():
+            return Verdict.ENDS_ALL
+        case AuthenticationError():
+            return Verdict.ENDS_ONE if error.status_code == 403 else Verdict.ENDS_ALL
+        case NotFoundError():
+            return Verdict.ENDS_ONE
+        case RateLimitError() | QuotaError():
+            return Verdict.SLOWS
+        case _:
+            return Verdict.BLIP
+
+
+class Trouble:
+    """Decides which failures get a line in the log: the first of a series, then ever fewer while it lasts."""
+
+    __slots__ = ("_last", "_next", "_since")
+
+    def __init__(self) -> None:
+        self._since = self._last = self._next = -math.inf
+
+    def lasts(self, now: float, calm: float) -> float | None:
+        """Seconds the series has lasted if it is worth a line now; `calm` seconds without failure end it."""
+        if now - self._last > calm:
+            self._since, self._next = now, now + LASTING
+        elif now >= self._next:
+            self._next = now + 2 * (now - self._since)
+        else:
+            self._last = now
+            return None
+        self._last = now
+        return now - self._since
+
+
+# --- the watcher -------------------------------------------------------------------------------------
+
+
+class Polling(Protocol):
+    """What a provider says about polling: first and largest interval in seconds, entries on a list page."""
+
+    @property
+    def poll_seconds(self) -> tuple[float, float]: ...
+    @property
+    def list_limit(self) -> int | None: ...
+
+
+class Source(Protocol):
+    """What the watcher needs of a client."""
+
+    @property
+    def provider(self) -> Polling: ...
+    async def retrieve(self, batch_id: str) -> Batch: ...
+    async def list(self, *, after: str | None = None, limit: int | None = None) -> Page: ...
+
+
+MakeClient = Callable[[], AbstractAsyncContextManager[Source]]
+
+
+class _Waiter:
+    """One call of `wait`."""
+
+    __slots__ = ("deadline", "future", "mark", "on_progress", "timer")
+
+    def __init__(
+        self, future: asyncio.Future[Batch], deadline: float, on_progress: Callable[[Batch], None] | None
+    ) -> None:
+        self.future = future
+        self.deadline = deadline
+        self.on_progress = on_progress
+        self.mark: tuple[str, int, int] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+    def tell(self, batch: Batch) -> None:
+        """Report progress, if there is any since last time; what the callback raises ends its own wait."""
+        if self.on_progress is None or self.future.done():
+            return
+        counts = batch.request_counts
+        mark = (batch.raw_status, counts.completed if counts else 0, counts.failed if counts else 0)
+        if mark != self.mark:
+            self.mark = mark
+            try:
+                self.on_progress(batch)
+            except Exception as error:
+                self.future.set_exception(error)
+
+    def fail(self, error: Exception) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class _Watched:
+    """One batch that is waited for; `due` is on the loop's clock, the other times are unix seconds."""
+
+    __slots__ = ("batch_id", "created_at", "due", "queued", "since", "status", "waiters")
+
+    def __init__(self, batch_id: str, created_at: float | None, since: float) -> None:
+        self.batch_id = batch_id
+        self.created_at = created_at
+        self.since = since
+        self.due = math.inf
+        self.queued = math.inf  # when its entry in the schedule comes up; never after `due`
+        self.status: str | None = None
+        self.waiters: list[_Waiter] = []
+
+    @property
+    def order(self) -> float:
+        """The place in a listing; of unknown age is taken as oldest."""
+        return -math.inf if self.created_at is None else self.created_at
+
+
+class Watcher:
+    """Waits for any number of batches of one account in one event loop; made by `get_watcher`.
+
+    It opens a client when the first wait begins and closes it before the last wait returns.
+    """
+
+    def __init__(self, key: str, make_client: MakeClient, *, clock: Callable[[], float] = time.time) -> None:
+        self.key = key
+        self._make_client = make_client
+        self._clock = clock
+        self._waiting = 0
+        self._task: asyncio.Task[None] | None = None
+        self._batches: dict[str, _Watched] = {}
+        self._heap: list[tuple[float, int, _Watched]] = []
+        self._number = count()
+        self._provider: str | None = None
+        self._odd_statuses: set[str] = set()
+        self._trouble = Trouble()
+        self._first, self._most, self._page_size = 15.0, 300.0, 0
+        self._not_before = self._swept = self._list_again = -math.inf
+        self._failures = self._slowed = self._unpaid = 0
+        # What was looked at in one sweep stays together: it has one time of looking, and one jitter.
+        self._began, self._roll = -math.inf, 0.5
+
+    async def wait(
+        self,
+        batch_id: str,
+        *,
+        deadline: float | None = None,
+        created_at: float | None = None,
+        on_progress: Callable[[Batch], None] | None = None,
+    ) -> Batch:
+        """Return the batch once it has ended, however it ended.
+
+        `deadline` and `created_at` are unix seconds; knowing the age saves calls. A deadline that has passed
+        still gets one look. `on_progress` is called with every new status or count. Raises
+        AuthenticationError and NotFoundError at once, DeadlineExceededError at the deadline, and nothing for
+        failures that may pass.
+        """
+        watched, waiter = self._join(batch_id, deadline, created_at, on_progress)
+        try:
+            return await waiter.future
+        finally:
+            if self._leave(watched, waiter):
+                await self._close()
+
+    # --- who waits -----------------------------------------------------------------------------------
+
+    def _join(
+        self,
+        batch_id: str,
+        deadline: float | None,
+        created_at: float | None,
+        on_progress: Callable[[Batch], None] | None,
+    ) -> tuple[_Watched, _Waiter]:
+        loop, now = asyncio.get_running_loop(), self._clock()
+        watched = self._batches.get(batch_id)
+        if watched is None:
+            watched = self._batches[batch_id] = _Watched(batch_id, created_at, now)
+        waiter = _Waiter(loop.create_future(), math.inf if deadline is None else deadline, on_progress)
+        watched.waiters.append(waiter)
+        self._waiting += 1
+        if deadline is not None:
+            left = deadline - now if deadline > now else LATE_LOOK
+            waiter.timer = loop.call_later(left, self._expire, watched, waiter)
+        if self._task is None or self._task.done():
+            self._wake = asyncio.Event()
+            self._ready = False
+            self._task = loop.create_task(self._run(), name=f"anybatch watcher {self.key}")
+        elif self._ready:
+            self._look_soon(watched)
+        return watched, waiter
+
+    def _leave(self, watched: _Watched, waiter: _Waiter) -> bool:
+        """Take the waiter out; whether it was the last of all."""
+        if waiter.timer is not None:
+            waiter.timer.cancel()
+        self._detach(watched, waiter)
+        self._waiting -= 1
+        return self._waiting == 0
+
+    def _detach(self, watched: _Watched, waiter: _Waiter) -> None:
+        if waiter in watched.waiters:
+            watched.waiters.remove(waiter)
+        if not watched.waiters and self._batches.get(watched.batch_id) is watched:
+            del self._batches[watched.batch_id]
+
+    def _expire(self, watched: _Watched, waiter: _Waiter) -> None:
+        self._detach(watched, waiter)
+        until = datetime.fromtimestamp(waiter.deadline, UTC).isoformat(timespec="seconds")
+        waiter.fail(
+            DeadlineExceededError(
+                f"batch {watched.batch_id} was {watched.status or 'not seen yet'} at the deadline, {until}; "
+                "it is left running",
+                provider=self._provider,
+                batch_id=watched.batch_id,
+            )
+        )
+
+    def _drop(self, watched: _Watched) -> list[_Waiter]:
+        """Stop watching a batch; its waiters, who still have to be answered."""
+        if self._batches.get(watched.batch_id) is watched:
+            del self._batches[watched.batch_id]
+        waiters, watched.waiters = watched.waiters, []
+        return waiters
+
+    async def _fail_all(self, error: Exception) -> None:
+        batches, self._batches, self._heap = self._batches, {}, []
+        for number, watched in enumerate(batches.values()):
+            for waiter in self._drop(watched):
+                waiter.fail(_own(error))
+            if number % SLICE == 0:
+                await asyncio.sleep(0)
+
+    # --- the poll task -------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        try:
+            async with self._make_client() as client:
+                self._begin(client.provider)
+                while True:
+                    await self._sleep()
+                    await self._sweep(client)
+        except asyncio.CancelledError:
+            if self._task is asyncio.current_task():  # not the last waiter: the event loop is ending
+                for watched in list(self._batches.values()):
+                    for waiter in self._drop(watched):
+                        waiter.future.cancel()
+            raise
+        except Exception as error:
+            if self._task is not asyncio.current_task():
+                log.warning("%s: closing the client failed: %s", self.key, error)
+                return
+            self._task = None  # a wait that begins meanwhile starts afresh
+            await self._fail_all(error)
+
+    async def _close(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            if not task.cancelling():  # else the event loop is ending; a second blow would hit the closing
+                task.cancel()
+            await asyncio.wait([task])
+
+    def _begin(self, provider: Polling) -> None:
+        self._first, self._most = provider.poll_seconds
+        self._page_size = provider.list_limit or 0
+        self._heap = []
+        self._failures = self._slowed = 0
+        self._ready = True
+        for watched in self._batches.values():
+            self._look_soon(watched)
+
+    @property
+    def _grain(self) -> float:
+        """Seconds between sweeps, at least, and between looks that are taken together."""
+        return self._first / 5
+
+    def _look_soon(self, watched: _Watched) -> None:
+        """Give a new waiter a look within one grain; all who come within it are served together."""
+        left = min(waiter.deadline for waiter in watched.waiters) - self._clock()
+        delay = self._grain * random.uniform(0.5, 1)
+        self._schedule(watched, min(delay, left / 2) if left > 0 else 0)
+
+    def _schedule(self, watched: _Watched, delay: float) -> None:
+        """Set when the batch is looked at next. Entries of the schedule that come up early are put back."""
+        if not watched.waiters:
+            return
+        watched.due = asyncio.get_running_loop().time() + delay
+        if watched.due < watched.queued:
+            self._queue(watched)
+            if self._heap[0][2] is watched:
+                self._wake.set()
+
+    def _queue(self, watched: _Watched) -> None:
+        watched.queued = watched.due
+        heapq.heappush(self._heap, (watched.due, next(self._number), watched))
+
+    async def _sleep(self) -> None:
+        """Return when something may be due, the account may be asked, and the last sweep is a grain ago."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self._wake.clear()
+            earliest = max(self._not_before, self._swept + self._grain)
+            at = max(earliest, self._heap[0][0] if self._heap else math.inf)
+            if at <= loop.time():
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(at if at < math.inf else None):
+                    await self._wake.wait()
+
+    # --- looking -------------------------------------------------------------------------------------
+
+    async def _sweep(self, client: Source) -> None:
+        """Look at everything that is due."""
+        now = asyncio.get_running_loop().time()
+        self._began, self._roll = now, random.random()
+        listable = self._page_size > 1 and now >= self._list_again
+        due = await self._take_due(now + self._grain, None if listable else ONE_BY_ONE)
+        if due and listable:
+            oldest = min(watched.order for watched in due)
+            newer = [watched for watched in self._batches.values() if watched.order >= oldest]
+            until = now + max(self._most / 4, self._grain)
+            soon = {watched.batch_id: watched for watched in newer if watched.due <= until}
+            if listing_pays(len(soon), len(newer), self._page_size):
+                await self._read_listing(client, soon, oldest)
+                due = [watched for watched in due if watched.batch_id in soon]
+        if due:
+            await self._retrieve_each(client, due)
+        self._swept = asyncio.get_running_loop().time()
+
+    async def _take_due(self, until: float, limit: int | None) -> list[_Watched]:
+        due: list[_Watched] = []
+        for number in count(1):
+            if not self._heap or self._heap[0][0] > until or len(due) == limit:
+                return due
+            at, _, watched = heapq.heappop(self._heap)
+            if watched.waiters and at == watched.queued:  # else nobody waits, or an earlier entry was made
+                if watched.due > until:
+                    self._queue(watched)
+                else:
+                    watched.queued = math.inf
+                    due.append(watched)
+            if number % SLICE == 0:
+                await asyncio.sleep(0)
+        raise AssertionError("unreachable")
+
+    async def _read_listing(self, client: Source, wanted: dict[str, _Watched], oldest: float) -> None:
+        """Page through the listing, take what was seen out of `wanted`, and update all that was seen."""
+        expected, pages, refused = len(wanted), 0, 0
+        after: str | None = None
+        cursors: set[str | None] = {None}
+        ours: set[str] = set()
+        while True:
+            try:
+                page = await self._call(client.list(after=after, limit=self._page_size))
+            except Exception as error:
+                self._report(error, "listing batches")
+                if verdict(error) is not Verdict.SLOWS or refused == REFUSALS:
+                    return self._listing_paid(False)
+                # Starting over later would never get past the page where the limit strikes.
+                refused += 1
+                self._slow_down(error)
+                await asyncio.sleep(self._not_before - asyncio.get_running_loop().time())
+                continue
+            pages, refused = pages + 1, 0
+            for batch in page:
+                wanted.pop(batch.id, None)
+                if watched := self._batches.get(batch.id):
+                    ours.add(batch.id)
+                    self._saw(watched, batch)
+            await asyncio.sleep(0)
+            missing = len(wanted)
+            page_oldest = min((batch.created_at for batch in page if batch.created_at), default=math.inf)
+            after = page.next_cursor if page.has_more and len(page) else None
+            if after in cursors or not keep_listing(pages, len(ours), expected, missing, page_oldest, oldest):
+                return self._listing_paid(expected - missing >= pages)
+            cursors.add(after)
+
+    def _listing_paid(self, paid: bool) -> None:
+        """After a listing that cost more than it brought, go without for a while, longer each time."""
+        self._unpaid = 0 if paid else self._unpaid + 1
+        if not paid:
+            pause, most = NO_LISTING
+            pause = min(most, pause * 2.0 ** min(self._unpaid - 1, 10))
+            self._list_again = asyncio.get_running_loop().time() + pause
+
+    async def _retrieve_each(self, client: Source, due: list[_Watched]) -> None:
+        turn = iter(due[:ONE_BY_ONE])
+        loop = asyncio.get_running_loop()
+
+        async def lane() -> None:
+            while loop.time() >= self._not_before and (watched := next(turn, None)):
+                if self._batches.get(watched.batch_id) is watched:
+                    await self._look(client, watched)
+
+        async with asyncio.TaskGroup() as lanes:
+            for _ in due[:LANES]:
+                lanes.create_task(lane())
+        for watched in chain(turn, due[ONE_BY_ONE:]):
+            self._schedule(watched, watched.due - loop.time())  # keeps its turn
+
+    async def _look(self, client: Source, watched: _Watched) -> None:
+        try:
+            batch = await self._call(client.retrieve(watched.batch_id))
+        except Exception as error:
+            match verdict(error):
+                case Verdict.ENDS_ALL:
+                    await self._fail_all(error)
+                case Verdict.ENDS_ONE:
+                    for waiter in self._drop(watched):
+                        waiter.fail(_own(error))
+                case Verdict.SLOWS:
+                    self._report(error, watched.batch_id)
+                    self._slow_down(error)
+                    self._schedule(watched, 0)
+                case Verdict.BLIP:
+                    self._report(error, watched.batch_id)
+                    self._failures += 1
+                    if self._failures % LANES == 0:  # nothing gets through: not only this batch
+                        self._slow_down()
+                    again = self._first * 2.0 ** min(self._failures - 1, 10)
+                    self._schedule(watched, min(again, self._interval(watched)))
+        else:
+            self._saw(watched, batch)
+
+    async def _call(self, call: Awaitable[T]) -> T:
+        async with asyncio.timeout(CALL_SECONDS):
+            answer = await call
+        self._failures = self._slowed = 0
+        return answer
+
+    def _saw(self, watched: _Watched, batch: Batch) -> None:
+        """Take in a batch as the provider shows it now."""
+        self._provider = batch.provider
+        if batch.created_at is not None:
+            watched.created_at = batch.created_at
+        self._note_status(watched, batch)
+        for waiter in list(watched.waiters):
+            waiter.tell(batch)
+        if batch.status.is_terminal:
+            for waiter in self._drop(watched):
+                if not waiter.future.done():
+                    waiter.future.set_result(batch)
+            return
+        now = self._clock()
+        for waiter in [waiter for waiter in watched.waiters if waiter.deadline <= now]:
+            self._expire(watched, waiter)
+        if watched.waiters:
+            interval = self._interval(watched)
+            took = asyncio.get_running_loop().time() - self._began
+            self._schedule(watched, max(interval - took, interval / 2))
+
+    def _interval(self, watched: _Watched) -> float:
+        now = self._clock()
+        age = now - (watched.since if watched.created_at is None else watched.created_at)
+        interval = next_interval(age, self._first, self._most, self._roll)
+        left = min((waiter.deadline for waiter in watched.waiters), default=math.inf) - now
+        return before_deadline(interval, left, self._first)
+
+    def _note_status(self, watched: _Watched, batch: Batch) -> None:
+        status = batch.raw_status if batch.status is BatchStatus.UNKNOWN else batch.status.value
+        if watched.status not in (None, status):
+            log.info("batch %s: %s, was %s", batch.id, status, watched.status)
+        if batch.status is BatchStatus.UNKNOWN and status not in self._odd_statuses:
+            self._odd_statuses.add(status)
+            log.warning("batch %s: status %r is not known; taken as still running", batch.id, status)
+        watched.status = status
+
+    # --- trouble -------------------------------------------------------------------------------------
+
+    def _slow_down(self, error: Exception | None = None) -> None:
+        """Ask this account nothing for a while: as long as it says, else ever longer."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._not_before:  # else these are calls that were under way together
+            self._slowed += 1
+        asked = getattr(error, "retry_after", None)
+        pause = min(self._most, self._first * 2.0 ** min(self._slowed - 1, 10)) if asked is None else asked
+        pause = min(pause, LONGEST_PAUSE) * random.uniform(1, 1.1)
+        self._not_before = max(self._not_before, now + pause)
+
+    def _report(self, error: Exception, what: str) -> None:
+        now = asyncio.get_running_loop().time()
+        lasts = self._trouble.lasts(now, calm=2 * self._most)
+        if lasts is not None:
+            told = f"for {lasts / 60:.0f} min, last " if lasts else ""
+            reason = str(error) or type(error).__name__
+            log.warning("%s: polling fails, still waiting: %s%s: %s", self.key, told, what, reason)
+
+
+def _own(error: Exception) -> Exception:
+    """A copy for each who gets it: one instance raised in thousands of tasks grows a traceback from all."""
+    try:
+        return copy.copy(error).with_traceback(error.__traceback__)
+    except TypeError:  # its constructor wants more than its message
+        return error
+
+
+_Watchers = WeakValueDictionary[str, Watcher]
+_watchers: WeakKeyDictionary[asyncio.AbstractEventLoop, _Watchers] = WeakKeyDictionary()
+
+
+def get_watcher(key: str, make_client: MakeClient) -> Watcher:
+    """The running loop's watcher for the account of this key (`Account.key`), made if there is none.
+
+    `make_client` is called, and the client entered and left, by the watcher and only if it has none open:
+    whoever comes second makes no client. The client must not repeat failed calls by itself for long, since
+    repeating is what the watcher does. The registry keeps nothing alive: a watcher lives as long as someone
+    holds it or waits.
+    """
+    watchers = _watchers.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
+    watcher = watchers.get(key)
+    if watcher is None:
+        watcher = watchers[key] = Watcher(key, make_client)
+    return watcher
