@@ -55,7 +55,10 @@ class RetryPolicy:
         return tenacity.Retrying(**self._tenacity(request))(function)
 
     async def acall(self, function: Callable[[], Awaitable[T]], request: httpx.Request) -> T:
-        return await tenacity.AsyncRetrying(**self._tenacity(request))(function)
+        async def attempt() -> T:  # tenacity awaits only what it recognises as a coroutine function
+            return await function()
+
+        return await tenacity.AsyncRetrying(**self._tenacity(request))(attempt)
 
     def _tenacity(self, request: httpx.Request) -> dict[str, Any]:
         repeatable = request.extensions.get("anybatch.repeatable", True)

@@ -1,0 +1,196 @@
+"""Reading, validating and splitting request lines."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anybatch.errors import InputError, JobError, Problem
+from anybatch.lines import MAX_PROBLEMS, Plan, iter_lines, make_plan
+from anybatch.providers import get_provider
+from anybatch.providers.base import Limits, Provider
+
+CHAT = "/v1/chat/completions"
+
+
+def line(custom_id: str = "a", model: str = "m", **changes: Any) -> dict[str, Any]:
+    body = {"model": model, "messages": [{"role": "user", "content": "hi"}]}
+    return {"custom_id": custom_id, "method": "POST", "url": CHAT, "body": body, **changes}
+
+
+def jsonl(*lines: object) -> bytes:
+    return b"".join(each if isinstance(each, bytes) else json.dumps(each).encode() + b"\n" for each in lines)
+
+
+def provider(name: str = "openai", **changes: Any) -> Provider:
+    found = get_provider(name, api_key="k", api_base="http://127.0.0.1:9")
+    for attribute, value in changes.items():
+        setattr(found, attribute, value)
+    return found
+
+
+def plan(data: bytes, tmp_path: Path, at: Provider | None = None, **options: Any) -> Plan:
+    at = at or provider()
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(data)
+    spooled = tmp_path / "spool.jsonl"
+    content = source if at.verbatim else spooled
+    with source.open("rb") as file, spooled.open("wb") as spool, (tmp_path / "ids.jsonl").open("wb") as ids:
+        return make_plan(
+            file, "in.jsonl", at, CHAT, content=content, spool=None if at.verbatim else spool, ids=ids, **options
+        )
+
+
+def uploaded(made: Plan) -> list[bytes]:
+    contents = []
+    for shard in made.shards:
+        with made.shard_content(shard).open() as file:
+            contents.append(file.read())
+    return contents
+
+
+def problems(data: bytes, tmp_path: Path, at: Provider | None = None, **options: Any) -> tuple[Problem, ...]:
+    with pytest.raises(InputError) as caught:
+        plan(data, tmp_path, at, **options)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1 << 20])
+def test_lines_are_cut_at_the_newline_byte_alone(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anybatch.lines._READ", size)
+    records = ["a\u2028b", "c\x85d", "e\x0bf\x1cg", "", "last"]
+    data = "\n".join(records).encode()
+    read = list(iter_lines(io.BytesIO(data)))
+    assert [raw.rstrip(b"\n").decode() for _, raw in read] == records
+    assert all(data[offset : offset + len(raw)] == raw for offset, raw in read)
+
+
+@pytest.mark.parametrize(
+    ("data", "number", "field", "text"),
+    [
+        (jsonl(line()) + b'{"custom_id":"b\xff"}\n', 2, None, "not UTF-8: byte 0xff at column 16"),
+        (b"\xef\xbb\xbf" + jsonl(line()), 1, None, "UTF-8 byte order mark"),
+        (json.dumps(line()).encode("utf-16"), 1, None, "UTF-16 byte order mark"),
+        (jsonl(*[line(str(n)) for n in range(6)]) + b'{"custom_id":"x",\n', 7, None, "not JSON"),
+        (jsonl([1]), 1, None, "not a JSON object but list"),
+        (jsonl(line("a"), line("b"), line("a")), 3, "custom_id", "'a' was used before, in line 1"),
+        (jsonl(line(custom_id=5)), 1, "custom_id", "must be a text"),
+        (jsonl(line(custom_id="")), 1, "custom_id", "must be a text"),
+        (jsonl(line(method="GET")), 1, "method", "must be 'POST', not 'GET'"),
+        (jsonl(line(url="/v1/embeddings")), 1, "url", "the batch's endpoint is '/v1/chat/completions'"),
+        (jsonl({"custom_id": "a", "body": {"model": "m"}}), 1, "method", "must be 'POST', not None"),
+        (jsonl(line(body="x")), 1, "body", "must be a JSON object"),
+        (jsonl(line(body={"messages": []})), 1, "body.model", "must name the model"),
+        (jsonl(line(body={"model": "m", "stream": True})), 1, "body.stream", "cannot stream"),
+        (jsonl(line(params={})), 1, "params", "no such member"),
+        (jsonl(line("a", "m1"), line("b", "m2")), 2, "body.model", "line 1 has 'm1'"),
+        (b"", None, None, "holds no request"),
+        (b"\n\n \n", None, None, "holds no request"),
+        (b'{"custom_id":"a","method":"POST","url":"/v1/chat/completions","body":{"model":"m","n":NaN}}\n',
+         1, None, "not JSON"),
+    ],
+)  # fmt: skip
+def test_bad_lines_are_named(data: bytes, number: int | None, field: str | None, text: str, tmp_path: Path) -> None:
+    found = problems(data, tmp_path)
+    assert (found[0].line, found[0].field) == (number, field)
+    assert text in found[0].message
+
+
+def test_all_problems_are_told_up_to_a_cap(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        plan(jsonl(*[line(str(n), method="PUT") for n in range(MAX_PROBLEMS + 5)]), tmp_path)
+    assert len(caught.value.problems) == MAX_PROBLEMS
+    assert caught.value.more == 5
+    assert "in.jsonl: 25 problems (nothing was sent)" in str(caught.value)
+    assert "line 3, method: must be 'POST', not 'PUT'" in str(caught.value)
+    assert "and 5 more" in str(caught.value)
+
+
+def test_mixed_models_are_fine_where_the_provider_takes_them(tmp_path: Path) -> None:
+    made = plan(jsonl(line("a", "m1"), line("b", "m2")), tmp_path, provider("parasail"))
+    assert made.models == ("m1", "m2")
+
+
+@pytest.mark.parametrize(("second", "text"), [("m2", "mistral runs one model a batch"), (None, "must name")])
+def test_mistral_takes_one_model_a_job(second: str | None, text: str, tmp_path: Path) -> None:
+    found = problems(jsonl(line("a", "m1"), line("b", second)), tmp_path, provider("mistral"))  # type: ignore[arg-type]
+    assert found[0].line == 2
+    assert found[0].field == "body.model"
+    assert text in found[0].message
+
+
+def test_a_job_model_serves_the_lines_that_name_none(tmp_path: Path) -> None:
+    bare = line("a")
+    del bare["body"]["model"]
+    assert plan(jsonl(bare), tmp_path, provider("mistral"), model="m1").models == ("m1",)
+    found = problems(jsonl(line("a", "other")), tmp_path, provider("mistral"), model="m1")
+    assert "the job's model is 'm1'" in found[0].message
+
+
+def test_untranslatable_parameters_name_line_and_parameter(tmp_path: Path) -> None:
+    bad = line("b")
+    bad["body"]["logit_bias"] = {"50256": -100}
+    data = jsonl(line("a"), bad)
+    found = problems(data, tmp_path, provider("anthropic"))
+    assert (found[0].line, found[0].field) == (2, "body.logit_bias")
+    assert plan(data, tmp_path, provider("anthropic"), drop_untranslatable=True).rows == 2
+
+
+@pytest.mark.parametrize(
+    ("limits", "rows"),
+    [
+        (Limits(requests=3), [3, 3, 1]),
+        (Limits(requests=7), [7]),
+        (Limits(bytes=2 * len(jsonl(line("1")))), [2, 2, 2, 1]),
+    ],
+)
+def test_shards_keep_within_the_limits_and_lose_nothing(limits: Limits, rows: list[int], tmp_path: Path) -> None:
+    data = jsonl(*[line(str(n)) for n in range(7)])
+    made = plan(data, tmp_path, provider(limits=limits))
+    assert [shard.rows for shard in made.shards] == rows
+    assert [shard.first_row for shard in made.shards] == [sum(rows[:n]) for n in range(len(rows))]
+    assert b"".join(uploaded(made)) == data
+    assert all(len(part) <= limits.bytes for part in uploaded(made))
+    assert (tmp_path / "ids.jsonl").read_text().split() == [f'"{n}"' for n in range(7)]
+
+
+def test_a_line_that_fits_no_batch_is_an_error(tmp_path: Path) -> None:
+    found = problems(jsonl(line("a")), tmp_path, provider(limits=Limits(bytes=50)))
+    assert "a batch at openai holds 50" in found[0].message
+
+
+def test_blank_lines_and_a_missing_last_newline_do_not_matter(tmp_path: Path) -> None:
+    first, second, third = jsonl(line("1")), jsonl(line("2")), jsonl(line("3")).rstrip(b"\n")
+    made = plan(first + b"\n\r\n" + second + b"\n" + third, tmp_path)
+    assert uploaded(made) == [first + second + third]
+    assert made.rows == 3
+
+
+def test_lines_keep_their_numbers_behind_blank_ones(tmp_path: Path) -> None:
+    assert problems(jsonl(line("1")) + b"\n\n" + jsonl([]), tmp_path)[0].line == 4
+
+
+def test_bytes_are_uploaded_as_they_are(tmp_path: Path) -> None:
+    odd = b'{ "custom_id" :"\\u00e9\xe2\x80\xa8","method":"POST","url":"' + CHAT.encode() + b'", "body":{"model":"m"}}\r\n'
+    assert uploaded(plan(odd, tmp_path)) == [odd]
+    assert json.loads((tmp_path / "ids.jsonl").read_text()) == "é\u2028"
+
+
+def test_an_input_that_changes_after_validation_is_not_uploaded(tmp_path: Path) -> None:
+    made = plan(jsonl(line("1")), tmp_path)
+    (tmp_path / "in.jsonl").write_bytes(jsonl(line("2"), line("3")))
+    with pytest.raises(JobError, match="changed after it was validated"):
+        made.shard_content(made.shards[0]).open()
+
+
+def test_many_ids_are_compared_across_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anybatch.lines._SeenIds._BATCH", 4)
+    data = jsonl(*[line(str(n)) for n in range(30)], line("3"), line("29"))
+    assert [(p.line, p.message) for p in problems(data, tmp_path)] == [
+        (31, "'3' was used before, in line 4"),
+        (32, "'29' was used before, in line 30"),
+    ]
