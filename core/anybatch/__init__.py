@@ -1,65 +1,70 @@
 """LLM batch jobs for data pipelines: paid for once, waited for without a worker, every row accounted for."""
 
-from ._version import __version__
-from .api import (
-    acancel_batch,
-    acreate_batch,
-    alist_batches,
-    aretrieve_batch,
-    aretrieve_batch_results,
-    arun_job,
-    cancel_batch,
-    create_batch,
-    list_batches,
-    retrieve_batch,
-    retrieve_batch_results,
-    run_job,
-)
-from .client import AsyncClient, Client
-from .errors import (
-    AnyBatchError,
-    APIError,
-    AuthenticationError,
-    BadRequestError,
-    BatchFailedError,
-    BatchNotCompleteError,
-    ConfigurationError,
-    CreateOutcomeUnknownError,
-    DeadlineExceededError,
-    InputChangedError,
-    InputError,
-    JobError,
-    LedgerConflictError,
-    MissingKeyError,
-    NotFoundError,
-    OrphanError,
-    Problem,
-    QuotaError,
-    RateLimitError,
-    ServerError,
-    TransportError,
-    UnknownOptionError,
-    UnknownProviderError,
-)
-from .job import Job
-from .models import (
-    Batch,
-    BatchRecord,
-    BatchResult,
-    BatchStatus,
-    Body,
-    Outcome,
-    Page,
-    Report,
-    RequestCounts,
-    Row,
-    RowError,
-    TokenUsage,
-)
-from .providers import LLMProvider, get_provider, provider_names
-from .retry import RetryPolicy
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-# TABLES from .tables import build_requests, join_results, write_jsonl
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from .api import (
+        acancel_batch,
+        acreate_batch,
+        alist_batches,
+        aretrieve_batch,
+        aretrieve_batch_results,
+        arun_job,
+        cancel_batch,
+        create_batch,
+        list_batches,
+        retrieve_batch,
+        retrieve_batch_results,
+        run_job,
+    )
+    from .client import AsyncClient, Client
+    from .errors import (
+        AnyBatchError,
+        APIError,
+        AuthenticationError,
+        BadRequestError,
+        BatchFailedError,
+        BatchNotCompleteError,
+        ConfigurationError,
+        CreateOutcomeUnknownError,
+        DeadlineExceededError,
+        InputChangedError,
+        InputError,
+        JobError,
+        LedgerConflictError,
+        MissingKeyError,
+        NotFoundError,
+        OrphanError,
+        Problem,
+        QuotaError,
+        RateLimitError,
+        ServerError,
+        TransportError,
+        UnknownOptionError,
+        UnknownProviderError,
+    )
+    from .job import Job
+    from .models import (
+        Batch,
+        BatchRecord,
+        BatchResult,
+        BatchStatus,
+        Body,
+        Outcome,
+        Page,
+        Report,
+        RequestCounts,
+        Row,
+        RowError,
+        TokenUsage,
+    )
+    from .providers import LLMProvider, get_provider, provider_names
+    from .retry import RetryPolicy
+
+    # TABLES from .tables import build_requests, join_results, write_jsonl
 
 __all__ = [
     "APIError",
@@ -121,3 +126,89 @@ __all__ = [
     "run_job",
     "write_jsonl",
 ]
+
+# Names are imported when they are first asked for: a DAG file or a code location that only mentions anybatch
+# must not pay for httpx and pydantic at every parse.
+_MODULES = {
+    "api": (
+        "acancel_batch",
+        "acreate_batch",
+        "alist_batches",
+        "aretrieve_batch",
+        "aretrieve_batch_results",
+        "arun_job",
+        "cancel_batch",
+        "create_batch",
+        "list_batches",
+        "retrieve_batch",
+        "retrieve_batch_results",
+        "run_job",
+    ),
+    "client": (
+        "AsyncClient",
+        "Client",
+    ),
+    "errors": (
+        "APIError",
+        "AnyBatchError",
+        "AuthenticationError",
+        "BadRequestError",
+        "BatchFailedError",
+        "BatchNotCompleteError",
+        "ConfigurationError",
+        "CreateOutcomeUnknownError",
+        "DeadlineExceededError",
+        "InputChangedError",
+        "InputError",
+        "JobError",
+        "LedgerConflictError",
+        "MissingKeyError",
+        "NotFoundError",
+        "OrphanError",
+        "Problem",
+        "QuotaError",
+        "RateLimitError",
+        "ServerError",
+        "TransportError",
+        "UnknownOptionError",
+        "UnknownProviderError",
+    ),
+    "job": ("Job",),
+    "models": (
+        "Batch",
+        "BatchRecord",
+        "BatchResult",
+        "BatchStatus",
+        "Body",
+        "Outcome",
+        "Page",
+        "Report",
+        "RequestCounts",
+        "Row",
+        "RowError",
+        "TokenUsage",
+    ),
+    "providers": (
+        "LLMProvider",
+        "get_provider",
+        "provider_names",
+    ),
+    "retry": ("RetryPolicy",),
+    "tables": (
+        "build_requests",
+        "join_results",
+        "write_jsonl",
+    ),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

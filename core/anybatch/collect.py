@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic_core import from_json
+import orjson
 
 from .errors import BatchFailedError, BatchNotCompleteError, JobError, Problem
 from .flow import Flow, do, sleep
@@ -109,7 +109,7 @@ class _Ids:
         self._file = (folder / "ids.jsonl").open("rb")
 
     def take(self, rows: int) -> list[str]:
-        ids = [from_json(line) for line in islice(self._file, rows)]
+        ids = [orjson.loads(line) for line in islice(self._file, rows)]
         if len(ids) < rows:
             raise JobError("ids.jsonl is shorter than the ledger says")
         return ids

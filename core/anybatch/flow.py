@@ -154,6 +154,8 @@ def _prepare(http: httpx.Client | httpx.AsyncClient, request: httpx.Request) -> 
     # Hand-built requests get the client's timeout when sent, but not its headers.
     for name, value in http.headers.items():
         request.headers.setdefault(name, value)
+    # httpx writes it itself, but not for a request that was given a stream.
+    request.headers.setdefault("host", request.url.netloc.decode("ascii"))
     return request
 
 

@@ -14,10 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from upath import UPath
-
 from .errors import ConfigurationError
-from .ledger import JobFolder, Ledger, ShardRecord
+from .ledger import JobFolder, Ledger, ShardRecord, open_path
 from .providers.base import DEFAULT_WINDOW
 
 if TYPE_CHECKING:
@@ -74,7 +72,7 @@ class Job:
 
     @property
     def folder(self) -> JobFolder:
-        return JobFolder(UPath(self.output).absolute())
+        return JobFolder(open_path(self.output).absolute())
 
     @property
     def identity(self) -> str:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import sqlite3
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pydantic_core import from_json
+import orjson
 
 from .errors import InputError, JobError, Problem
 
@@ -199,7 +198,7 @@ class _SeenIds:
 def decode_line(raw: bytes) -> dict[str, Any] | Problem:
     """One line as a JSON object, or what is wrong with it (the line number is the caller's to add)."""
     try:
-        value = from_json(raw, allow_inf_nan=False, cache_strings="keys")
+        value = orjson.loads(raw)
     except ValueError as error:
         try:
             raw.decode("utf-8")
@@ -367,7 +366,7 @@ class _Planner:
             parameter = getattr(error, "parameter", None)
             self.problems.add(number, f"body.{parameter}" if parameter else "body", str(error))
             return None
-        return json.dumps(uploaded, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        return orjson.dumps(uploaded, option=orjson.OPT_APPEND_NEWLINE)
 
     def _place(self, start: int, size: int, line: dict[str, Any]) -> None:
         limits = self.provider.limits
@@ -382,7 +381,7 @@ class _Planner:
         self.size += size
         self.rows += 1
         if self.ids is not None:
-            self.ids.write(json.dumps(line["custom_id"]).encode() + b"\n")
+            self.ids.write(orjson.dumps(line["custom_id"], option=orjson.OPT_APPEND_NEWLINE))
 
     def _end_shard(self) -> None:
         self.shards.append(

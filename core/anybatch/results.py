@@ -7,14 +7,13 @@ once, with one outcome. What belongs to no request is written elsewhere and coun
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pydantic_core import from_json
+import orjson
 
 from .lines import iter_lines
 from .models import BatchStatus, Body, Outcome, Row, RowError, TokenUsage
@@ -37,7 +36,7 @@ def decode_line(raw: bytes, provider: Provider, endpoint: str | None) -> tuple[R
     empty custom_id where not even that can be read.
     """
     try:
-        record = from_json(raw, cache_strings="keys")
+        record = orjson.loads(raw)
         if not isinstance(record, dict):
             raise ValueError("not a JSON object")
         row = provider.decode(record, endpoint)
@@ -51,7 +50,7 @@ def decode_line(raw: bytes, provider: Provider, endpoint: str | None) -> tuple[R
 def _salvaged_id(raw: bytes) -> str:
     found = _CUSTOM_ID.search(raw)
     try:
-        return str(json.loads(found[1])) if found else ""
+        return str(orjson.loads(found[1])) if found else ""
     except ValueError:
         return ""
 
@@ -64,26 +63,22 @@ def iter_rows(path: Path, provider: Provider, endpoint: str | None) -> Iterator[
                 yield decode_line(raw.rstrip(b"\r\n"), provider, endpoint)[0]
 
 
-def landed_line(row: Row, record: dict[str, Any] | None = None) -> bytes:
-    """A row as a line of `results.jsonl`: OpenAI's output line behind a leading member `outcome`.
-
-    A provider's line that has OpenAI's shape already (`record`) is kept byte for byte.
-    """
-    if record is not None and _has_openai_shape(record, row):
-        return b'{"outcome":"%s",%s\n' % (row.outcome.encode(), row.raw.lstrip().removeprefix(b"{"))
+def landed_line(row: Row) -> bytes:
+    """A row as a line of `results.jsonl`: OpenAI's output line behind a leading member `outcome`."""
     response = None
-    if row.result is not None or (row.status_code is not None and row.outcome is not Outcome.MISSING):
+    if row.result is not None or row.status_code is not None:
         response = {"status_code": row.status_code, "request_id": None, "body": row.result}
     error = {"code": row.error.code, "message": row.error.message} if row.error else None
     line = {"outcome": row.outcome, "custom_id": row.custom_id, "response": response, "error": error}
-    return json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
+    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def _has_openai_shape(record: dict[str, Any], row: Row) -> bool:
+def has_openai_shape(record: dict[str, Any], custom_id: str, outcome: Outcome) -> bool:
+    """Whether a provider's line is an output line of OpenAI's to the letter."""
     response, error = record.get("response"), record.get("error")
-    if record.get("custom_id") != row.custom_id or "outcome" in record:
+    if record.get("custom_id") != custom_id or "outcome" in record:
         return False
-    if row.outcome is Outcome.SUCCEEDED:
+    if outcome is Outcome.SUCCEEDED:
         return (
             error is None
             and isinstance(response, dict)
@@ -95,7 +90,7 @@ def _has_openai_shape(record: dict[str, Any], row: Row) -> bool:
 
 def parse_landed(raw: bytes) -> Row:
     """A line of `results.jsonl` as a row again."""
-    record = from_json(raw)
+    record = orjson.loads(raw)
     response, error = record.get("response") or {}, record.get("error")
     body = response.get("body")
     return Row(
@@ -161,12 +156,13 @@ def _count(value: object) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where the line of a row lies, and what became of the row."""
+    """Where the line of a row lies, what became of the row, and whether the line can land as it is."""
 
     file: int
     offset: int
     size: int
     outcome: Outcome
+    kept: bool
 
 
 def merge(
@@ -190,7 +186,7 @@ def merge(
     places: dict[str, _Place] = {}
 
     def note(number: int, offset: int, raw: bytes) -> None:
-        row, _ = decode_line(raw, provider, endpoint)
+        row, record = decode_line(raw, provider, endpoint)
         custom_id = original.get(row.custom_id, row.custom_id)
         undecodable = row.error is not None and row.error.code == UNDECODABLE
         known = places.get(custom_id)
@@ -200,7 +196,8 @@ def merge(
         if custom_id not in expected or known is not None:
             tally.unexpected += 1
         if custom_id in expected and better:
-            places[custom_id] = _Place(number, offset, len(raw), row.outcome)
+            kept = record is not None and has_openai_shape(record, custom_id, row.outcome)
+            places[custom_id] = _Place(number, offset, len(raw), row.outcome, kept)
             if row.outcome is Outcome.SUCCEEDED and row.result is not None:
                 tally.add_body(row.result)
 
@@ -213,14 +210,19 @@ def merge(
         for custom_id in custom_ids:
             place = places.get(custom_id)
             if place is None:
-                row, record = unanswered(custom_id, status), None
+                row = unanswered(custom_id, status)
+                tally.counts[row.outcome] += 1
+                out.write(landed_line(row))
+                continue
+            tally.counts[place.outcome] += 1
+            files[place.file].seek(place.offset)
+            raw = files[place.file].read(place.size).strip()
+            if place.kept:
+                # OpenAI's shape already: the provider's own bytes, behind one more member.
+                out.write(b'{"outcome":"%s",%s\n' % (place.outcome.encode(), raw[1:]))
             else:
-                files[place.file].seek(place.offset)
-                raw = files[place.file].read(place.size).rstrip(b"\r\n")
-                row, record = decode_line(raw, provider, endpoint)
-                row = Row(custom_id, row.outcome, row.result, row.error, row.status_code, row.raw)
-            tally.counts[row.outcome] += 1
-            out.write(landed_line(row, record))
+                row, _ = decode_line(raw, provider, endpoint)
+                out.write(landed_line(replace(row, custom_id=custom_id)))
 
 
 _FATES = {

@@ -16,8 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from upath import UPath
-
 from .errors import (
     AnyBatchError,
     APIError,
@@ -29,7 +27,7 @@ from .errors import (
 )
 from .flow import Flow, do, sleep
 from .job import fingerprint, job_metadata, shard_metadata
-from .ledger import JobFolder, Ledger, ShardRecord, Step, local_path
+from .ledger import JobFolder, Ledger, ShardRecord, Step, local_path, open_path
 from .lines import Plan, Shard, make_plan
 from .models import Batch, BatchStatus
 from .providers.base import NewBatch
@@ -74,7 +72,7 @@ def prepare(job: Job, provider: Provider, scratch: Path) -> Plan | None:
     source = job.input
     if not isinstance(source, str | os.PathLike):
         source = _spool_requests(source, scratch / "requests.jsonl")
-    path = UPath(source)
+    path = open_path(source)
     local = local_path(path) if provider.verbatim else None
     content = local or scratch / "content.jsonl"
     try:

@@ -1,206 +1,31 @@
 """From a table to request lines, and from results back to the table: both streaming, in constant memory.
 
-A table is an iterable of mappings, a path or fsspec URL of a CSV, TSV, JSONL or Parquet file, or a frame:
-pandas, polars and pyarrow are recognised by what they can do and never imported. Rows count from 1.
+A table is an iterable of mappings, a path or fsspec URL of a CSV, TSV, JSONL or Parquet file, or a frame of
+pandas, polars or pyarrow. Rows count from 1.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import importlib
-import io
 import itertools
 import json
-import os
 import sqlite3
 import string
-import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-from pydantic_core import from_json
-from upath import UPath
-
+from ._rows import PathLike, Record, Table, as_path, bad_row, bad_table, read_rows
 from .errors import ConfigurationError, InputError, Problem
-from .lines import iter_lines
 from .models import BatchResult, Outcome, Report, Row
 from .results import read_landed
 
-_CHUNK = 1024  # rows that are turned into Python objects at a time
+__all__ = ["build_requests", "join_results", "read_rows", "write_jsonl"]
 
-
-@runtime_checkable
-class PandasFrame(Protocol):
-    """What is used of a pandas DataFrame; its index is no column, `reset_index()` makes it one."""
-
-    @property
-    def columns(self) -> Any: ...
-    def itertuples(self, index: bool = ..., name: str | None = ...) -> Iterable[tuple[Any, ...]]: ...
-
-
-@runtime_checkable
-class PolarsFrame(Protocol):
-    """What is used of a polars DataFrame."""
-
-    def iter_rows(self, *, named: Literal[True]) -> Iterable[dict[str, Any]]: ...
-
-
-@runtime_checkable
-class ArrowTable(Protocol):
-    """What is used of a pyarrow Table or RecordBatch."""
-
-    @property
-    def num_rows(self) -> int: ...
-    def slice(self, offset: int = ..., length: int | None = ...) -> Any: ...
-    def to_pylist(self) -> list[dict[str, Any]]: ...
-
-
-Record: TypeAlias = dict[str, Any]
-Table: TypeAlias = (
-    str | os.PathLike[str] | PandasFrame | PolarsFrame | ArrowTable | Iterable[Mapping[str, Any]]
-)
 Prompt: TypeAlias = str | Callable[[Record], str | Sequence[Any] | Mapping[str, Any]]
 RowId: TypeAlias = str | Callable[[Record], object] | None
-Results: TypeAlias = str | os.PathLike[str] | Report | BatchResult | Iterable[Row]
+Results: TypeAlias = "PathLike | Report | BatchResult | Iterable[Row]"
 Parse: TypeAlias = Literal["json"] | Callable[[Any], Mapping[str, Any]] | None
-
-
-# --- reading -------------------------------------------------------------------------------------------
-
-
-def read_rows(table: Table) -> Iterator[Record]:
-    """The rows of a table as dicts; NaN, NA and NaT become None, numpy scalars Python's own.
-
-    Raises InputError naming the row that cannot be read.
-    """
-    for number, row in enumerate(_rows(table), start=1):
-        if not isinstance(row, Mapping):
-            raise _bad_row(number, None, f"is not a mapping of columns but {type(row).__name__}")
-        yield {str(name): _plain(value) for name, value in row.items()}
-
-
-def _rows(table: Any) -> Iterable[Any]:
-    if isinstance(table, PandasFrame):
-        names = _distinct([str(name) for name in table.columns], "the frame")
-        return (dict(zip(names, row, strict=True)) for row in table.itertuples(index=False, name=None))
-    if isinstance(table, PolarsFrame):
-        return table.iter_rows(named=True)
-    if isinstance(table, ArrowTable):
-        return _arrow_rows(table)
-    if (path := _path(table)) is not None:
-        return _file_rows(path)
-    if isinstance(table, Mapping) or not isinstance(table, Iterable):
-        raise ConfigurationError(
-            f"a table is a path, a frame or an iterable of rows, not {type(table).__name__}"
-        )
-    # Readers of Arrow data iterate over batches.
-    return itertools.chain.from_iterable(
-        _arrow_rows(item) if isinstance(item, ArrowTable) else (item,) for item in table
-    )
-
-
-def _arrow_rows(table: ArrowTable) -> Iterator[Any]:
-    for start in range(0, table.num_rows, _CHUNK):
-        yield from table.slice(start, _CHUNK).to_pylist()
-
-
-def _path(value: object) -> Any:
-    """A path object for what names a file, local or not; None for anything else."""
-    if isinstance(value, str):
-        return UPath(value)
-    if hasattr(value, "open") and hasattr(value, "suffix"):
-        return value  # a UPath of a remote file is not os.PathLike
-    return Path(value) if isinstance(value, os.PathLike) else None
-
-
-def _file_rows(path: Any) -> Iterator[Any]:
-    readers = {".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl, ".ndjson": _jsonl, ".parquet": _parquet}
-    read = readers.get(path.suffix.lower())
-    if read is None:
-        raise _bad_table(str(path), f"is none of {', '.join(readers)}; read it yourself and pass the rows")
-    try:
-        file = path.open("rb")
-    except (FileNotFoundError, IsADirectoryError):
-        raise _bad_table(str(path), "there is no such file") from None
-    with file:
-        yield from read(file, str(path))
-
-
-def _csv(file: BinaryIO, name: str, delimiter: str = ",") -> Iterator[Record]:
-    """CSV with a header line; a byte order mark, which Excel writes, is passed over."""
-    csv.field_size_limit(sys.maxsize)  # for the process; the default of 128 KB is less than many a document
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-    # strict: otherwise a quote that is never closed would swallow the rest of the file.
-    reader = csv.reader(text, delimiter=delimiter, strict=True)
-    number = 0
-    try:
-        header = next(reader, None)
-        if not header:
-            raise _bad_table(name, "there is no header line")
-        columns = _distinct(header, name)
-        for number, cells in enumerate(filter(None, reader), start=1):
-            if len(cells) != len(columns):
-                raise _bad_row(number, None, f"has {len(cells)} cells, the header {len(columns)}", name)
-            yield dict(zip(columns, cells, strict=True))
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise _bad_row(
-            number + 1, None, f"(line {reader.line_num + 1}) cannot be read: {error}", name
-        ) from None
-
-
-def _tsv(file: BinaryIO, name: str) -> Iterator[Record]:
-    return _csv(file, name, "\t")
-
-
-def _jsonl(file: BinaryIO, name: str) -> Iterator[Any]:
-    for number, (_, line) in enumerate(iter_lines(file), start=1):
-        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-        if not line.strip():
-            continue
-        try:
-            yield from_json(line, cache_strings="keys")
-        except ValueError as error:
-            raise InputError(name, [Problem(number, None, f"is not JSON: {error}")]) from None
-
-
-def _parquet(file: BinaryIO, name: str) -> Iterator[Record]:
-    try:
-        parquet = importlib.import_module("pyarrow.parquet")
-    except ModuleNotFoundError:
-        raise ConfigurationError(f"reading {name} needs pyarrow: pip install pyarrow") from None
-    for batch in parquet.ParquetFile(file).iter_batches(batch_size=_CHUNK):
-        yield from batch.to_pylist()
-
-
-def _distinct(columns: list[str], name: str) -> list[str]:
-    if repeated := sorted({column for column in columns if columns.count(column) > 1}):
-        raise _bad_table(name, f"more than one column is called {', '.join(map(repr, repeated))}")
-    return columns
-
-
-def _plain(value: Any) -> Any:
-    """A cell as an ordinary Python value."""
-    if value is None or type(value) in (str, int, bool):
-        return value
-    if isinstance(value, float):  # numpy.float64 is one
-        return None if value != value else float(value)
-    if type(value).__name__ in ("NAType", "NaTType"):
-        return None
-    if hasattr(value, "dtype") and hasattr(value, "tolist"):  # other numpy scalars and arrays
-        return _plain(value.tolist())
-    return value
-
-
-def _bad_table(name: str, message: str) -> InputError:
-    return InputError(name, [Problem(None, None, message)])
-
-
-def _bad_row(number: int, column: str | None, message: str, name: str = "the table") -> InputError:
-    place = f"row {number}" + (f", column {column!r}" if column is not None else "")
-    return InputError(name, [Problem(None, place, message)])
 
 
 # --- table to requests -----------------------------------------------------------------------------------
@@ -292,13 +117,13 @@ class _Template:
     @staticmethod
     def _value(row: Record, number: int, column: str, spec: str, conversion: str | None) -> str:
         if column not in row:
-            raise _bad_row(number, column, f"there is no such column; there are {', '.join(map(repr, row))}")
+            raise bad_row(number, column, f"there is no such column; there are {', '.join(map(repr, row))}")
         if row[column] is None:
             return ""
         try:
             return format(string.Formatter().convert_field(row[column], conversion), spec)
         except (ValueError, TypeError) as error:
-            raise _bad_row(
+            raise bad_row(
                 number, column, f"{row[column]!r} cannot be formatted by {spec!r}: {error}"
             ) from None
 
@@ -310,13 +135,13 @@ def _ids(id: RowId) -> Callable[[Record, int], str]:
 
     def name_row(row: Record, number: int) -> str:
         if isinstance(id, str) and id not in row:
-            raise _bad_row(number, id, f"there is no such column; there are {', '.join(map(repr, row))}")
+            raise bad_row(number, id, f"there is no such column; there are {', '.join(map(repr, row))}")
         value = row[id] if isinstance(id, str) else id(row)
         if isinstance(value, int | uuid.UUID) and not isinstance(value, bool):
             value = str(value)
         if not isinstance(value, str) or not value:
             column = id if isinstance(id, str) else None
-            raise _bad_row(number, column, f"a custom_id is text that is not empty, not {value!r}")
+            raise bad_row(number, column, f"a custom_id is text that is not empty, not {value!r}")
         return value
 
     return name_row
@@ -325,6 +150,7 @@ def _ids(id: RowId) -> Callable[[Record, int], str]:
 def _body(given: Any, end: str, system: str | None, number: int) -> Record:
     """What the prompt says of the body."""
     member = _MEMBERS.get(end)
+    body: Record
     if isinstance(given, Mapping):
         body = dict(given)
     elif isinstance(given, str) and member == "messages":
@@ -333,7 +159,7 @@ def _body(given: Any, end: str, system: str | None, number: int) -> Record:
         body = {member: given if isinstance(given, str) else list(given)}
     else:
         wanted = "text, a list or a dict" if member else "a dict"
-        raise _bad_row(number, None, f"the prompt function returned {type(given).__name__}, not {wanted}")
+        raise bad_row(number, None, f"the prompt function returned {type(given).__name__}, not {wanted}")
     if system is None:
         return body
     if _SYSTEM[end] != "messages":
@@ -350,15 +176,15 @@ def _check_body(body: Record, end: str, number: int) -> None:
     needed = [_MEMBERS[end]] if end else []
     needed += ["max_tokens"] if end == "/messages" else []  # Anthropic has no default for it
     if missing := [name for name in needed if body.get(name) is None]:
-        raise _bad_row(number, None, f"the body needs {' and '.join(missing)}")
+        raise bad_row(number, None, f"the body needs {' and '.join(missing)}")
 
 
-def write_jsonl(path: str | os.PathLike[str], requests: Iterable[Mapping[str, Any]]) -> int:
-    """Write request lines to a local or remote file and return how many; the file appears whole or not at all.
+def write_jsonl(path: PathLike, requests: Iterable[Mapping[str, Any]]) -> int:
+    """Write request lines to a local or remote file, which appears whole or not at all, and count them.
 
     Raises InputError naming the line that is not JSON, NaN and infinity included.
     """
-    target = _path(path)
+    target = as_path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     number = 0
@@ -374,10 +200,12 @@ def write_jsonl(path: str | os.PathLike[str], requests: Iterable[Mapping[str, An
     return number
 
 
+_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
 def _encode(request: Mapping[str, Any], number: int, name: str) -> bytes:
     try:
-        text = json.dumps(request, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        return text.encode() + b"\n"
+        return _encoder.encode(dict(request)).encode() + b"\n"
     except (TypeError, ValueError) as error:
         raise InputError(name, [Problem(number, None, f"cannot be written as JSON: {error}")]) from None
 
@@ -432,37 +260,37 @@ def _merged(row: Record, found: Record, fields: Mapping[str, Any], prefix: str, 
         named = {f"{prefix}{name}": value for name, value in added.items()}
         if clash := sorted(named.keys() & row.keys()):
             raise ConfigurationError(
-                f"row {number} would get a second column {', '.join(map(repr, clash))}: pass another prefix, or "
-                "a parse function that names its fields otherwise"
+                f"row {number} would get a second column {', '.join(map(repr, clash))}: pass another prefix, "
+                "or a parse function that names its fields otherwise"
             )
         row = {**row, **named}
     return row
 
 
 def _parsed(found: _Found, parse: Parse) -> tuple[_Found, Mapping[str, Any]]:
-    if parse is None or found.outcome != Outcome.SUCCEEDED:
+    if parse is None or found.outcome != Outcome.SUCCEEDED or found.error is not None:
         return found, {}
     try:
         fields = json.loads(found.content) if parse == "json" else parse(found.content)
-        what = "JSON" if parse == "json" else "what parse takes"
+    except Exception as error:  # whatever a parser says of one row must not lose the others
+        problem = str(error) if parse == "json" else f"{type(error).__name__}: {error}"
+    else:
         if isinstance(fields, Mapping):
             return found, fields
-        problem = f"it comes to {type(fields).__name__}, not an object"
-    except Exception as error:  # whatever a parser says of one row must not lose the others
-        what = "JSON" if parse == "json" else "what parse takes"
-        problem = f"{error}" if parse == "json" else f"{type(error).__name__}: {error}"
-    return found._replace(error=f"content is not {what}: {problem}"), {}
+        problem = f"it comes to {type(fields).__name__}, not to an object"
+    what = "content is not JSON" if parse == "json" else "content could not be parsed"
+    return found._replace(error=f"{what}: {problem}"), {}
 
 
 def _result_rows(results: Any) -> Iterable[Row]:
     if isinstance(results, Report | BatchResult):
         results = results.results
-    path = _path(results)
+    path = as_path(results)
     if path is None:
         return results  # type: ignore[no-any-return]
     file = path / "results.jsonl" if path.is_dir() else path
     if not file.exists():
-        raise _bad_table(str(file), "there is no such file; it appears once the job is done")
+        raise bad_table(str(file), "there is no such file; it appears once the job is done")
     return read_landed(file)
 
 
@@ -501,8 +329,8 @@ class _Lookup:
         """There were results and none was asked for: the table or `id` is another one, or is used up."""
         if not self._matched and (self._index is not None or next(self._rows, None) is not None):
             raise ConfigurationError(
-                "none of the results belongs to a row of this table: pass the table and the id that the requests "
-                "were built from (an iterator can be read only once)"
+                "none of the results belongs to a row of this table: pass the table and the id that the "
+                "requests were built from (an iterator can be read only once)"
             )
 
     def close(self) -> None:
@@ -529,16 +357,15 @@ def _content(body: Mapping[str, Any]) -> tuple[Any, str | None]:
         case {"choices": [{"text": text}, *_]}:  # /v1/completions
             return text, None
         case {"object": "response", "output": list(items)}:  # /v1/responses
-            parts = [
-                part for item in items for part in item.get("content") or [] if item["type"] == "message"
-            ]
-            texts = [part["text"] for part in parts if part.get("type") == "output_text"]
-            refusals = [part["refusal"] for part in parts if part.get("type") == "refusal"]
+            messages = [item for item in items if item.get("type") == "message"]
+            parts = [part for message in messages for part in message.get("content") or []]
+            texts = [part["text"] for part in parts if "text" in part]
+            refusals = [part["refusal"] for part in parts if "refusal" in part]
             return "".join(texts) if texts else None, "".join(refusals) or None
         case {"data": [{"embedding": _}, *_] as vectors}:  # /v1/embeddings, one input or several
             found = [vector["embedding"] for vector in vectors]
             return found[0] if len(found) == 1 else found, None
         case {"type": "message", "content": list(blocks)}:  # /v1/messages
-            return "".join(block["text"] for block in blocks if block.get("type") == "text"), None
+            return "".join(block["text"] for block in blocks if "text" in block), None
         case _:
             return dict(body), None

@@ -76,17 +76,23 @@ def listing_pays(soon: int, newer: int, page_size: int) -> bool:
 
 
 def keep_listing(
-    pages: int, ours: int, wanted: int, missing: int, page_oldest: float, wanted_oldest: float
+    pages: int,
+    found: int,
+    missing: int,
+    page_oldest: float,
+    wanted_oldest: float,
+    *,
+    budget: float = math.inf,
 ) -> bool:
-    """Whether the next page is worth its call: `ours` waiting batches seen, `missing` of `wanted` are not.
+    """Whether the next page is worth its call; `found` waiting batches were seen so far.
 
-    Never more pages than retrieving each would cost, and no more than a few, or a tenth of the calls that
-    could still be saved, which show none of ours: so little is lost on an account full of other people's
-    batches, or on a listing without end.
+    Never more pages than `budget`, what retrieving each would cost, and of those that bring nothing no more
+    than a few, or a tenth of what could still be saved: so little is lost on an account full of other
+    people's batches, or on a listing without end.
     """
-    if not missing or page_oldest < wanted_oldest - CLOCK_SKEW:
+    if not missing or pages >= budget or page_oldest < wanted_oldest - CLOCK_SKEW:
         return False
-    return pages < wanted and pages - ours < max(PATIENCE, missing / 10)
+    return pages - found < max(PATIENCE, missing / 10)
 
 
 class Verdict(Enum):
@@ -464,7 +470,9 @@ class Watcher:
             missing = len(wanted)
             page_oldest = min((batch.created_at for batch in page if batch.created_at), default=math.inf)
             after = page.next_cursor if page.has_more and len(page) else None
-            if after in cursors or not keep_listing(pages, len(ours), expected, missing, page_oldest, oldest):
+            if after in cursors or not keep_listing(
+                pages, len(ours), missing, page_oldest, oldest, budget=expected
+            ):
                 return self._listing_paid(expected - missing >= pages)
             cursors.add(after)
 

@@ -1,0 +1,283 @@
+"""200 MB, 50,000 rows: validate + split + upload, and download + decode + merge, each beside its floor.
+
+The floor is what any implementation has to do at the least, measured in the same run: read the same bytes
+from disk, parse each line once with the fastest parser there is (orjson), and move the bytes once over
+loopback to the same server with bare sockets. Both run in processes of their own, so that peak memory is
+each one's own; it is counted above what the imports take.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+ROWS, LINE, SHARDS = 50_000, 4_000, 5
+CHAT = "/v1/chat/completions"
+MEMORY_LIMIT, TIME_LIMIT = 80.0, 2.0  # MB above import, times the floor
+RUNS = 3
+
+
+# --- the server: takes uploads, gives the output files, does nothing else ------------------------------
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    outputs: list[Path]
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def _answer(self, body: dict[str, Any]) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_POST(self) -> None:
+        left = int(self.headers["content-length"])
+        body = b""
+        while left:
+            block = self.rfile.read(min(left, 1 << 20))
+            left -= len(block)
+            body = block if self.path == "/v1/batches" else b""
+        if self.path == "/v1/files":
+            # Shards are uploaded in order, so the n-th upload is answered by the n-th output file.
+            number = next(self.server.numbers)  # type: ignore[attr-defined]
+            return self._answer({"id": f"file-{number}", "object": "file"})
+        if self.path == "/v1/discard":
+            return self._answer({})
+        return self._answer(self._batch(json.loads(body)["input_file_id"].removeprefix("file-")))
+
+    def do_GET(self) -> None:
+        if self.path.startswith("/v1/batches/"):
+            return self._answer(self._batch(self.path.rpartition("-")[2]))
+        path = self.outputs[int(self.path.split("/")[3].rpartition("-")[2])]
+        self.send_response(200)
+        self.send_header("content-length", str(path.stat().st_size))
+        self.end_headers()
+        with path.open("rb") as file:
+            self.connection.sendfile(file)
+        return None
+
+    def _batch(self, number: str) -> dict[str, Any]:
+        rows = ROWS // SHARDS
+        return {
+            "id": f"batch-{number}",
+            "object": "batch",
+            "endpoint": CHAT,
+            "status": "completed",
+            "created_at": int(time.time()),
+            "input_file_id": f"file-{number}",
+            "output_file_id": f"out-{number}",
+            "request_counts": {"total": rows, "completed": rows, "failed": 0},
+        }
+
+
+def serve(folder: Path) -> None:
+    Handler.outputs = [folder / f"out-{number}.jsonl" for number in range(SHARDS)]
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.numbers = (number % SHARDS for number in range(10**6))  # type: ignore[attr-defined]
+    print(server.server_port, flush=True)
+    threading.Thread(target=lambda: (sys.stdin.read(), server.shutdown()), daemon=True).start()
+    server.serve_forever(poll_interval=0.05)
+
+
+# --- the data ------------------------------------------------------------------------------------------
+
+
+def make_data(folder: Path) -> None:
+    """Requests of exactly 4,000 bytes each; answers of the same size, shuffled within their shard."""
+    chance = random.Random(7)
+    words = ["batch", "größe", "zéro", "data", "naïve", "row", '"quoted"', "line\nbreak", "tab\t", "𝛼"]
+    text = " ".join(chance.choice(words) for _ in range(2_000))
+    answers: list[bytes] = []
+
+    def fill(line: dict[str, Any], into: dict[str, Any]) -> bytes:
+        start = chance.randrange(5000)
+        into["content"] = text[start : start + 1900]
+        missing = LINE - 1 - len(orjson.dumps(line))
+        into["content"] += "." * missing
+        return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+
+    with (folder / "in.jsonl").open("wb") as requests:
+        for number in range(ROWS):
+            custom_id = f"row-{number:06d}"
+            message = {"role": "user"}
+            body = {"model": "m", "messages": [message]}
+            requests.write(fill({"custom_id": custom_id, "method": "POST", "url": CHAT, "body": body}, message))
+            reply = {"role": "assistant"}
+            usage = {"prompt_tokens": 900, "completion_tokens": 900, "total_tokens": 1800}
+            done = {
+                "id": f"chatcmpl-{number}", "object": "chat.completion", "created": 1, "model": "m",
+                "choices": [{"index": 0, "message": reply, "finish_reason": "stop"}], "usage": usage,
+            }  # fmt: skip
+            response = {"status_code": 200, "request_id": f"req-{number}", "body": done}
+            line = {"id": f"batch_req_{number}", "custom_id": custom_id, "response": response, "error": None}
+            answers.append(fill(line, reply))
+            if (number + 1) % (ROWS // SHARDS) == 0:
+                chance.shuffle(answers)
+                (folder / f"out-{number // (ROWS // SHARDS)}.jsonl").write_bytes(b"".join(answers))
+                answers.clear()
+
+
+# --- what is measured, each in a process of its own ----------------------------------------------------
+
+
+def measured(action: Callable[[], object]) -> None:
+    """Print seconds and peak MB above what was there before."""
+    before = _rss()
+    began = time.perf_counter()
+    action()
+    seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"seconds": seconds, "peak": max(0.0, peak - before)}))
+
+
+def _rss() -> float:
+    status = Path("/proc/self/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) / 1024
+
+
+def _client_and_job(folder: Path, port: int) -> tuple[Any, Any]:
+    import anybatch.collect
+    import anybatch.submit  # noqa: F401
+    from anybatch import Client, Job
+    from anybatch.providers.base import Limits
+
+    client = Client("openai-compatible", api_base=f"http://127.0.0.1:{port}/v1", api_key="k")
+    client.provider.limits = Limits(requests=ROWS // SHARDS)
+    job = Job(input=folder / "in.jsonl", output=folder / "job")
+    job.ledger()  # imports what paths need
+    return client, job
+
+
+def up(folder: Path, port: int) -> None:
+    client, job = _client_and_job(folder, port)
+    with client:
+        measured(lambda: client.submit(job))
+
+
+def down(folder: Path, port: int) -> None:
+    client, job = _client_and_job(folder, port)
+    with client:
+        measured(lambda: client.collect(job))
+    assert job.report().ok, job.report()
+
+
+def floor_up(folder: Path, port: int) -> None:
+    source = folder / "in.jsonl"
+
+    def run() -> None:
+        with source.open("rb") as file:
+            for line in file:
+                orjson.loads(line)
+        with socket.create_connection(("127.0.0.1", port)) as peer, source.open("rb") as file:
+            head = f"POST /v1/discard HTTP/1.1\r\nhost: x\r\ncontent-length: {source.stat().st_size}\r\n\r\n"
+            peer.sendall(head.encode())
+            while block := file.read(1 << 16):
+                peer.sendall(block)
+            peer.recv(1 << 16)
+
+    measured(run)
+
+
+def floor_down(folder: Path, port: int) -> None:
+    def run() -> None:
+        for number in range(SHARDS):
+            with socket.create_connection(("127.0.0.1", port)) as peer, tempfile.TemporaryFile() as file:
+                peer.sendall(f"GET /v1/files/out-{number}/content HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+                left, buffer = -1, b""
+                while left:
+                    block = peer.recv(1 << 16)
+                    if left < 0:
+                        buffer += block
+                        head, gap, block = buffer.partition(b"\r\n\r\n")
+                        if not gap:
+                            continue
+                        left = int(head.lower().split(b"content-length: ")[1].split(b"\r")[0])
+                    left -= len(block)
+                    file.write(block)
+                file.seek(0)
+                for line in file:
+                    orjson.loads(line)
+
+    measured(run)
+
+
+# --- the run -------------------------------------------------------------------------------------------
+
+
+def run() -> bool:
+    """Measure both ways, print a table, and say whether the limits hold."""
+    print(f"bulk: {ROWS:,} rows, {ROWS * LINE / 1e6:.0f} MB, {SHARDS} shards; best of {RUNS} runs", flush=True)
+    good = True
+    with tempfile.TemporaryDirectory(prefix="anybatch-bench-") as name:
+        folder = Path(name)
+        make_data(folder)
+        server = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.bulk", "serve", name],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            assert server.stdout is not None
+            port = server.stdout.readline().strip()
+            print(f"  {'':30}{'seconds':>10}{'floor':>10}{'ratio':>8}{'peak MB':>10}")
+            for label, ours, floor in (
+                ("validate + split + upload", "up", "floor_up"),
+                ("download + decode + merge", "down", "floor_down"),
+            ):
+                base = best(floor, name, port)
+                found = best(ours, name, port)
+                ratio = found["seconds"] / base["seconds"]
+                ok = ratio <= TIME_LIMIT and found["peak"] <= MEMORY_LIMIT
+                good &= ok
+                print(
+                    f"  {label:30}{found['seconds']:10.2f}{base['seconds']:10.2f}{ratio:7.2f}x"
+                    f"{found['peak']:10.1f}{'' if ok else '   ABOVE THE LIMIT'}",
+                    flush=True,
+                )
+        finally:
+            assert server.stdin is not None
+            server.stdin.close()
+            server.wait(10)
+    print(f"  limits: {TIME_LIMIT:g}x the floor, {MEMORY_LIMIT:g} MB above import")
+    return good
+
+
+def best(what: str, folder: str, port: str) -> dict[str, float]:
+    """The fastest of some runs, with the highest peak of them all."""
+    found = []
+    for _ in range(RUNS):
+        if what == "up":
+            subprocess.run(["rm", "-rf", f"{folder}/job"], check=True)
+        if what == "down":
+            for landed in ("report.json", "results.jsonl"):
+                (Path(folder) / "job" / landed).unlink(missing_ok=True)
+        command = [sys.executable, "-m", "benchmarks.bulk", what, folder, port]
+        found.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    return {"seconds": min(run["seconds"] for run in found), "peak": max(run["peak"] for run in found)}
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["serve", folder]:
+            serve(Path(folder))
+        case [("up" | "down" | "floor_up" | "floor_down") as what, folder, port]:
+            globals()[what](Path(folder), int(port))
+        case _:
+            sys.exit(0 if run() else 1)

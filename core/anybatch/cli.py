@@ -1,0 +1,219 @@
+"""The `anybatch` command: `run` a job, look at its `status`, `serve` the embedded provider on a port.
+
+What a user can cause ends in one clean message on stderr: exit code 2 for arguments and input, 1 for the
+rest, 130 for Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from .ledger import Ledger
+    from .models import Batch, Report
+
+
+class UsageError(Exception):
+    """The arguments do not fit together, or to this machine."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    from .errors import AnyBatchError, ConfigurationError, InputError
+
+    options = _parser().parse_args(argv)
+    try:
+        return int(options.command(options))
+    except (UsageError, ConfigurationError, InputError) as error:
+        return _complain(error, 2)
+    except (AnyBatchError, OSError) as error:
+        return _complain(error, 1)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+
+
+def _complain(error: object, code: int) -> int:
+    print(f"anybatch: {error}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "anybatch", description="LLM batch jobs: paid for once, every row accounted for."
+    )
+    parser.add_argument("--version", action="version", version=f"anybatch {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser(
+        "run", help="submit a JSONL file as a job, wait, and land its results in a folder"
+    )
+    run.add_argument("input", help="JSONL file of request lines, a path or fsspec URL")
+    run.add_argument("output", help="the job's own folder; the same folder continues the same job")
+    run.add_argument("--provider", required=True, help="openai, anthropic, mistral, local, …")
+    run.add_argument("--endpoint", default="/v1/chat/completions", help="default: %(default)s")
+    run.add_argument("--model", help="the model of all lines, where they name none")
+    run.add_argument("--completion-window", default="24h", help="default: %(default)s")
+    run.add_argument("--metadata", action="append", default=[], metavar="KEY=VALUE", help="may be repeated")
+    run.add_argument("--api-base", help="the provider's address; for local, sqlite:///absolute/path.db")
+    run.add_argument(
+        "--timeout", type=float, metavar="SECONDS", help="stop waiting after so long; the batch goes on"
+    )
+    run.set_defaults(command=_run)
+
+    status = commands.add_parser("status", help="what is on record of a job")
+    status.add_argument("output", help="the job's folder")
+    status.set_defaults(command=_status)
+
+    serve = commands.add_parser("serve", help="an OpenAI-compatible batch server on one SQLite file")
+    serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    serve.add_argument("--port", type=int, default=8080, help="default: %(default)s; 0 takes a free one")
+    serve.add_argument(
+        "--db", metavar="PATH", help="default: the local provider's, in the user's state folder"
+    )
+    serve.add_argument(
+        "--upstream", metavar="URL", help="answer with this chat endpoint, e.g. http://127.0.0.1:11434/v1"
+    )
+    serve.add_argument(
+        "--upstream-key-env", metavar="NAME", help="environment variable with the upstream's key"
+    )
+    serve.add_argument(
+        "--concurrency", type=int, default=8, help="requests upstream at once (default: %(default)s)"
+    )
+    serve.add_argument(
+        "--api-key-env", metavar="NAME", help="environment variable with the key that clients must bear"
+    )
+    serve.set_defaults(command=_serve)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    from . import run_job
+
+    if options.provider == "local":
+        _database(options.api_base)
+    metadata = dict(_pair(text) for text in options.metadata)
+    report = run_job(
+        options.provider,
+        options.input,
+        options.output,
+        endpoint=options.endpoint,
+        model=options.model,
+        completion_window=options.completion_window,
+        metadata=metadata,
+        api_base=options.api_base,
+        timeout=options.timeout,
+        on_progress=_progress,
+    )
+    print(_told(report))
+    return 0
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise UsageError(f"--metadata {text}: expected KEY=VALUE")
+    return key, value
+
+
+def _progress(batch: Batch) -> None:
+    counts = batch.request_counts
+    rows = f"  {counts.completed + counts.failed}/{counts.total}" if counts and counts.total else ""
+    failed = f"  {counts.failed} failed" if counts and counts.failed else ""
+    print(f"{time.strftime('%H:%M:%S')}  {batch.id}  {batch.status}{rows}{failed}", flush=True)
+
+
+def _told(report: Report) -> str:
+    """A finished job in a few lines."""
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in report.counts.items() if count)
+    usage = report.usage
+    cost = f", {report.cost:.4f} USD" if report.cost is not None else ""
+    return "\n".join(
+        (
+            f"{report.rows} rows in {report.duration_s:.0f} s: {counts}",
+            f"{usage.input_tokens} input and {usage.output_tokens} output tokens{cost}",
+            f"results: {report.results}",
+        )
+    )
+
+
+def _status(options: argparse.Namespace) -> int:
+    from .job import Job
+
+    job = Job(input=(), output=options.output)
+    report, ledger = job.report(), job.ledger()
+    if report is not None:
+        print(_told(report))
+    elif ledger is not None:
+        print(_pending(ledger))
+    else:
+        raise UsageError(f"no job is on record in {options.output}")
+    return 0
+
+
+def _pending(ledger: Ledger) -> str:
+    """An unfinished job in a few lines, from its ledger alone."""
+    lines = [
+        f"job {ledger.job}: {ledger.rows} rows, {len(ledger.shards)} batches at {ledger.provider}, not landed"
+    ]
+    for record in ledger.shards:
+        state = record.status or record.step
+        lines.append(f"  rows {record.first_row}+{record.rows}  {record.batch_id or 'no batch yet'}  {state}")
+    return "\n".join([*lines, "the same `run` again continues it"])
+
+
+def _serve(options: argparse.Namespace) -> int:
+    try:
+        from .local.server import serve
+        from .local.upstream import Upstream
+    except ModuleNotFoundError as error:
+        raise UsageError(f"`serve` needs {error.name}: pip install 'anybatch[local]'") from None
+    upstream = None
+    if options.upstream:
+        if not options.upstream.startswith(("http://", "https://")):
+            raise UsageError(
+                f"--upstream {options.upstream}: expected an address like http://127.0.0.1:11434/v1"
+            )
+        if options.concurrency < 1:
+            raise UsageError(f"--concurrency {options.concurrency}: expected 1 or more")
+        key = _secret("--upstream-key-env", options.upstream_key_env)
+        upstream = Upstream(options.upstream, key=key, concurrency=options.concurrency)
+    if not 0 <= options.port <= 65535:
+        raise UsageError(f"--port {options.port}: expected 0 to 65535")
+    path = _database(options.db)
+    key = _secret("--api-key-env", options.api_key_env)
+    try:
+        serve(path, host=options.host, port=options.port, api_key=key, upstream=upstream)
+    except KeyboardInterrupt:  # how one stops a server
+        return 0
+    return 0
+
+
+def _database(text: str | None) -> Path:
+    from .local.store import database_path
+
+    try:
+        return database_path(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _secret(option: str, name: str | None, environ: Mapping[str, Any] = os.environ) -> str | None:
+    if name is None:
+        return None
+    value = environ.get(name)
+    if not value:
+        raise UsageError(f"{option} {name}: this environment variable is not set")
+    return str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
