@@ -364,7 +364,8 @@ class _Planner:
             uploaded = self.provider.encode(line, self.endpoint, drop=self.drop)
         except ValueError as error:
             parameter = getattr(error, "parameter", None)
-            self.problems.add(number, f"body.{parameter}" if parameter else "body", str(error))
+            where = f"body.{parameter}" if parameter else "body"
+            self.problems.add(number, where, str(getattr(error, "reason", error)))
             return None
         return orjson.dumps(uploaded, option=orjson.OPT_APPEND_NEWLINE)
 
