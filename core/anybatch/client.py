@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import tempfile
 import time
 import uuid
@@ -14,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Self
 import httpx
 
 from ._version import __version__
-from .collect import collect
-from .errors import AnyBatchError, BatchNotCompleteError, ConfigurationError, DeadlineExceededError
+from .collect import collect, settled
+from .errors import AnyBatchError, ConfigurationError, DeadlineExceededError
 from .flow import Flow, T, aperform, do, perform, sleep
 from .job import Job
 from .lines import Content, make_plan
-from .models import Batch, Page, Report, Row
+from .models import Batch, BatchStatus, Page, Report, Row
 from .providers import get_provider
 from .providers.base import DEFAULT_WINDOW, Account, NewBatch, Provider
 from .results import iter_rows
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     import os
 
 OnProgress = Callable[[Batch], None]
+
+log = logging.getLogger(__name__)
 
 _TIMEOUT = httpx.Timeout(60.0, connect=15.0)
 _CLIENT_ARGS = (
@@ -86,7 +89,7 @@ class _Shell:
         options: Mapping[str, Any],
     ) -> Flow[Batch]:
         provider = self.provider
-        provider.check(endpoint, metadata or {}, options)
+        provider.check(endpoint, metadata or {}, options, completion_window)
         with tempfile.TemporaryDirectory(prefix="anybatch-") as scratch:
             spooled = Path(scratch) / "content.jsonl"
             content, models = yield from do(
@@ -104,8 +107,14 @@ class _Shell:
 
         first, most = self.provider.poll_seconds
         began, seen = time.time(), None
+        odd: set[str] = set()
         while True:
             batch = yield from self.provider.retrieve(batch_id)
+            if batch.status is BatchStatus.UNKNOWN and batch.raw_status not in odd:
+                odd.add(batch.raw_status)
+                log.warning(
+                    "batch %s: status %r is not known; taken as still running", batch_id, batch.raw_status
+                )
             if on_progress is not None and (now := (batch.status, batch.request_counts)) != seen:
                 seen = now
                 on_progress(batch)
@@ -121,14 +130,8 @@ class _Shell:
             pause = before_deadline(next_interval(age, first, most, 0.5), left, first)
             yield from sleep(max(0.05, min(pause, left)))
 
-    def _terminal(self, batch_id: str) -> Flow[Batch]:
-        batch = yield from self.provider.retrieve(batch_id)
-        if not batch.status.is_terminal:
-            raise BatchNotCompleteError(batch_id, batch.status, provider=self.provider.name)
-        return batch
-
     def _download(self, batch_id: str, directory: Path) -> Flow[list[Path]]:
-        batch = yield from self._terminal(batch_id)
+        batch = yield from settled(self.provider, batch_id)
         yield from do(lambda: directory.mkdir(parents=True, exist_ok=True))
         return (yield from self.provider.download(batch, directory))
 
@@ -233,7 +236,7 @@ class Client(_Shell):
         `endpoint` is needed where the batch does not tell it: on Anthropic, "/v1/messages" gives native
         bodies. The files are fetched whole before the first row comes, so no break can cut the rows short.
         """
-        batch = self._run(self._terminal(batch_id), batch_id)
+        batch = self._run(settled(self.provider, batch_id), batch_id)
         with tempfile.TemporaryDirectory(prefix="anybatch-") as scratch:
             paths = self._run(self.provider.download(batch, Path(scratch)), batch_id)
             for path in paths:
@@ -338,7 +341,7 @@ class AsyncClient(_Shell):
 
     async def results(self, batch_id: str, *, endpoint: str | None = None) -> AsyncIterator[Row]:
         """See `Client.results`."""
-        batch = await self._run(self._terminal(batch_id), batch_id)
+        batch = await self._run(settled(self.provider, batch_id), batch_id)
         with tempfile.TemporaryDirectory(prefix="anybatch-") as scratch:
             paths = await self._run(self.provider.download(batch, Path(scratch)), batch_id)
             for path in paths:
@@ -367,10 +370,14 @@ class AsyncClient(_Shell):
     ) -> Report:
         """See `Client.run`."""
         end = _deadline(timeout, deadline)
-        async with asyncio.TaskGroup() as group:
-            for batch in await self.submit(job):
-                if not batch.status.is_terminal:
+        running = [batch for batch in await self.submit(job) if not batch.status.is_terminal]
+        try:
+            async with asyncio.TaskGroup() as group:
+                for batch in running:
                     group.create_task(self.wait(batch.id, deadline=end, on_progress=on_progress))
+        except ExceptionGroup as errors:
+            # One wait that fails ends the others; callers expect the error itself, as from `Client.run`.
+            raise errors.exceptions[0] from None
         return await self.collect(job)
 
     async def check(self) -> str:

@@ -43,7 +43,7 @@ def collect(job: Job, provider: Provider) -> Flow[Report]:
     for record in ledger.shards:
         if record.batch_id is None:
             raise JobError(f"job {job.identity}: shard {record.shard} has no batch yet; submit the job first")
-        batches.append((yield from _settled(provider, record)))
+        batches.append((yield from settled(provider, record.batch_id, first_row=record.first_row)))
     tally = Tally()
     # Beside the place where they land, so that landing is a rename.
     beside = folder.local
@@ -65,17 +65,16 @@ def collect(job: Job, provider: Provider) -> Flow[Report]:
     return report
 
 
-def _settled(provider: Provider, record: ShardRecord) -> Flow[Batch]:
+def settled(provider: Provider, batch_id: str, *, first_row: int = 0) -> Flow[Batch]:
     """The batch in its final state. Completed without files, though rows were counted, is not final yet."""
-    assert record.batch_id is not None
     waited = 0.0
     while True:
-        batch = yield from provider.retrieve(record.batch_id)
+        batch = yield from provider.retrieve(batch_id)
         if not batch.status.is_terminal:
             raise BatchNotCompleteError(batch.id, batch.status, provider=provider.name)
         has_files = bool(provider.result_requests(batch))
         if batch.status is BatchStatus.FAILED and not has_files:
-            raise failed(batch, record.first_row)
+            raise failed(batch, first_row)
         if has_files or batch.status is not BatchStatus.COMPLETED or waited >= SETTLING:
             return batch
         if not (batch.request_counts and batch.request_counts.total):

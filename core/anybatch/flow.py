@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 CHUNK = 1 << 16
 _MAX_REDIRECTS = 5
+_PLAIN_HEADERS = frozenset({"accept", "accept-encoding", "connection", "user-agent"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +61,14 @@ Effect: TypeAlias = httpx.Request | Download | Sleep | Do
 Flow: TypeAlias = Generator[Effect, Any, T]
 
 
-def send(request: httpx.Request, *, repeatable: bool = True) -> Flow[httpx.Response]:
+def send(
+    request: httpx.Request, *, repeatable: bool = True, repeat_conflict: bool = True
+) -> Flow[httpx.Response]:
     """Send one request, with retries; a request that is not repeatable is sent again only where the
-    provider certainly did not act on it (429, no connection)."""
+    provider certainly did not act on it (429, no connection). 409 stands for a lock that passes, unless
+    `repeat_conflict` is False."""
     request.extensions["anybatch.repeatable"] = repeatable
+    request.extensions["anybatch.repeat_conflict"] = repeat_conflict
     response: httpx.Response = yield request
     return response
 
@@ -151,9 +156,12 @@ async def aperform(flow: Flow[T], http: httpx.AsyncClient, policy: retry.RetryPo
 
 
 def _prepare(http: httpx.Client | httpx.AsyncClient, request: httpx.Request) -> httpx.Request:
-    # Hand-built requests get the client's timeout when sent, but not its headers.
+    # Hand-built requests get the client's timeout when sent, but not its headers. The caller's own headers may
+    # hold a key: they are for the account's host, like the account's key.
+    trusted = getattr(http.auth, "trusts", None)
     for name, value in http.headers.items():
-        request.headers.setdefault(name, value)
+        if trusted is None or trusted(request.url) or name in _PLAIN_HEADERS:
+            request.headers.setdefault(name, value)
     # httpx writes it itself, but not for a request that was given a stream.
     request.headers.setdefault("host", request.url.netloc.decode("ascii"))
     return request

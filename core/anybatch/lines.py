@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
+import re
 import sqlite3
 from dataclasses import dataclass
+from json.decoder import scanstring
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from .providers.base import Provider
 
 MAX_PROBLEMS = 20
+_SPACE = re.compile(r"[ \t\r\n]*")
+_SCANNER = json.JSONDecoder()
 _READ = 1 << 20
 _BOMS = {
     b"\xef\xbb\xbf": "a UTF-8 byte order mark",
@@ -210,6 +215,19 @@ def decode_line(raw: bytes) -> dict[str, Any] | Problem:
     return value
 
 
+def raw_member(raw: bytes, name: str) -> bytes:
+    """A member of the JSON object in a valid line, as it was written; the last one, if it is repeated."""
+    text = raw.decode()
+    position, found = text.index("{") + 1, ""
+    while (quote := text.find('"', position)) >= 0:
+        key, position = scanstring(text, quote + 1)
+        start = _SPACE.match(text, text.index(":", position) + 1).end()  # type: ignore[union-attr]
+        _, position = _SCANNER.scan_once(text, start)
+        if key == name:
+            found = text[start:position]
+    return found.encode()
+
+
 def check_line(line: dict[str, Any], endpoint: str, *, needs_envelope: bool) -> Iterator[tuple[str, str]]:
     """What is wrong with one request line, as (field, message)."""
     custom_id = line.get("custom_id")
@@ -367,7 +385,14 @@ class _Planner:
             where = f"body.{parameter}" if parameter else "body"
             self.problems.add(number, where, str(getattr(error, "reason", error)))
             return None
-        return orjson.dumps(uploaded, option=orjson.OPT_APPEND_NEWLINE)
+        # A body that goes out as it came goes out byte for byte.
+        members = (
+            orjson.dumps(name)
+            + b":"
+            + (raw_member(raw, "body") if value is line["body"] else orjson.dumps(value))
+            for name, value in uploaded.items()
+        )
+        return b"{" + b",".join(members) + b"}\n"
 
     def _place(self, start: int, size: int, line: dict[str, Any]) -> None:
         limits = self.provider.limits

@@ -165,6 +165,15 @@ class _Place:
     kept: bool
 
 
+def _reread(file: BinaryIO, place: _Place) -> bytes:
+    """A line, without moving the file for whoever is reading it."""
+    position = file.tell()
+    file.seek(place.offset)
+    raw = file.read(place.size).strip()
+    file.seek(position)
+    return raw
+
+
 def merge(
     paths: Sequence[Path],
     custom_ids: Sequence[str],
@@ -184,6 +193,7 @@ def merge(
     expected = dict.fromkeys(custom_ids)
     original = provider.original_ids(custom_ids)
     places: dict[str, _Place] = {}
+    strayed: set[str] = set()  # whose line in `places` is in `stray` as well
 
     def note(number: int, offset: int, raw: bytes) -> None:
         row, record = decode_line(raw, provider, endpoint)
@@ -193,6 +203,10 @@ def merge(
         better = known is None or (row.outcome is Outcome.SUCCEEDED is not known.outcome)
         if undecodable or custom_id not in expected or not better:
             stray(raw.rstrip(b"\r\n") + b"\n")
+        if known is not None and better and custom_id not in strayed:
+            stray(_reread(files[known.file], known) + b"\n")
+        if undecodable:
+            strayed.add(custom_id)
         if custom_id not in expected or known is not None:
             tally.unexpected += 1
         if custom_id in expected and better:
@@ -215,8 +229,7 @@ def merge(
                 out.write(landed_line(row))
                 continue
             tally.counts[place.outcome] += 1
-            files[place.file].seek(place.offset)
-            raw = files[place.file].read(place.size).strip()
+            raw = _reread(files[place.file], place)
             if place.kept:
                 # OpenAI's shape already: the provider's own bytes, behind one more member.
                 out.write(b'{"outcome":"%s",%s\n' % (place.outcome.encode(), raw[1:]))

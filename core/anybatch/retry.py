@@ -62,10 +62,11 @@ class RetryPolicy:
 
     def _tenacity(self, request: httpx.Request) -> dict[str, Any]:
         repeatable = request.extensions.get("anybatch.repeatable", True)
+        conflict = request.extensions.get("anybatch.repeat_conflict", True)
         return {
             "retry": tenacity.retry_if_exception(
                 lambda error: (
-                    may_repeat(error, repeatable=repeatable)
+                    may_repeat(error, repeatable=repeatable, conflict=conflict)
                     and (getattr(error, "retry_after", None) or 0) <= self.longest_retry_after
                 )
             ),
@@ -85,8 +86,8 @@ class RetryPolicy:
         return min(self.first_delay * 2.0 ** (attempt - 1), self.longest_delay) * (1 - chance / 4)
 
 
-def may_repeat(error: BaseException, *, repeatable: bool) -> bool:
-    """Whether the same request may be sent again after this error."""
+def may_repeat(error: BaseException, *, repeatable: bool, conflict: bool = True) -> bool:
+    """Whether the same request may be sent again after this error; `conflict`: also after a 409."""
     if not isinstance(error, APIError):
         return False
     if isinstance(error, TransportError):
@@ -95,7 +96,7 @@ def may_repeat(error: BaseException, *, repeatable: bool) -> bool:
         return error.should_retry is not False
     if error.should_retry is not None:
         return error.should_retry and repeatable
-    return repeatable and (isinstance(error, ServerError) or error.status_code == 409)
+    return repeatable and (isinstance(error, ServerError) or (conflict and error.status_code == 409))
 
 
 def outcome_unknown(error: APIError) -> bool:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from ..errors import ConfigurationError
 from ..flow import CHUNK, Flow, send
 from ..models import Batch, BatchStatus, Body, Outcome, Page, RequestCounts, Row, RowError
-from .base import Limits, NewBatch, Provider, failed_row, get, json_of, post, resolve_account
+from .base import DEFAULT_WINDOW, Limits, NewBatch, Provider, failed_row, get, id_of, json_of, post, resolve_account
 from .messages import error_status, from_message, original_id, safe_id, to_messages
 from .openai import unix_time
 
@@ -62,6 +63,19 @@ class Anthropic(Provider):
 
     def console_url(self, batch_id: str) -> str | None:
         return "https://platform.claude.com/workspaces/default/batches"
+
+    def check(
+        self,
+        endpoint: str,
+        metadata: Mapping[str, str],
+        options: Mapping[str, Any],
+        window: str = DEFAULT_WINDOW,
+    ) -> None:
+        super().check(endpoint, metadata, options, window)
+        if window != DEFAULT_WINDOW:
+            raise ConfigurationError(
+                f"completion_window: anthropic's is always {DEFAULT_WINDOW!r}, not {window!r}", provider=self.name
+            )
 
     # --- request and result lines ------------------------------------------------------------------
 
@@ -115,10 +129,11 @@ class Anthropic(Provider):
         return [batch for batch in page if (batch.created_at or 0) >= since - 60]
 
     def retrieve(self, batch_id: str) -> Flow[Batch]:
-        return parse_batch((yield from get(self.url(f"/v1/messages/batches/{batch_id}"))))
+        return parse_batch((yield from get(self.url("/v1/messages/batches/{}", batch_id))))
 
-    def cancel(self, batch_id: str) -> Flow[Batch]:
-        return parse_batch((yield from post(self.url(f"/v1/messages/batches/{batch_id}/cancel"))))
+    def request_cancel(self, batch_id: str, *, repeat_conflict: bool) -> Flow[Batch]:
+        url = self.url("/v1/messages/batches/{}/cancel", batch_id)
+        return parse_batch((yield from post(url, repeat_conflict=repeat_conflict)))
 
     def list_page(self, *, after: str | None, limit: int | None, options: Mapping[str, Any]) -> Flow[Page]:
         self.check_options(options, self.list_options, "list")
@@ -167,7 +182,7 @@ def parse_batch(raw: dict[str, Any]) -> Batch:
     ended_at = unix_time(raw.get("ended_at"))
     ended = {f"{status}_at": ended_at} if status.is_terminal else {}
     return Batch(
-        id=str(raw["id"]),
+        id=id_of(raw, "batch"),
         status=status,
         created_at=unix_time(raw.get("created_at")),
         expires_at=unix_time(raw.get("expires_at")),

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import quote
 
 import httpx
 from pydantic import SecretStr
 
 from ..errors import (
     APIError,
+    BadRequestError,
     ConfigurationError,
     CreateOutcomeUnknownError,
     MissingKeyError,
@@ -64,8 +68,11 @@ class KeyAuth(httpx.Auth):
         self._origin = _origin(httpx.URL(account.api_base))
         self._headers = headers
 
+    def trusts(self, url: httpx.URL) -> bool:
+        return _origin(url) == self._origin
+
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        if _origin(request.url) == self._origin:
+        if self.trusts(request.url):
             request.headers.update(self._headers)
         yield request
 
@@ -170,7 +177,8 @@ class Provider(ABC):
     def retrieve(self, batch_id: str) -> Flow[Batch]: ...
 
     @abstractmethod
-    def cancel(self, batch_id: str) -> Flow[Batch]: ...
+    def request_cancel(self, batch_id: str, *, repeat_conflict: bool) -> Flow[Batch]:
+        """Ask the provider to stop; whether a 409 is worth another try is said to `send`."""
 
     @abstractmethod
     def list_page(
@@ -191,10 +199,21 @@ class Provider(ABC):
 
     # --- what every wire format shares ---------------------------------------------------------------
 
-    def url(self, path: str) -> str:
-        return self.account.api_base.rstrip("/") + path
+    @property
+    def base_url(self) -> str:
+        return self.account.api_base
 
-    def check(self, endpoint: str, metadata: Mapping[str, str], options: Mapping[str, Any]) -> None:
+    def url(self, path: str, *ids: str) -> str:
+        """The address of a path whose `{}` are ids; they are quoted, since some hold a slash."""
+        return self.base_url.rstrip("/") + path.format(*(quote(one, safe="") for one in ids))
+
+    def check(
+        self,
+        endpoint: str,
+        metadata: Mapping[str, str],
+        options: Mapping[str, Any],
+        window: str = DEFAULT_WINDOW,
+    ) -> None:
         """Refuse what this provider would refuse, before anything is sent."""
         if self.endpoints is not None and endpoint not in self.endpoints:
             raise ConfigurationError(
@@ -203,6 +222,8 @@ class Provider(ABC):
             )
         self.check_options(options, self.create_options, "create")
         if self.metadata_limits is None:
+            if metadata:
+                raise ConfigurationError(f"{self.name}: batches carry no metadata", provider=self.name)
             return
         pairs, key_length, value_length = self.metadata_limits
         if len(metadata) > pairs:
@@ -229,10 +250,20 @@ class Provider(ABC):
         """Fetch the batch's result files, whatever there are of them."""
         paths = []
         for number, request in enumerate(self.result_requests(batch)):
-            path = directory / f"{batch.id.replace('/', '_')[-100:]}.{number}.jsonl"
+            path = directory / f"{_file_name(batch.id)}.{number}.jsonl"
             yield from download(request, path)
             paths.append(path)
         return paths
+
+    def cancel(self, batch_id: str) -> Flow[Batch]:
+        """Ask the provider to stop; a batch that has ended already is returned as it is."""
+        try:
+            return (yield from self.request_cancel(batch_id, repeat_conflict=False))
+        except BadRequestError:
+            batch = yield from self.retrieve(batch_id)
+            if batch.status.is_terminal:
+                return batch
+        return (yield from self.request_cancel(batch_id, repeat_conflict=True))
 
     def create_once(self, new: NewBatch, file_id: str | None, *, since: float) -> Flow[Batch]:
         """Create, and where the answer was lost look for the batch before creating it again.
@@ -283,6 +314,12 @@ class Provider(ABC):
             if not double.status.is_terminal:
                 yield from self.cancel(double.id)
         return kept
+
+
+def _file_name(batch_id: str) -> str:
+    """A batch's id as a file name: LiteLLM's ids are longer than one may be, and begin and end alike."""
+    name = re.sub(r"[^\w=.-]", "_", batch_id)
+    return name if len(name) <= 100 else f"{name[:80]}~{hashlib.sha256(batch_id.encode()).hexdigest()[:16]}"
 
 
 def resolve_account(
@@ -336,6 +373,14 @@ def json_of(response: httpx.Response) -> dict[str, Any]:
     return body
 
 
+def id_of(answer: Mapping[str, Any], what: str) -> str:
+    """The id in an answer. Some servers report their failures with status 200: those have none."""
+    found = answer.get("id")
+    if not isinstance(found, str | int) or found == "":
+        raise ServerError(f"the provider's answer is no {what}: {json.dumps(answer)[:200]}")
+    return str(found)
+
+
 def get(url: str, params: Mapping[str, Any] | None = None) -> Flow[dict[str, Any]]:
     """GET a JSON object; parameters that are None are left out."""
     query = {name: value for name, value in (params or {}).items() if value is not None}
@@ -343,11 +388,16 @@ def get(url: str, params: Mapping[str, Any] | None = None) -> Flow[dict[str, Any
 
 
 def post(
-    url: str, body: object = None, *, repeatable: bool = True, headers: Mapping[str, str] | None = None
+    url: str,
+    body: object = None,
+    *,
+    repeatable: bool = True,
+    repeat_conflict: bool = True,
+    headers: Mapping[str, str] | None = None,
 ) -> Flow[dict[str, Any]]:
     """POST JSON and receive JSON."""
     request = httpx.Request("POST", url, json=body, headers=headers)
-    return json_of((yield from send(request, repeatable=repeatable)))
+    return json_of((yield from send(request, repeatable=repeatable, repeat_conflict=repeat_conflict)))
 
 
 def failed_row(custom_id: str, code: str | None, message: str, status: int | None = None) -> Row:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..local.transport import LocalTransport, database_path
+from ..local.transport import BASE_URL, LocalTransport, database_path
 from .base import Account
 from .openai import Dialect, OpenAIFormat
 
@@ -36,5 +36,6 @@ class Local(OpenAIFormat):
     def auth_headers(self) -> dict[str, str]:
         return {}
 
-    def url(self, path: str) -> str:
-        return f"http://local/v1{path}"
+    @property
+    def base_url(self) -> str:
+        return BASE_URL

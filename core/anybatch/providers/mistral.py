@@ -12,7 +12,7 @@ import httpx
 from ..errors import ConfigurationError
 from ..flow import Flow, send
 from ..models import Batch, BatchErrors, BatchProblem, BatchStatus, Page, RequestCounts
-from .base import Limits, NewBatch, Provider, get, json_of, post, resolve_account
+from .base import DEFAULT_WINDOW, Limits, NewBatch, Provider, get, id_of, json_of, post, resolve_account
 from .openai import decode_record, made_from, unix_time
 
 if TYPE_CHECKING:
@@ -74,8 +74,15 @@ class Mistral(Provider):
         key = self.account.api_key
         return {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
 
-    def check(self, endpoint: str, metadata: Mapping[str, str], options: Mapping[str, Any]) -> None:
-        super().check(endpoint, metadata, options)
+    def check(
+        self,
+        endpoint: str,
+        metadata: Mapping[str, str],
+        options: Mapping[str, Any],
+        window: str = DEFAULT_WINDOW,
+    ) -> None:
+        super().check(endpoint, metadata, options, window)
+        window_hours(window)
         hours = options.get("timeout_hours")
         if hours is not None and (not isinstance(hours, int) or not 1 <= hours <= _MAX_HOURS):
             raise ConfigurationError(f"timeout_hours: 1 to {_MAX_HOURS}, not {hours!r}", provider=self.name)
@@ -87,7 +94,7 @@ class Mistral(Provider):
         with content.open() as file:
             files = {"file": ("requests.jsonl", file, "application/jsonl")}
             request = httpx.Request("POST", self.url("/v1/files"), data={"purpose": "batch"}, files=files)  # type: ignore[arg-type]
-            return str(json_of((yield from send(request)))["id"])
+            return id_of(json_of((yield from send(request))), "file")
 
     def create(self, new: NewBatch, file_id: str | None) -> Flow[Batch]:
         body: dict[str, Any] = {
@@ -117,24 +124,30 @@ class Mistral(Provider):
             after = page.next_cursor
 
     def retrieve(self, batch_id: str) -> Flow[Batch]:
-        return parse_job((yield from get(self.url(f"/v1/batch/jobs/{batch_id}"))))
+        return parse_job((yield from get(self.url("/v1/batch/jobs/{}", batch_id))))
 
-    def cancel(self, batch_id: str) -> Flow[Batch]:
-        return parse_job((yield from post(self.url(f"/v1/batch/jobs/{batch_id}/cancel"))))
+    def request_cancel(self, batch_id: str, *, repeat_conflict: bool) -> Flow[Batch]:
+        url = self.url("/v1/batch/jobs/{}/cancel", batch_id)
+        return parse_job((yield from post(url, repeat_conflict=repeat_conflict)))
 
     def list_page(self, *, after: str | None, limit: int | None, options: Mapping[str, Any]) -> Flow[Page]:
         self.check_options(options, self.list_options, "list")
-        page, size = int(after or 0), limit or self.list_limit
+        # Pages are numbered; the cursor also holds the last id, since some listings repeat their last page.
+        number, _, before = (after or "0").partition(":")
+        if not number.isdecimal():
+            raise ConfigurationError(f"after: a page's next_cursor, not {after!r}", provider=self.name)
+        page, size = int(number), limit or self.list_limit
         query = {"page": page, "page_size": size, "order_by": "-created", **options}
         metadata = query.pop("metadata", None) or {}  # the SDK sends the pairs as bare query keys
         answer = yield from get(self.url("/v1/batch/jobs"), query | metadata)
         batches = [parse_job(raw) for raw in answer.get("data") or []]
-        more = bool(batches) and (page + 1) * size < int(answer.get("total") or 0)
-        return Page(batches, next_cursor=str(page + 1) if more else None, has_more=more)
+        last = batches[-1].id if batches else before
+        more = last != before and (page + 1) * size < int(answer.get("total") or 0)
+        return Page(batches, next_cursor=f"{page + 1}:{last}" if more else None, has_more=more)
 
     def result_requests(self, batch: Batch) -> list[httpx.Request]:
         ids = [file_id for file_id in (batch.output_file_id, batch.error_file_id) if file_id]
-        return [httpx.Request("GET", self.url(f"/v1/files/{file_id}/content")) for file_id in ids]
+        return [httpx.Request("GET", self.url("/v1/files/{}/content", file_id)) for file_id in ids]
 
     def decode(self, record: dict[str, Any], endpoint: str | None) -> Row:
         return decode_record(record)
@@ -163,7 +176,7 @@ def parse_job(raw: dict[str, Any]) -> Batch:
         if isinstance(item, dict)
     )
     return Batch(
-        id=str(raw["id"]),
+        id=id_of(raw, "batch job"),
         endpoint=raw.get("endpoint"),
         model=raw.get("model"),
         errors=BatchErrors(data=problems) if problems else None,

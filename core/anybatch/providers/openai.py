@@ -28,7 +28,7 @@ from ..models import (
     Row,
     RowError,
 )
-from .base import Account, Limits, NewBatch, Provider, failed_row, get, json_of, post
+from .base import Account, Limits, NewBatch, Provider, failed_row, get, id_of, json_of, post
 
 if TYPE_CHECKING:
     from ..lines import Content
@@ -37,6 +37,9 @@ _STATUSES = {status.value: status for status in BatchStatus if status is not Bat
     "in_queue": BatchStatus.VALIDATING,  # SiliconFlow
     "queued": BatchStatus.VALIDATING,  # Cerebras
     "progress": BatchStatus.IN_PROGRESS,  # Novita
+    "created": BatchStatus.VALIDATING,  # AIBrix, as are the next two
+    "scheduling": BatchStatus.VALIDATING,
+    "finalized": BatchStatus.FINALIZING,
     "done": BatchStatus.COMPLETED,  # Nebius
     "canceling": BatchStatus.CANCELLING,
     "canceled": BatchStatus.CANCELLED,
@@ -123,14 +126,14 @@ class OpenAIFormat(Provider):
             request = httpx.Request("POST", self.url("/files"), data=fields, files=files)  # type: ignore[arg-type]
             answer = json_of((yield from send(request)))
         uploaded = answer["data"] if isinstance(answer.get("data"), dict) else answer  # SiliconFlow wraps it
-        file_id = str(uploaded["id"])
+        file_id = id_of(uploaded, "file")
         if self.dialect.file_becomes_ready:
             yield from self._wait_for_file(file_id)
         return file_id
 
     def _wait_for_file(self, file_id: str) -> Flow[None]:
         for _ in range(_FILE_READY_TIMEOUT // 2):
-            answer = yield from get(self.url(f"/files/{file_id}"))
+            answer = yield from get(self.url("/files/{}", file_id))
             if answer.get("status") in (None, "processed", "error"):  # an error shows in the batch itself
                 return
             yield from sleep(2)
@@ -168,13 +171,14 @@ class OpenAIFormat(Provider):
             after = page.next_cursor
 
     def retrieve(self, batch_id: str) -> Flow[Batch]:
-        return self.batch((yield from get(self.url(f"/batches/{batch_id}"))))
+        return self.batch((yield from get(self.url("/batches/{}", batch_id))))
 
-    def cancel(self, batch_id: str) -> Flow[Batch]:
-        url = self.url(f"/batches/{batch_id}")
+    def request_cancel(self, batch_id: str, *, repeat_conflict: bool) -> Flow[Batch]:
         if not self.dialect.cancel_by_delete:
-            return self.batch((yield from post(f"{url}/cancel")))
-        yield from send(httpx.Request("DELETE", url))
+            url = self.url("/batches/{}/cancel", batch_id)
+            return self.batch((yield from post(url, repeat_conflict=repeat_conflict)))
+        request = httpx.Request("DELETE", self.url("/batches/{}", batch_id))
+        yield from send(request, repeat_conflict=repeat_conflict)
         return (yield from self.retrieve(batch_id))
 
     def list_page(self, *, after: str | None, limit: int | None, options: Mapping[str, Any]) -> Flow[Page]:
@@ -185,6 +189,7 @@ class OpenAIFormat(Provider):
         batches = [self.batch(raw) for raw in answer.get("data") or []]
         if by_cursor:
             cursor = (answer.get("paging") or {}).get("next_cursor") or None
+            cursor = cursor if cursor != after else None
             return Page(batches, next_cursor=cursor, has_more=cursor is not None)
         last = answer.get("last_id") or (batches[-1].id if batches else None)
         more = bool(answer.get("has_more")) and last is not None and last != after
@@ -194,7 +199,7 @@ class OpenAIFormat(Provider):
         # Both files, on every terminal status: `completed` is not success, and an expired or cancelled
         # batch has rows that were paid for.
         ids = dict.fromkeys(file_id for file_id in (batch.output_file_id, batch.error_file_id) if file_id)
-        return [httpx.Request("GET", self.url(f"/files/{file_id}/content")) for file_id in ids]
+        return [httpx.Request("GET", self.url("/files/{}/content", file_id)) for file_id in ids]
 
     def decode(self, record: dict[str, Any], endpoint: str | None) -> Row:
         return decode_record(record)
@@ -227,7 +232,7 @@ def parse_batch(raw: dict[str, Any], provider: str) -> Batch:
     fields = {name: raw.get(name) for name in ("endpoint", "model", "completion_window")}
     files = {name: raw.get(name) or None for name in ("input_file_id", "output_file_id", "error_file_id")}
     return Batch(
-        id=str(raw["id"]),
+        id=id_of(raw, "batch"),
         **{name: None if value is None else str(value) for name, value in (fields | files).items()},
         **{name: unix_time(raw.get(name)) for name in _TIMES},
         errors=_errors(raw.get("errors")),

@@ -1,0 +1,226 @@
+"""One SQLite file for the records and one folder beside it for the bytes, shared by any number of processes.
+
+SQLite runs in WAL mode: readers never wait, writers wait for each other for up to 30 s. File contents are
+plain files (`<database>.files/<file id>`), so that an upload of hundreds of megabytes neither holds the write
+lock nor passes through the log. They are complete before the record that names them is committed; what a
+killed process leaves behind is swept a day later.
+"""
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import unquote
+from uuid import uuid4
+
+SCHEMA_VERSION = 1
+STALE_AFTER = 24 * 3600.0  # seconds until bytes that no record names are removed
+SCHEMA = """
+CREATE TABLE files (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, created REAL NOT NULL,
+    bytes INTEGER NOT NULL, filename TEXT NOT NULL, purpose TEXT NOT NULL,
+    expires REAL, deleted INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE batches (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, created REAL NOT NULL,
+    endpoint TEXT NOT NULL, input_file_id TEXT NOT NULL, completion_window TEXT NOT NULL,
+    expires REAL NOT NULL, metadata TEXT,
+    output_lifetime REAL NOT NULL, model TEXT, upstream INTEGER NOT NULL,
+    fault_to REAL NOT NULL DEFAULT 0, rows INTEGER, problems TEXT, cancel_at REAL,
+    events TEXT NOT NULL DEFAULT '[]', completed INTEGER NOT NULL DEFAULT 0,
+    failed INTEGER NOT NULL DEFAULT 0, final TEXT
+);
+CREATE INDEX batches_fault ON batches (fault_to);
+CREATE INDEX batches_input ON batches (input_file_id);
+CREATE TABLE plans (batch_id TEXT PRIMARY KEY, outcomes BLOB NOT NULL);
+CREATE TABLE results (
+    batch_id TEXT NOT NULL, line INTEGER NOT NULL, ok INTEGER NOT NULL, record BLOB NOT NULL,
+    PRIMARY KEY (batch_id, line)
+) WITHOUT ROWID;
+"""
+
+
+class StoreError(OSError):
+    """The database cannot be opened or is not ours."""
+
+
+def database_path(api_base: str | None) -> Path:
+    """The database file that an `api_base` names: `sqlite:///abs/path.db`, a plain path, or None.
+
+    The default is `$XDG_STATE_HOME/anybatch/local.db`, else `~/.local/state/anybatch/local.db`.
+    ValueError if it is neither.
+    """
+    if not api_base:
+        state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+        return Path(state) / "anybatch" / "local.db"
+    scheme, colon, rest = api_base.partition(":")
+    if colon and scheme.lower() != "sqlite":
+        raise ValueError(
+            f"The local provider keeps a SQLite file: expected sqlite:///absolute/path.db, not {api_base!r}."
+        )
+    path = unquote(rest.removeprefix("//")) if colon else api_base
+    if path.strip("/") in ("", ":memory:"):
+        raise ValueError(
+            f"The local provider needs a file that several processes can open, not {api_base!r}."
+        )
+    if path.startswith("/"):
+        path = "/" + path.lstrip("/")  # sqlite:////abs/path.db is SQLAlchemy's way of writing the same
+    return Path(path.removeprefix("/") if path.startswith("/~") else path).expanduser().absolute()
+
+
+class Store:
+    """The database at `path`, created if it is missing. Thread-safe; survives a fork."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.folder = path.with_name(path.name + ".files")
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._owner = os.getpid()
+        self._abandoned: list[sqlite3.Connection | None] = []
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._exclusive("open"):
+                self._prepare()
+        except (OSError, sqlite3.Error) as error:
+            self.close()
+            raise StoreError(f"Cannot open the local provider's database {path}: {error}") from error
+
+    def close(self) -> None:
+        with self._lock:
+            if self._connection is not None and self._owner == os.getpid():
+                self._connection.close()
+            self._connection = None
+
+    def _connect(self) -> sqlite3.Connection:
+        if self._connection is None:
+            connection = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
+            connection.row_factory = sqlite3.Row
+            connection.execute("PRAGMA synchronous=NORMAL")
+            self._connection = connection
+        return self._connection
+
+    def _prepare(self) -> None:
+        connection = self._connect()
+        connection.execute("PRAGMA journal_mode=WAL")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            connection.executescript(f"BEGIN;{SCHEMA};PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
+        elif version != SCHEMA_VERSION:
+            raise StoreError(f"its version is {version}, this release reads {SCHEMA_VERSION}")
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove bytes that no record names and that are a day old."""
+        known = {row["id"] for row in self.all("SELECT id FROM files")}
+        for entry in os.scandir(self.folder):
+            with contextlib.suppress(FileNotFoundError):  # another process may sweep or rename
+                unknown = entry.name not in known and not entry.name.endswith(
+                    ".lock"
+                )  # one may be held for days
+                if unknown and entry.stat().st_mtime < time.time() - STALE_AFTER:
+                    os.unlink(entry.path)
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """One write transaction; keep it short, others wait for it."""
+        with self._guard() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
+
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[sqlite3.Connection]:
+        if self._owner != os.getpid():  # forked: a connection must neither be used nor closed in the child
+            self._abandoned.append(self._connection)
+            self._connection, self._owner, self._lock = None, os.getpid(), threading.RLock()
+        with self._lock:
+            yield self._connect()
+
+    def all(self, sql: str, *arguments: Any) -> list[sqlite3.Row]:
+        with self._guard() as connection:
+            return connection.execute(sql, arguments).fetchall()
+
+    def one(self, sql: str, *arguments: Any) -> sqlite3.Row | None:
+        rows = self.all(sql, *arguments)
+        return rows[0] if rows else None
+
+    @contextlib.contextmanager
+    def claim(self, name: str) -> Iterator[bool]:
+        """Try to be the one process and thread that works on `name`; False if another is.
+
+        The kernel drops the claim when its holder dies, so a killed process blocks no one.
+        """
+        path = self.folder / f"{name}.lock"
+        with path.open("ab") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            if not _same_file(handle, path):  # its holder removed it between our open and lock
+                yield False
+                return
+            try:
+                yield True
+            finally:
+                path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _exclusive(self, name: str) -> Iterator[None]:
+        with (self.folder / f"{name}.lock").open("ab") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+    def blob(self, file_id: str) -> Path:
+        return self.folder / file_id
+
+    @contextlib.contextmanager
+    def new_blob(self) -> Iterator[tuple[str, BinaryIO]]:
+        """(id, writable file) for bytes to come, removed if the block raises; then commit their record."""
+        file_id = f"file-{uuid4().hex[:24]}"
+        try:
+            with self.blob(file_id).open("wb", buffering=1 << 18) as handle:
+                yield file_id, handle
+        except BaseException:
+            self.blob(file_id).unlink(missing_ok=True)
+            raise
+
+    def discard(self, file_ids: Iterable[str]) -> None:
+        """Remove bytes; those of a file whose record is kept are gone for good."""
+        for file_id in file_ids:
+            self.blob(file_id).unlink(missing_ok=True)
+
+
+def add_file(
+    connection: sqlite3.Connection,
+    file_id: str,
+    *,
+    created: float,
+    size: int,
+    filename: str,
+    purpose: str,
+    lifetime: float | None,
+) -> None:
+    """Record a file whose bytes are complete; `lifetime` is in seconds."""
+    expires = None if lifetime is None else created + lifetime
+    connection.execute(
+        "INSERT INTO files (id, created, bytes, filename, purpose, expires) VALUES (?, ?, ?, ?, ?, ?)",
+        (file_id, created, size, filename, purpose, expires),
+    )
+
+
+def _same_file(handle: BinaryIO, path: Path) -> bool:
+    try:
+        return os.fstat(handle.fileno()).st_ino == path.stat().st_ino
+    except FileNotFoundError:
+        return False
