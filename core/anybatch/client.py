@@ -16,13 +16,15 @@ import httpx
 
 from ._version import __version__
 from .collect import collect, settled
+from .content import Content
 from .errors import AnyBatchError, ConfigurationError, DeadlineExceededError
 from .flow import Flow, T, aperform, do, perform, sleep
 from .job import Job
-from .lines import Content, make_plan
+from .lines import make_plan
 from .models import Batch, BatchStatus, Page, Report, Row
 from .providers import get_provider
-from .providers.base import DEFAULT_WINDOW, Account, NewBatch, Provider
+from .providers.account import Account
+from .providers.base import DEFAULT_WINDOW, NewBatch, Provider
 from .results import iter_rows
 from .retry import RetryPolicy
 from .submit import submit

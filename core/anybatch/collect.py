@@ -66,7 +66,7 @@ def collect(job: Job, provider: Provider) -> Flow[Report]:
 
 
 def settled(provider: Provider, batch_id: str, *, first_row: int = 0) -> Flow[Batch]:
-    """The batch in its final state. Completed without files, though rows were counted, is not final yet."""
+    """The batch in its final state. Ended without files, though rows were counted, is not final yet."""
     waited = 0.0
     while True:
         batch = yield from provider.retrieve(batch_id)
@@ -75,12 +75,18 @@ def settled(provider: Provider, batch_id: str, *, first_row: int = 0) -> Flow[Ba
         has_files = bool(provider.result_requests(batch))
         if batch.status is BatchStatus.FAILED and not has_files:
             raise failed(batch, first_row)
-        if has_files or batch.status is not BatchStatus.COMPLETED or waited >= SETTLING:
-            return batch
-        if not (batch.request_counts and batch.request_counts.total):
+        if has_files or not _owes_files(batch) or waited >= SETTLING:
             return batch
         yield from sleep(_SETTLING_POLL)
         waited += _SETTLING_POLL
+
+
+def _owes_files(batch: Batch) -> bool:
+    """Whether there must be lines: of every row of a completed batch, else of those counted as done."""
+    counts, completed = batch.request_counts, batch.status is BatchStatus.COMPLETED
+    if counts is None:
+        return completed
+    return (counts.total if completed else counts.completed) > 0
 
 
 def failed(batch: Batch, first_row: int = 0) -> BatchFailedError:

@@ -15,7 +15,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from enum import Enum, auto
@@ -73,6 +73,17 @@ def listing_pays(soon: int, newer: int, page_size: int) -> bool:
     read, at the very least; `soon` of them are due now or soon, so that many calls are saved.
     """
     return soon > FEW and page_size > 1 and 2 * math.ceil(newer / page_size) <= soon
+
+
+def plan_sweep(places: Sequence[int], page_size: int) -> int:
+    """How many of the batches that are due soon to read off the listing; the others are retrieved.
+
+    `places` are theirs, from 1 and ascending, among all waiting batches with the newest first. One that is
+    far down does not keep those at the top from being read together.
+    """
+    return next(
+        (many for many in range(len(places), FEW, -1) if listing_pays(many, places[many - 1], page_size)), 0
+    )
 
 
 def keep_listing(
@@ -199,13 +210,14 @@ class _Waiter:
 class _Watched:
     """One batch that is waited for; `due` is on the loop's clock, the other times are unix seconds."""
 
-    __slots__ = ("batch_id", "created_at", "due", "queued", "since", "status", "waiters")
+    __slots__ = ("batch_id", "created_at", "due", "interval", "queued", "since", "status", "waiters")
 
     def __init__(self, batch_id: str, created_at: float | None, since: float) -> None:
         self.batch_id = batch_id
         self.created_at = created_at
         self.since = since
         self.due = math.inf
+        self.interval = 0.0
         self.queued = math.inf  # when its entry in the schedule comes up; never after `due`
         self.status: str | None = None
         self.waiters: list[_Waiter] = []
@@ -235,7 +247,7 @@ class Watcher:
         self._odd_statuses: set[str] = set()
         self._trouble = Trouble()
         self._first, self._most, self._page_size = 15.0, 300.0, 0
-        self._not_before = self._swept = self._list_again = -math.inf
+        self._not_before = self._next_sweep = self._list_again = -math.inf
         self._failures = self._slowed = self._unpaid = 0
         # What was looked at in one sweep stays together: it has one time of looking, and one jitter.
         self._began, self._roll = -math.inf, 0.5
@@ -394,11 +406,11 @@ class Watcher:
         heapq.heappush(self._heap, (watched.due, next(self._number), watched))
 
     async def _sleep(self) -> None:
-        """Return when something may be due, the account may be asked, and the last sweep is a grain ago."""
+        """Return when something may be due, the account may be asked, and it is time for another sweep."""
         loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
-            earliest = max(self._not_before, self._swept + self._grain)
+            earliest = max(self._not_before, self._next_sweep)
             at = max(earliest, self._heap[0][0] if self._heap else math.inf)
             if at <= loop.time():
                 return
@@ -414,17 +426,26 @@ class Watcher:
         self._began, self._roll = now, random.random()
         listable = self._page_size > 1 and now >= self._list_again
         due = await self._take_due(now + self._grain, None if listable else ONE_BY_ONE)
-        if due and listable:
-            oldest = min(watched.order for watched in due)
-            newer = [watched for watched in self._batches.values() if watched.order >= oldest]
-            until = now + max(self._most / 4, self._grain)
-            soon = {watched.batch_id: watched for watched in newer if watched.due <= until}
-            if listing_pays(len(soon), len(newer), self._page_size):
-                await self._read_listing(client, soon, oldest)
-                due = [watched for watched in due if watched.batch_id in soon]
+        if due and listable and (wanted := self._wanted_off_listing(now)):
+            await self._read_listing(client, wanted)
+            due = [watched for watched in due if watched.queued == math.inf]  # else it was seen
         if due:
             await self._retrieve_each(client, due)
-        self._swept = asyncio.get_running_loop().time()
+        ended = asyncio.get_running_loop().time()
+        self._next_sweep = ended + max(self._grain, min((ended - now) / 2, self._most))
+
+    def _wanted_off_listing(self, now: float) -> dict[str, _Watched]:
+        """What is due, or will be in a quarter of its interval, if it is to be read off the listing."""
+        if len(self._batches) <= FEW:
+            return {}
+        newest_first = sorted(self._batches.values(), key=lambda watched: -watched.order)
+        soon = [
+            (place, watched)
+            for place, watched in enumerate(newest_first, 1)
+            if watched.due <= now + max(self._grain, watched.interval / 4)
+        ]
+        many = plan_sweep([place for place, _ in soon], self._page_size)
+        return {watched.batch_id: watched for _, watched in soon[:many]}
 
     async def _take_due(self, until: float, limit: int | None) -> list[_Watched]:
         due: list[_Watched] = []
@@ -442,9 +463,10 @@ class Watcher:
                 await asyncio.sleep(0)
         raise AssertionError("unreachable")
 
-    async def _read_listing(self, client: Source, wanted: dict[str, _Watched], oldest: float) -> None:
+    async def _read_listing(self, client: Source, wanted: dict[str, _Watched]) -> None:
         """Page through the listing, take what was seen out of `wanted`, and update all that was seen."""
         expected, pages, refused = len(wanted), 0, 0
+        oldest = min(watched.order for watched in wanted.values())
         after: str | None = None
         cursors: set[str | None] = {None}
         ours: set[str] = set()
@@ -546,9 +568,9 @@ class Watcher:
         for waiter in [waiter for waiter in watched.waiters if waiter.deadline <= now]:
             self._expire(watched, waiter)
         if watched.waiters:
-            interval = self._interval(watched)
+            watched.interval = self._interval(watched)
             took = asyncio.get_running_loop().time() - self._began
-            self._schedule(watched, max(interval - took, interval / 2))
+            self._schedule(watched, watched.interval - took)
 
     def _interval(self, watched: _Watched) -> float:
         now = self._clock()

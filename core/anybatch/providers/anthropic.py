@@ -16,14 +16,15 @@ import httpx
 from ..errors import ConfigurationError
 from ..flow import CHUNK, Flow, send
 from ..models import Batch, BatchStatus, Body, Outcome, Page, RequestCounts, Row, RowError
-from .base import DEFAULT_WINDOW, Limits, NewBatch, Provider, failed_row, get, id_of, json_of, post, resolve_account
+from .account import resolve_account
+from .base import DEFAULT_WINDOW, Limits, NewBatch, Provider, failed_row, get, id_of, json_of, post
 from .messages import error_status, from_message, original_id, safe_id, to_messages
 from .openai import unix_time
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ..lines import Content
+    from ..content import Content
 
 CHAT, NATIVE = "/v1/chat/completions", "/v1/messages"
 
@@ -74,7 +75,8 @@ class Anthropic(Provider):
         super().check(endpoint, metadata, options, window)
         if window != DEFAULT_WINDOW:
             raise ConfigurationError(
-                f"completion_window: anthropic's is always {DEFAULT_WINDOW!r}, not {window!r}", provider=self.name
+                f"completion_window: anthropic's is always {DEFAULT_WINDOW!r}, not {window!r}",
+                provider=self.name,
             )
 
     # --- request and result lines ------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -12,73 +11,31 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
 
 import httpx
-from pydantic import SecretStr
 
 from ..errors import (
     APIError,
     BadRequestError,
     ConfigurationError,
     CreateOutcomeUnknownError,
-    MissingKeyError,
     ServerError,
     UnknownOptionError,
 )
 from ..flow import Flow, download, send, sleep
 from ..models import Outcome, Row, RowError
 from ..retry import outcome_unknown
+from .account import Account, KeyAuth
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from ..lines import Content
+    from ..content import Content
     from ..models import Batch, Page
 
 DEFAULT_WINDOW = "24h"
 
 # The pauses before asking again whether a create that got no answer has left a batch, seconds.
 _ASK_AFTER = (1.0, 3.0, 9.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    """Provider, base URL and credentials: what polling and connection pools are shared by.
-
-    `key` names the account without telling its secret: safe in logs, and equal in every process.
-    """
-
-    provider: str
-    api_base: str
-    api_key: SecretStr | None = field(default=None, repr=False)
-
-    @property
-    def key(self) -> str:
-        secret = self.api_key.get_secret_value() if self.api_key else ""
-        digest = hashlib.sha256("\0".join((self.provider, self.api_base, secret)).encode())
-        return f"{self.provider}:{digest.hexdigest()[:16]}"
-
-
-class KeyAuth(httpx.Auth):
-    """Puts the key on requests to the account's own host, and on no others.
-
-    Signed URLs, result URLs and redirects elsewhere carry their own permission and must not see the key.
-    """
-
-    def __init__(self, account: Account, headers: Mapping[str, str]) -> None:
-        self._origin = _origin(httpx.URL(account.api_base))
-        self._headers = headers
-
-    def trusts(self, url: httpx.URL) -> bool:
-        return _origin(url) == self._origin
-
-    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        if self.trusts(request.url):
-            request.headers.update(self._headers)
-        yield request
-
-
-def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
-    return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme)
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,38 +277,6 @@ def _file_name(batch_id: str) -> str:
     """A batch's id as a file name: LiteLLM's ids are longer than one may be, and begin and end alike."""
     name = re.sub(r"[^\w=.-]", "_", batch_id)
     return name if len(name) <= 100 else f"{name[:80]}~{hashlib.sha256(batch_id.encode()).hexdigest()[:16]}"
-
-
-def resolve_account(
-    name: str,
-    *,
-    api_key: str | None,
-    api_base: str | None,
-    default_base: str | None,
-    key_env: Sequence[str],
-    base_env: Sequence[str] = (),
-    needs_key: bool = True,
-) -> Account:
-    """The account from the arguments, else from the provider's environment variables."""
-    base = api_base or _from_env(base_env) or default_base
-    if not base:
-        raise ConfigurationError(
-            f"{name}: api_base is missing; give it" + (f", or set {_names(base_env)}" if base_env else ""),
-            provider=name,
-        )
-    if not base.startswith(("http://", "https://", "sqlite://")):
-        raise ConfigurationError(f"{name}: api_base must be an http(s) URL, not {base!r}", provider=name)
-    key = api_key or _from_env(key_env)
-    if not key and needs_key:
-        raise MissingKeyError(f"{name}: no API key; give api_key, or set {_names(key_env)}", provider=name)
-    secret = SecretStr(key) if key else None
-    if secret is not None and not secret.get_secret_value().isascii():
-        raise ConfigurationError(f"{name}: the API key holds characters that no key has", provider=name)
-    return Account(name, base.rstrip("/"), secret)
-
-
-def _from_env(names: Sequence[str]) -> str | None:
-    return next((value for name in names if (value := os.environ.get(name))), None)
 
 
 def _names(names: Sequence[str] | frozenset[str]) -> str:

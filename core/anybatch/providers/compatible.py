@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from .base import Limits, resolve_account
+from .account import resolve_account
+from .base import Limits
 from .openai import Dialect, OpenAIFormat
 
 _CHAT = "/v1/chat/completions"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..errors import ConfigurationError
 from ..local.transport import BASE_URL, LocalTransport, database_path
-from .base import Account
+from .account import Account
 from .openai import Dialect, OpenAIFormat
 
 if TYPE_CHECKING:
@@ -25,7 +26,10 @@ class Local(OpenAIFormat):
 
     @classmethod
     def open(cls, name: str, api_key: str | None, api_base: str | None) -> Local:
-        return cls(database_path(api_base))
+        try:
+            return cls(database_path(api_base))
+        except ValueError as error:
+            raise ConfigurationError(f"api_base: {error}", provider=name) from None
 
     def transport(self) -> httpx.BaseTransport:
         return LocalTransport(self.path)

@@ -12,13 +12,14 @@ import httpx
 from ..errors import ConfigurationError
 from ..flow import Flow, send
 from ..models import Batch, BatchErrors, BatchProblem, BatchStatus, Page, RequestCounts
-from .base import DEFAULT_WINDOW, Limits, NewBatch, Provider, get, id_of, json_of, post, resolve_account
+from .account import resolve_account
+from .base import DEFAULT_WINDOW, Limits, NewBatch, Provider, get, id_of, json_of, post
 from .openai import decode_record, made_from, unix_time
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ..lines import Content
+    from ..content import Content
     from ..models import Row
 
 _STATUSES = {

@@ -28,10 +28,11 @@ from ..models import (
     Row,
     RowError,
 )
-from .base import Account, Limits, NewBatch, Provider, failed_row, get, id_of, json_of, post
+from .account import Account
+from .base import Limits, NewBatch, Provider, failed_row, get, id_of, json_of, post
 
 if TYPE_CHECKING:
-    from ..lines import Content
+    from ..content import Content
 
 _STATUSES = {status.value: status for status in BatchStatus if status is not BatchStatus.UNKNOWN} | {
     "in_queue": BatchStatus.VALIDATING,  # SiliconFlow

@@ -1,0 +1,83 @@
+"""The uploaded form of a shard: byte ranges of a local file, read as one."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from .errors import JobError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """The uploaded form of one shard: byte ranges of a local file, which must not change meanwhile.
+
+    `mark` is the file's size and modification time when it was validated.
+    """
+
+    path: Path
+    segments: tuple[tuple[int, int], ...]
+    rows: int
+    mark: tuple[int, int]
+
+    @property
+    def size(self) -> int:
+        return sum(end - start for start, end in self.segments)
+
+    def open(self) -> SegmentReader:
+        if file_mark(self.path) != self.mark:
+            raise JobError(f"{self.path} was changed after it was validated; nothing of it was submitted")
+        return SegmentReader(self.path.open("rb", buffering=0), self.segments)
+
+
+def file_mark(path: Path) -> tuple[int, int]:
+    """What changes when a file is written to."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+class SegmentReader(io.RawIOBase):
+    """A read-only file made of ranges of another one."""
+
+    def __init__(self, file: BinaryIO | io.FileIO, segments: tuple[tuple[int, int], ...]) -> None:
+        self._file = file
+        self._segments = segments
+        self._size = sum(end - start for start, end in segments)
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = min(max(base + offset, 0), self._size)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        skipped = self._position
+        for start, end in self._segments:
+            length = end - start
+            if skipped < length:
+                self._file.seek(start + skipped)
+                data = self._file.read(min(len(buffer), length - skipped)) or b""
+                if not data:
+                    raise OSError("the input was cut short while it was being read")
+                buffer[: len(data)] = data
+                self._position += len(data)
+                return len(data)
+            skipped -= length
+        return 0
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
