@@ -119,7 +119,9 @@ def make_data(folder: Path) -> None:
             custom_id = f"row-{number:06d}"
             message = {"role": "user"}
             body = {"model": "m", "messages": [message]}
-            requests.write(fill({"custom_id": custom_id, "method": "POST", "url": CHAT, "body": body}, message))
+            requests.write(
+                fill({"custom_id": custom_id, "method": "POST", "url": CHAT, "body": body}, message)
+            )
             reply = {"role": "assistant"}
             usage = {"prompt_tokens": 900, "completion_tokens": 900, "total_tokens": 1800}
             done = {
@@ -224,7 +226,9 @@ def floor_down(folder: Path, port: int) -> None:
 
 def run() -> bool:
     """Measure both ways, print a table, and say whether the limits hold."""
-    print(f"bulk: {ROWS:,} rows, {ROWS * LINE / 1e6:.0f} MB, {SHARDS} shards; best of {RUNS} runs", flush=True)
+    print(
+        f"bulk: {ROWS:,} rows, {ROWS * LINE / 1e6:.0f} MB, {SHARDS} shards; best of {RUNS} runs", flush=True
+    )
     good = True
     with tempfile.TemporaryDirectory(prefix="anybatch-bench-") as name:
         folder = Path(name)

@@ -1,10 +1,17 @@
 """Ten thousand waiting batches in one event loop: what each costs, and what they ask of the provider.
 
 `python -m benchmarks.waiting` starts an OpenAI-format server on loopback that takes 100 ms for every answer,
-and measures, each in a process of its own: the shared poller of `anybatch.watch` through `AsyncClient`; the
-same under tracemalloc; and as baseline the obvious way, one task a batch with its own retrieve loop, at a
-smaller number (its cost in calls is one a batch at any number). Exits 1 where a limit is exceeded. The stall
-is how late a ticker of 1 ms comes at worst; the machine's own share of it is the one of the idle loop.
+and measures, each in a process of its own:
+
+    shared  the poller of `anybatch.watch` through `AsyncClient`, for two sweeps; the second finds all ended
+    traced  the same under tracemalloc, with fewer batches and without a clock on it
+    naive   the obvious way: one task a batch with its own retrieve loop, all on one AsyncClient. At 200: from
+            some hundreds on, httpx's connection pool takes time quadratic in the requests that queue for it
+    bare    as many tasks that wait for nothing, and one pass of Python's garbage collector: the floor
+
+The stall is how late a ticker of 1 ms comes at worst, less the time in which other processes had the CPU.
+Much of it is the garbage collector's walk over ten thousand of everything. What was there before (the
+imports) is frozen first, in all phases: it is not the waiters' doing. Exits 1 where a limit is exceeded.
 """
 
 from __future__ import annotations
@@ -15,22 +22,21 @@ import contextlib
 import gc
 import http.client
 import json
-import os
 import resource
 import subprocess
 import sys
 import time
 import tracemalloc
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Self
 
 from anybatch import AsyncClient, RetryPolicy
 from anybatch.watch import Watcher, get_watcher
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
 WAITING = 10_000
-NAIVE = 1_000
+NAIVE = 200
 TRACED = 2_000
 LATENCY = 0.1
 PAGE = 100
@@ -96,18 +102,16 @@ class Server(asyncio.Protocol):
         return f'{{"object":"list","data":[{data}],"last_id":"{page[-1]}","has_more":{more}}}'
 
     def batch(self, batch_id: str) -> str:
-        ended = self.finished or batch_id == WARM
-        created = int(self.born - Server.index.get(batch_id, 0) / 100)
-        return json.dumps({
-            "id": batch_id, "object": "batch", "endpoint": "/v1/chat/completions", "errors": None,
-            "input_file_id": f"file-{batch_id}", "completion_window": "24h",
-            "status": "completed" if ended else "in_progress", "output_file_id": None, "error_file_id": None,
-            "created_at": created, "in_progress_at": created + 1, "expires_at": created + 86_400,
-            "finalizing_at": None, "completed_at": None, "failed_at": None, "expired_at": None,
-            "cancelling_at": None, "cancelled_at": None,
-            "request_counts": {"total": 5000, "completed": 0, "failed": 0},
-            "metadata": {"anybatch_job": "0123456789abcdef", "anybatch_shard": "0/1"},
-        })  # fmt: skip
+        status = "completed" if self.finished or batch_id == WARM else "in_progress"
+        created = int(self.born) - self.index.get(batch_id, 0) // 100
+        return (
+            f'{{"id":"{batch_id}","object":"batch","endpoint":"/v1/chat/completions","errors":null,'
+            f'"input_file_id":"file-{batch_id}","completion_window":"24h","status":"{status}",'
+            f'"output_file_id":null,"error_file_id":null,"created_at":{created},"in_progress_at":{created},'
+            f'"expires_at":{created + 86_400},"finalizing_at":null,"completed_at":null,"failed_at":null,'
+            '"expired_at":null,"cancelling_at":null,"cancelled_at":null,"request_counts":{"total":5000,'
+            '"completed":0,"failed":0},"metadata":{"anybatch_job":"0123456789abcdef","anybatch_shard":"0"}}'
+        )
 
 
 async def serve() -> None:
@@ -128,19 +132,52 @@ def control(port: int, path: str) -> dict[str, int]:
 
 
 class Ticker:
-    """Comes every millisecond; `worst` is how late it was, `busy` how much of that this thread computed."""
+    """Comes every millisecond: how late at worst; the same without the wait for a CPU; its share of GC."""
 
     def __init__(self) -> None:
-        self.worst = self.busy = 0.0
+        self.late = self.stall = self.collecting = 0.0
+        self._collected = self._began = 0.0
 
-    async def run(self) -> None:
-        last, cpu = time.perf_counter(), time.thread_time()
+    def __enter__(self) -> Self:
+        gc.collect()
+        gc.freeze()
+        gc.callbacks.append(self._on_gc)
+        self._task = asyncio.create_task(self._run())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._task.cancel()
+        gc.callbacks.remove(self._on_gc)
+
+    def _on_gc(self, phase: str, _: dict[str, int]) -> None:
+        if phase == "start":
+            self._began = time.thread_time()
+        else:
+            self._collected += time.thread_time() - self._began
+
+    async def _run(self) -> None:
         while True:
+            self._collected = 0.0
+            waited = waiting_for_cpu()  # read first and last, so that no wait for a CPU counts as ours
+            last = time.perf_counter()
             await asyncio.sleep(0.001)
-            now, now_cpu = time.perf_counter(), time.thread_time()
-            if now - last - 0.001 > self.worst:
-                self.worst, self.busy = now - last - 0.001, now_cpu - cpu
-            last, cpu = now, now_cpu
+            late = time.perf_counter() - last - 0.001
+            own = late - (waiting_for_cpu() - waited)
+            self.late = max(self.late, late)
+            if own > self.stall:
+                self.stall, self.collecting = own, self._collected
+
+    def result(self) -> dict[str, float]:
+        return {"stall": self.stall, "late": self.late, "collecting": self.collecting}
+
+
+def waiting_for_cpu() -> float:
+    """Seconds this thread has stood in line for a CPU; 0 where the system does not tell."""
+    try:
+        with open("/proc/thread-self/schedstat", "rb") as file:
+            return int(file.read().split()[1]) / 1e9
+    except OSError:
+        return 0.0
 
 
 def resident() -> int:
@@ -148,16 +185,13 @@ def resident() -> int:
         return int(file.read().split()[1]) * resource.getpagesize()
 
 
-async def watched(port: int) -> tuple[Watcher, Callable[[], Awaitable[object]]]:
-    """The account's watcher, and a wait that has warmed up everything once it returns."""
-
+def make_watcher(port: int) -> Watcher:
     def make_client() -> AsyncClient:
         base = f"http://127.0.0.1:{port}/v1"
         retry = RetryPolicy(attempts=2)
         return AsyncClient("openai-compatible", api_base=base, api_key="x", retry=retry)
 
-    watcher = get_watcher("benchmark", make_client)
-    return watcher, lambda: watcher.wait(WARM)
+    return get_watcher("benchmark", make_client)
 
 
 async def start(waits: Callable[[str], Awaitable[object]], number: int) -> list[asyncio.Task[None]]:
@@ -175,86 +209,84 @@ async def start(waits: Callable[[str], Awaitable[object]], number: int) -> list[
 
 
 async def shared(port: int, number: int) -> dict[str, float]:
-    idle = Ticker()
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(idle.run(), 1.5)
-    watcher, warm_up = await watched(port)
-    await warm_up()
-    gc.collect()
-    before, most, ticker = resident(), 0, Ticker()
-    ticking = asyncio.create_task(ticker.run())
-    tasks = await start(watcher.wait, number)
-    while not any(task.done() for task in tasks[:PAGE]):
-        most = max(most, resident())
-        await asyncio.sleep(0.1)
-    began = time.perf_counter()
-    await asyncio.gather(*tasks)
-    delivered = time.perf_counter() - began
-    ticking.cancel()
-    return {
-        "memory": (most - before) / number,
-        "stall": ticker.worst,
-        "busy": ticker.busy,
-        "idle": idle.worst,
-        "delivered": delivered,
-    }
+    watcher = make_watcher(port)
+    await watcher.wait(WARM)
+    with Ticker() as ticker:
+        before, most = resident(), 0
+        deadline = time.time() + 86_400
+        tasks = await start(lambda batch_id: watcher.wait(batch_id, deadline=deadline), number)
+        while not any(task.done() for task in tasks[:PAGE]):
+            most = max(most, resident())
+            await asyncio.sleep(0.1)
+        await asyncio.gather(*tasks)
+    return {"memory": (most - before) / number, **ticker.result()}
 
 
 async def traced(port: int, number: int) -> dict[str, float]:
-    watcher, warm_up = await watched(port)
-    await warm_up()
+    watcher = make_watcher(port)
+    await watcher.wait(WARM)
     gc.collect()
     tracemalloc.start()
-    tasks = await start(watcher.wait, number)
-    while (await asyncio.to_thread(control, port, "/stats"))["lists"] < number / PAGE:
-        await asyncio.sleep(0.2)
+    deadline = time.time() + 86_400
+    tasks = await start(lambda batch_id: watcher.wait(batch_id, deadline=deadline), number)
+    listed = 0
+    while listed < number / PAGE:
+        await asyncio.sleep(0.3)
+        listed = (await asyncio.to_thread(control, port, "/stats"))["lists"]
     await asyncio.sleep(1)
     gc.collect()
     memory = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    return {"traced": memory / number}
+    await stop(tasks)
+    return {"memory": memory / number}
 
 
 async def naive(port: int, number: int) -> dict[str, float]:
     looked = 0
     all_looked = asyncio.Event()
-    async with AsyncClient(
-        "openai-compatible", api_base=f"http://127.0.0.1:{port}/v1", api_key="x"
-    ) as client:
+    client = AsyncClient("openai-compatible", api_base=f"http://127.0.0.1:{port}/v1", api_key="x")
 
-        async def wait(batch_id: str) -> None:
-            nonlocal looked
-            while not (await client.retrieve(batch_id)).status.is_terminal:
-                looked += 1
-                if looked == number:
-                    all_looked.set()
-                await asyncio.sleep(15)
+    async def wait(batch_id: str) -> None:
+        nonlocal looked
+        while not (await client.retrieve(batch_id)).status.is_terminal:
+            looked += 1
+            if looked == number:
+                all_looked.set()
+            await asyncio.sleep(15)
 
+    async with client:
         await wait(WARM)
-        gc.collect()
-        before, ticker = resident(), Ticker()
-        ticking = asyncio.create_task(ticker.run())
+        with Ticker() as ticker:
+            before = resident()
+            tasks = await start(wait, number)
+            await asyncio.wait_for(all_looked.wait(), 30)
+            memory = (resident() - before) / number
+            await stop(tasks)
+    return {"memory": memory, "calls": looked / number, "sweeps": 1, **ticker.result()}
+
+
+async def bare(port: int, number: int) -> dict[str, float]:
+    async def wait(_: str) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    with Ticker() as ticker:
+        before = resident()
         tasks = await start(wait, number)
-        began = time.perf_counter()
-        await asyncio.wait_for(all_looked.wait(), 30)
-        sweep = time.perf_counter() - began
+        await asyncio.sleep(0.1)
         memory = (resident() - before) / number
-        for task in (*tasks, ticking):
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    return {
-        "memory": memory,
-        "stall": ticker.worst,
-        "busy": ticker.busy,
-        "sweep": sweep,
-        "calls": looked / number,
-    }
+        gc.collect()
+        await asyncio.sleep(0.1)
+        await stop(tasks)
+    return {"memory": memory, **ticker.result()}
 
 
-PHASES = {"shared": shared, "traced": traced, "naive": naive}
+async def stop(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+PHASES = {"shared": shared, "traced": traced, "naive": naive, "bare": bare}
 
 
 # --- putting it together -----------------------------------------------------------------------------
@@ -282,59 +314,68 @@ def phase(
     return answer
 
 
-def measure(port: int) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
-    stats: dict[str, int] = {}
-
-    def two_sweeps() -> None:
-        give_up = time.monotonic() + 60
-        while stats.get("lists", 0) < 2 * WAITING / PAGE and time.monotonic() < give_up:
+def measure(port: int) -> dict[str, dict[str, float]]:
+    def one_sweep() -> None:
+        give_up = time.monotonic() + 40
+        while control(port, "/stats")["lists"] < WAITING / PAGE and time.monotonic() < give_up:
             time.sleep(0.1)
-            stats.update(control(port, "/stats"))
         control(port, "/finish")
 
-    ours = phase(port, "shared", WAITING, two_sweeps)
+    found = {"shared": phase(port, "shared", WAITING, one_sweep)}
+    stats = control(port, "/stats")
     calls = stats["lists"] + stats["retrieves"] - 1  # one was the warm-up's
-    ours |= {"calls": calls / stats["sweeps"] / WAITING, "sweeps": stats["sweeps"]}
-    return ours, phase(port, "traced", TRACED), phase(port, "naive", NAIVE)
+    found["shared"] |= {"calls": calls / max(1, stats["sweeps"]) / WAITING, "sweeps": stats["sweeps"]}
+    found["traced"] = phase(port, "traced", TRACED)
+    found["naive"] = phase(port, "naive", NAIVE)
+    found["bare"] = phase(port, "bare", WAITING)
+    return found
 
 
-def table(ours: dict[str, float], live: dict[str, float], baseline: dict[str, float]) -> bool:
-    rows: list[tuple[str, str, str, str, bool]] = []
-
-    def row(what: str, form: Callable[[float], str], mine: float, theirs: float | None, most: float) -> None:
-        limited = most < float("inf")
-        limit = f"<= {form(most)}" if limited else ""
-        rows.append((what, form(mine), "" if theirs is None else form(theirs), limit, mine <= most))
+def table(found: dict[str, dict[str, float]]) -> bool:
+    """Print what was found; whether it is within the limits."""
 
     def kilobytes(value: float) -> str:
         return f"{value / 1024:.1f} KB"
 
     def milliseconds(value: float) -> str:
-        return f"{value * 1000:.1f} ms"
+        return f"{value * 1000:.0f} ms"
 
-    def per_call(value: float) -> str:
-        return f"1 per {1 / value:.0f}"
+    def calls(value: float) -> str:
+        return f"{value * WAITING:,.0f} (1 per {1 / value:.0f})"
 
-    endless = float("inf")
-    row("memory a waiter, resident", kilobytes, ours["memory"], baseline["memory"], MOST_MEMORY)
-    row(f"memory a waiter, tracemalloc ({TRACED:,})", kilobytes, live["traced"], None, MOST_MEMORY)
-    row("worst loop stall", milliseconds, ours["stall"], baseline["stall"], MOST_STALL)
-    row("  of it computing in this thread", milliseconds, ours["busy"], baseline["busy"], endless)
-    row("  worst stall of an idle loop here", milliseconds, ours["idle"], None, endless)
-    row("provider calls a batch and sweep", per_call, ours["calls"], baseline["calls"], MOST_CALLS)
-    row("provider calls a sweep, for 10,000", "{:,.0f}".format, ours["calls"] * WAITING,
-        baseline["calls"] * WAITING, MOST_CALLS * WAITING)  # fmt: skip
-    row("sweeps measured", "{:.0f}".format, ours["sweeps"], 1, endless)
-    heads = ("", f"anybatch, {WAITING:,} waiting", f"a task each, {NAIVE:,} waiting", "limit", "")
-    cells = [heads, *((*texts, "" if ok else "EXCEEDED") for *texts, ok in rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(heads))]
-    for line in cells:
+    shared, naive, bare = found["shared"], found["naive"], found["bare"]
+
+    def of(name: str) -> list[float | None]:
+        return [shared.get(name), naive.get(name), bare.get(name)]
+
+    traced = [found["traced"]["memory"], None, None]
+    rows: list[tuple[str, Callable[[float], str], list[float | None], float | None]] = [
+        ("memory a waiter, resident", kilobytes, of("memory"), MOST_MEMORY),
+        (f"memory a waiter, tracemalloc at {TRACED:,}", kilobytes, traced, MOST_MEMORY),
+        ("worst loop stall", milliseconds, of("stall"), MOST_STALL),
+        ("  of it collecting garbage", milliseconds, of("collecting"), None),
+        ("  with the wait for a CPU", milliseconds, of("late"), None),
+        ("provider calls a sweep, for 10,000", calls, of("calls"), MOST_CALLS),
+        ("sweeps measured", "{:.0f}".format, of("sweeps"), None),
+    ]
+    lines: list[tuple[str, ...]] = [
+        ("", f"anybatch, {WAITING:,}", f"a loop each, {NAIVE}", f"bare tasks, {WAITING:,}", "limit", "")
+    ]
+    within = True
+    for what, form, values, most in rows:
+        cells = ("-" if value is None else form(value) for value in values)
+        exceeded = most is not None and (values[0] or 0) > most
+        within = within and not exceeded
+        limit = "" if most is None else f"<= {form(most)}"
+        lines.append((what, *cells, limit, "EXCEEDED" if exceeded else ""))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    for line in lines:
         padded = (text.rjust(width) for text, width in zip(line[1:], widths[1:], strict=True))
         print("  ".join([line[0].ljust(widths[0]), *padded]).rstrip())
-    return all(ok for *_, ok in rows)
+    return within
 
 
-def main(arguments: Any = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="10,000 waiting batches in one event loop")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--phase", choices=PHASES, help=argparse.SUPPRESS)
@@ -343,20 +384,18 @@ def main(arguments: Any = None) -> int:
     options = parser.parse_args(arguments)
     if options.serve:
         asyncio.run(serve())
-    elif options.phase:
+        return 0
+    if options.phase:
         print(json.dumps(asyncio.run(PHASES[options.phase](options.port, options.number))))
-    else:
-        with spawn("--serve") as server:
-            try:
-                assert server.stdout is not None
-                within_limits = table(*measure(int(server.stdout.readline())))
-            finally:
-                server.terminate()
-        return 0 if within_limits else 1
-    return 0
+        return 0
+    with spawn("--serve") as server:
+        try:
+            assert server.stdout is not None
+            within = table(measure(int(server.stdout.readline())))
+        finally:
+            server.terminate()
+    return 0 if within else 1
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        sys.exit(main())
-    os._exit(130)
+    sys.exit(main())

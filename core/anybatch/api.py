@@ -10,11 +10,13 @@ from .client import AsyncClient, Client, OnProgress
 from .job import Job, JobInput
 from .models import Batch, BatchResult, Page, Report
 from .providers.base import DEFAULT_WINDOW
+from .providers.keys import hides_key
 
 if TYPE_CHECKING:
     ClientArgs = Mapping[str, Any] | None
 
 
+@hides_key
 def create_batch(
     provider: str,
     input_file_path: str | os.PathLike[str],
@@ -39,6 +41,7 @@ def create_batch(
         )
 
 
+@hides_key
 async def acreate_batch(
     provider: str,
     input_file_path: str | os.PathLike[str],
@@ -58,6 +61,7 @@ async def acreate_batch(
         )
 
 
+@hides_key
 def retrieve_batch(
     provider: str,
     batch_id: str,
@@ -71,6 +75,7 @@ def retrieve_batch(
         return client.retrieve(batch_id)
 
 
+@hides_key
 async def aretrieve_batch(
     provider: str,
     batch_id: str,
@@ -84,6 +89,7 @@ async def aretrieve_batch(
         return await client.retrieve(batch_id)
 
 
+@hides_key
 def cancel_batch(
     provider: str,
     batch_id: str,
@@ -97,6 +103,7 @@ def cancel_batch(
         return client.cancel(batch_id)
 
 
+@hides_key
 async def acancel_batch(
     provider: str,
     batch_id: str,
@@ -110,6 +117,7 @@ async def acancel_batch(
         return await client.cancel(batch_id)
 
 
+@hides_key
 def list_batches(
     provider: str,
     *,
@@ -125,6 +133,7 @@ def list_batches(
         return client.list(after=after, limit=limit, **kwargs)
 
 
+@hides_key
 async def alist_batches(
     provider: str,
     *,
@@ -140,6 +149,7 @@ async def alist_batches(
         return await client.list(after=after, limit=limit, **kwargs)
 
 
+@hides_key
 def retrieve_batch_results(
     provider: str,
     batch_id: str,
@@ -157,6 +167,7 @@ def retrieve_batch_results(
         return BatchResult(list(client.results(batch_id, endpoint=endpoint)))
 
 
+@hides_key
 async def aretrieve_batch_results(
     provider: str,
     batch_id: str,
@@ -171,6 +182,7 @@ async def aretrieve_batch_results(
         return BatchResult([row async for row in client.results(batch_id, endpoint=endpoint)])
 
 
+@hides_key
 def run_job(
     provider: str,
     input: JobInput,
@@ -191,6 +203,7 @@ def run_job(
         return client.run(Job(input=input, output=output, **job), timeout=timeout, on_progress=on_progress)
 
 
+@hides_key
 async def arun_job(
     provider: str,
     input: JobInput,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
+import ssl
 import tempfile
 import time
 import uuid
@@ -22,12 +24,15 @@ from .flow import Flow, T, aperform, do, perform, sleep
 from .job import Job
 from .lines import make_plan
 from .models import Batch, BatchStatus, Page, Report, Row
+from .pace import before_deadline, next_interval
 from .providers import get_provider
 from .providers.account import Account
 from .providers.base import DEFAULT_WINDOW, NewBatch, Provider
+from .providers.keys import hides_key
 from .results import iter_rows
 from .retry import RetryPolicy
 from .submit import submit
+from .watch import get_watcher
 
 if TYPE_CHECKING:
     import os
@@ -43,9 +48,17 @@ _CLIENT_ARGS = (
 )  # fmt: skip
 
 
+@functools.cache
+def _tls_context() -> ssl.SSLContext:
+    # Reading the trust store takes some 40 ms, which a pipeline that opens many clients would feel, and an
+    # event loop more so. httpx shares nothing between clients by itself.
+    return httpx.create_ssl_context()
+
+
 class _Shell:
     """What the two clients share: the account, and the flows that both drive."""
 
+    @hides_key
     def __init__(
         self,
         provider: str | Provider,
@@ -63,8 +76,15 @@ class _Shell:
             raise ConfigurationError(
                 f"client_args: no {', '.join(unknown)}; there are {', '.join(_CLIENT_ARGS)}"
             )
-        self._args = {"timeout": _TIMEOUT, **(client_args or {})}
-        self._args["headers"] = {"user-agent": f"anybatch/{__version__}", **(self._args.get("headers") or {})}
+        self._given = dict(client_args or {})
+
+    def _http_args(self, transport: object) -> dict[str, Any]:
+        """What the httpx client is made with; `transport` is the provider's own, if it has one."""
+        args: dict[str, Any] = {"timeout": _TIMEOUT, "transport": transport, **self._given}
+        args["headers"] = {"user-agent": f"anybatch/{__version__}", **(self._given.get("headers") or {})}
+        if args["transport"] is None and not {"verify", "cert", "trust_env"} & set(self._given):
+            args["verify"] = _tls_context()
+        return args | {"auth": self.provider.auth()}
 
     @property
     def account(self) -> Account:
@@ -105,8 +125,6 @@ class _Shell:
             return (yield from provider.create_once(new, file_id, since=since))
 
     def _wait(self, batch_id: str, deadline: float | None, on_progress: OnProgress | None) -> Flow[Batch]:
-        from .watch import before_deadline, next_interval
-
         first, most = self.provider.poll_seconds
         began, seen = time.time(), None
         odd: set[str] = set()
@@ -181,6 +199,7 @@ class Client(_Shell):
     `client_args` go to the httpx client (timeout, proxy, verify, headers, transport, …).
     """
 
+    @hides_key
     def __init__(
         self,
         provider: str | Provider,
@@ -191,8 +210,7 @@ class Client(_Shell):
         retry: RetryPolicy | None = None,
     ) -> None:
         super().__init__(provider, api_key=api_key, api_base=api_base, client_args=client_args, retry=retry)
-        self._args.setdefault("transport", self.provider.transport())
-        self._http = httpx.Client(**self._args, auth=self.provider.auth())
+        self._http = httpx.Client(**self._http_args(self.provider.transport()))
 
     def _run(self, flow: Flow[T], batch_id: str | None = None) -> T:
         return perform(self._told(flow, batch_id), self._http, self.retry)
@@ -290,6 +308,7 @@ class Client(_Shell):
 class AsyncClient(_Shell):
     """`Client`, awaited. Nothing in it blocks the event loop."""
 
+    @hides_key
     def __init__(
         self,
         provider: str | Provider,
@@ -300,8 +319,7 @@ class AsyncClient(_Shell):
         retry: RetryPolicy | None = None,
     ) -> None:
         super().__init__(provider, api_key=api_key, api_base=api_base, client_args=client_args, retry=retry)
-        self._args.setdefault("transport", self.provider.atransport())
-        self._http = httpx.AsyncClient(**self._args, auth=self.provider.auth())
+        self._http = httpx.AsyncClient(**self._http_args(self.provider.atransport()))
 
     async def _run(self, flow: Flow[T], batch_id: str | None = None) -> T:
         return await aperform(self._told(flow, batch_id), self._http, self.retry)
@@ -338,8 +356,19 @@ class AsyncClient(_Shell):
         deadline: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> Batch:
-        """See `Client.wait`. `anybatch.watch` shares the polling of many waits."""
-        return await self._run(self._wait(batch_id, _deadline(timeout, deadline), on_progress), batch_id)
+        """See `Client.wait`. All waits of an account in one event loop share their polls."""
+        until = _deadline(timeout, deadline)
+        if (
+            "transport" in self._given
+        ):  # a transport of the caller's own may close before the others' waits end
+            return await self._run(self._wait(batch_id, until, on_progress), batch_id)
+        return await get_watcher(self.account.key, self._poller).wait(
+            batch_id, deadline=until, on_progress=on_progress
+        )
+
+    def _poller(self) -> AsyncClient:
+        # The watcher has its own, longer patience: a retry in here would only hold up the others' polls.
+        return AsyncClient(self.provider, client_args=self._given, retry=RetryPolicy(attempts=2))
 
     async def results(self, batch_id: str, *, endpoint: str | None = None) -> AsyncIterator[Row]:
         """See `Client.results`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from functools import partial
 from itertools import islice
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from .errors import BatchFailedError, BatchNotCompleteError, JobError, Problem
+from .errors import BatchFailedError, BatchNotCompleteError, JobError, LedgerConflictError, Problem
 from .flow import Flow, do, sleep
 from .models import Batch, BatchRecord, BatchStatus, Outcome, Report, iter_problems
 from .results import Tally, merge
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 # How long a completed batch without result files is asked again, seconds; seen on real servers.
 SETTLING = 300.0
 _SETTLING_POLL = 10.0
-_SCRATCH = ".anybatch-"
 
 
 def collect(job: Job, provider: Provider) -> Flow[Report]:
@@ -45,10 +43,7 @@ def collect(job: Job, provider: Provider) -> Flow[Report]:
             raise JobError(f"job {job.identity}: shard {record.shard} has no batch yet; submit the job first")
         batches.append((yield from settled(provider, record.batch_id, first_row=record.first_row)))
     tally = Tally()
-    # Beside the place where they land, so that landing is a rename.
-    beside = folder.local
-    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=beside) as name:
-        scratch = Path(name)
+    with folder.scratch() as scratch:
         ids = yield from do(partial(_Ids, folder))
         landing = _Landing(scratch, provider, ledger.endpoint, tally)
         try:
@@ -59,10 +54,24 @@ def collect(job: Job, provider: Provider) -> Flow[Report]:
             landing.close()
             ids.close()
         report = make_report(job, provider, ledger, batches, tally)
-        yield from do(partial(_land, folder, landing, report))
-    done = ledger.model_copy(update={"landed_at": report.finished_at})
-    yield from do(partial(folder.commit, ledger, done))
-    return report
+        return (yield from _finish(folder, ledger, landing, report))
+
+
+def _finish(folder: JobFolder, ledger: Ledger, landing: _Landing, report: Report) -> Flow[Report]:
+    """Land, unless another attempt has landed the same batches by now, or has given the job another input."""
+    while True:
+        done = ledger.model_copy(update={"landed_at": report.finished_at})
+        land = partial(_land, folder, landing, report)
+        if (yield from do(partial(folder.commit, ledger, done, first=land))) is not None:
+            return report
+        now = yield from do(folder.read)
+        if now is None or (now.fingerprint, now.batch_ids) != (ledger.fingerprint, ledger.batch_ids):
+            raise LedgerConflictError(
+                f"job {ledger.job} was submitted anew by another attempt meanwhile; nothing was landed"
+            )
+        if now.landed_at is not None and (theirs := (yield from do(folder.read_report))) is not None:
+            return theirs
+        ledger = now
 
 
 def settled(provider: Provider, batch_id: str, *, first_row: int = 0) -> Flow[Batch]:
@@ -150,10 +159,8 @@ def _land(folder: JobFolder, landing: _Landing, report: Report) -> None:
     if landing.stray.stat().st_size:
         folder.put(landing.stray, "stray.jsonl")
     folder.replace("report.json", report.model_dump_json(indent=1).encode())
-    if folder.local is not None:
-        for left_by_a_kill in folder.local.glob(f"{_SCRATCH}*"):
-            if left_by_a_kill != landing.results.parent:
-                shutil.rmtree(left_by_a_kill, ignore_errors=True)
+    # Now, not later: once the job is noted as landed nobody looks for what a kill has left.
+    shutil.rmtree(landing.results.parent)
 
 
 def make_report(job: Job, provider: Provider, ledger: Ledger, batches: list[Batch], tally: Tally) -> Report:

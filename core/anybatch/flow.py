@@ -156,8 +156,8 @@ async def aperform(flow: Flow[T], http: httpx.AsyncClient, policy: retry.RetryPo
 
 
 def _prepare(http: httpx.Client | httpx.AsyncClient, request: httpx.Request) -> httpx.Request:
-    # Hand-built requests get the client's timeout when sent, but not its headers. The caller's own headers may
-    # hold a key: they are for the account's host, like the account's key.
+    # Hand-built requests get the client's timeout when sent, but not its headers. Those that the caller has
+    # added may hold a key: they are for the account's host only, like the account's own key.
     trusted = getattr(http.auth, "trusts", None)
     for name, value in http.headers.items():
         if trusted is None or trusted(request.url) or name in _PLAIN_HEADERS:
@@ -173,7 +173,9 @@ def _redirected(request: httpx.Request, response: httpx.Response, hops: int) -> 
     if not response.has_redirect_location or request.method != "GET":
         return None
     if hops >= _MAX_REDIRECTS:
-        raise ServerError(f"{request.url.host} redirects without end", status_code=response.status_code)
+        raise ServerError(
+            f"{request.url.host} redirects without end", status_code=response.status_code, should_retry=False
+        )
     headers = {
         name: value
         for name, value in request.headers.items()
@@ -218,12 +220,13 @@ class _Resumable:
         self._first = request
         self._file = file
         self._validator: str | None = None
+        self._encoded = False
 
     def request(self) -> httpx.Request:
         # Ranges count encoded bytes, so the body must come as it is.
         headers = httpx.Headers(self._first.headers)
         headers["accept-encoding"] = "identity"
-        if self.size:
+        if self.size and not self._encoded:
             headers["range"] = f"bytes={self.size}-"
             if self._validator:
                 headers["if-range"] = self._validator
@@ -236,6 +239,7 @@ class _Resumable:
             self._file.seek(0)
             self._file.truncate()
             self.size = 0
+        self._encoded = response.headers.get("content-encoding", "identity") != "identity"
         etag = response.headers.get("etag", "")
         self._validator = etag if etag and not etag.startswith("W/") else None
 
@@ -262,7 +266,7 @@ def _download(http: httpx.Client, policy: retry.RetryPolicy, first: httpx.Reques
                         following = _redirected(request, response, hops)
                         if following is None and response.is_success:
                             body.begin(response)
-                            for chunk in response.iter_bytes(CHUNK):
+                            for chunk in response.iter_bytes():
                                 body.write(chunk)
                         elif following is None:
                             response.read()
@@ -298,7 +302,7 @@ async def _adownload(
                         following = _redirected(request, response, hops)
                         if following is None and response.is_success:
                             body.begin(response)
-                            async for chunk in response.aiter_bytes(CHUNK):
+                            async for chunk in response.aiter_bytes():
                                 body.write(chunk)
                         elif following is None:
                             await response.aread()

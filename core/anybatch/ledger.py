@@ -16,7 +16,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
+import tempfile
 import uuid
 from enum import StrEnum
 from pathlib import Path
@@ -28,11 +30,14 @@ from .errors import LedgerConflictError
 from .models import BatchStatus, Report
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from upath import UPath
 
 M = TypeVar("M", bound=BaseModel)
+
+_SCRATCH = ".anybatch-"
+_TEMPORARY = re.compile(r"\.\w+\.jsonl?\.[0-9a-f]{32}")
 
 
 class Step(StrEnum):
@@ -45,7 +50,11 @@ class Step(StrEnum):
 
 
 class ShardRecord(BaseModel):
-    """One shard of a job. `round` counts re-submissions, `tries` the creates begun for it."""
+    """One shard of a job.
+
+    `round` counts re-submissions, `tries` the creates from this file that may have left a batch: above 0
+    before the batch is known, or above 1 after, there may be one that no attempt has heard of.
+    """
 
     model_config = ConfigDict(frozen=True, defer_build=True)
 
@@ -120,24 +129,29 @@ class JobFolder:
                 f"{file} is not one that anybatch wrote, or is newer: {error.errors()[0]['msg']}"
             ) from None
 
-    def commit(self, before: Ledger | None, after: Ledger) -> Ledger | None:
+    def commit(
+        self, before: Ledger | None, after: Ledger, *, first: Callable[[], None] | None = None
+    ) -> Ledger | None:
         """Write `after` if the ledger still is `before`; None where another attempt has written meanwhile.
 
-        On a local disk this is a compare-and-swap under a lock; in an object store the first write is
-        exclusive where the store can, later ones are compared right before they are written.
+        `first` is called once that is certain, before the write. On a local disk this is a compare-and-swap
+        under a lock; in an object store the first write is exclusive where the store can, later ones are
+        compared right before they are written.
         """
         after = after.model_copy(update={"revision": before.revision + 1 if before else 1})
-        with self._locked():
-            now = self.read()
-            if (now.revision if now else None) != (before.revision if before else None):
+        with self.locked():
+            # Not the revision alone: it begins anew when a ledger is deleted.
+            if self.read() != before:
                 return None
-            if now is None and self.local is None:
+            if first is not None:
+                first()
+            if before is None and self.local is None:
                 return after if self._create("job.json", _json(after)) else None
             self.replace("job.json", _json(after))
         return after
 
     def replace(self, name: str, data: bytes) -> None:
-        """Write a small file so that readers see the old one or the new one, never a part."""
+        """Write a small file so that readers see the old one or the new one, never a part; under the lock."""
         if self.local is None:
             (self.path / name).write_bytes(data)  # an object appears whole
             return
@@ -149,7 +163,7 @@ class JobFolder:
         temporary.replace(self.local / name)
 
     def put(self, source: Path, name: str) -> None:
-        """Move a finished local file into the folder under this name, at once or not at all."""
+        """Move a local file into the folder under this name, at once or not at all; under the lock."""
         if self.local is None:
             self.path.fs.put_file(str(source), (self.path / name).path)
             return
@@ -160,6 +174,39 @@ class JobFolder:
     @staticmethod
     def _temporary(folder: Path, name: str) -> Path:
         return folder / f".{name}.{uuid.uuid4().hex}"
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A temporary folder; beside the results where they are local, so that landing is a rename.
+
+        What attempts that were killed have left here is removed on the way.
+        """
+        if self.local is None:
+            with tempfile.TemporaryDirectory(prefix=_SCRATCH) as name:
+                yield Path(name)
+            return
+        with self.locked():
+            self._sweep(self.local)
+            path = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=self.local))
+            handle = os.open(path, os.O_RDONLY)
+            fcntl.flock(handle, fcntl.LOCK_EX)  # held as long as its owner lives
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(handle)
+
+    @staticmethod
+    def _sweep(folder: Path) -> None:
+        for path in folder.iterdir():
+            if _TEMPORARY.fullmatch(path.name):  # whoever writes one holds the lock, as we do now
+                path.unlink()
+            elif path.name.startswith(_SCRATCH):
+                handle = os.open(path, os.O_RDONLY)
+                with contextlib.suppress(BlockingIOError):  # in use
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(path, ignore_errors=True)
+                os.close(handle)
 
     def discard(self, *names: str) -> None:
         for name in names:
@@ -177,7 +224,8 @@ class JobFolder:
         return True
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
+        """Keep other attempts from writing; an object store has no such thing."""
         if self.local is None:
             yield
             return

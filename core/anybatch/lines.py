@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import sqlite3
 from dataclasses import dataclass
-from json.decoder import scanstring
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
     from .providers.base import Provider
 
 MAX_PROBLEMS = 20
-_SPACE = re.compile(r"[ \t\r\n]*")
-_SCANNER = json.JSONDecoder()
 _READ = 1 << 20
 _BOMS = {
     b"\xef\xbb\xbf": "a UTF-8 byte order mark",
@@ -144,19 +140,6 @@ def decode_line(raw: bytes) -> dict[str, Any] | Problem:
     return value
 
 
-def raw_member(raw: bytes, name: str) -> bytes:
-    """A member of the JSON object in a valid line, as it was written; the last one, if it is repeated."""
-    text = raw.decode()
-    position, found = text.index("{") + 1, ""
-    while (quote := text.find('"', position)) >= 0:
-        key, position = scanstring(text, quote + 1)
-        start = _SPACE.match(text, text.index(":", position) + 1).end()  # type: ignore[union-attr]
-        _, position = _SCANNER.scan_once(text, start)
-        if key == name:
-            found = text[start:position]
-    return found.encode()
-
-
 def check_line(line: dict[str, Any], endpoint: str, *, needs_envelope: bool) -> Iterator[tuple[str, str]]:
     """What is wrong with one request line, as (field, message)."""
     custom_id = line.get("custom_id")
@@ -240,6 +223,7 @@ class _Planner:
         self.shards: list[Shard] = []
         self.rows = 0
         self.all_models: dict[str, int] = {}  # model -> the first line that names it
+        self.unreadable = False
         self._start_shard()
 
     def _start_shard(self) -> None:
@@ -250,8 +234,9 @@ class _Planner:
     def take(self, number: int, offset: int, raw: bytes) -> None:
         if number == 1 and (bom := next((bom for bom in _BOMS if raw.startswith(bom)), None)):
             self.problems.add(1, None, f"begins with {_BOMS[bom]}; save the file as plain UTF-8")
-            raw = raw[3:] if len(bom) == 3 else raw
-        if not raw.strip():
+            self.unreadable = len(bom) == 2  # every line of it would be wrong
+            raw = raw.removeprefix(bom)
+        if self.unreadable or not raw.strip():
             return
         line = decode_line(raw)
         if isinstance(line, Problem):
@@ -263,7 +248,7 @@ class _Planner:
             return
         start, data_size = offset, len(raw)
         if self.spool is not None:
-            uploaded = self._encode(number, line, raw)
+            uploaded = self._encode(number, raw)
             if uploaded is None:
                 return
             start, data_size = self.spooled, len(uploaded)
@@ -304,24 +289,18 @@ class _Planner:
         else:
             self.all_models.setdefault(model, number)
 
-    def _encode(self, number: int, line: dict[str, Any], raw: bytes) -> bytes | None:
+    def _encode(self, number: int, raw: bytes) -> bytes | None:
         if self.provider.verbatim:
             return raw if raw.endswith(b"\n") else raw + b"\n"
         try:
-            uploaded = self.provider.encode(line, self.endpoint, drop=self.drop)
+            # Read again by the standard library: unlike the fast parser it keeps integers of any size.
+            uploaded = self.provider.encode(json.loads(raw), self.endpoint, drop=self.drop)
         except ValueError as error:
             parameter = getattr(error, "parameter", None)
             where = f"body.{parameter}" if parameter else "body"
             self.problems.add(number, where, str(getattr(error, "reason", error)))
             return None
-        # A body that goes out as it came goes out byte for byte.
-        members = (
-            orjson.dumps(name)
-            + b":"
-            + (raw_member(raw, "body") if value is line["body"] else orjson.dumps(value))
-            for name, value in uploaded.items()
-        )
-        return b"{" + b",".join(members) + b"}\n"
+        return json.dumps(uploaded, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
     def _place(self, start: int, size: int, line: dict[str, Any]) -> None:
         limits = self.provider.limits

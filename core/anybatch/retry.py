@@ -117,11 +117,20 @@ def transport_errors(request: httpx.Request) -> Iterator[None]:
         reason = redact(str(error), request) or type(error).__name__
         raise TransportError(
             f"no answer from {request.url.host}: {reason}", sent=not isinstance(error, never_left)
-        ) from error
+        ) from _without_frames(error)
     except httpx.DecodingError as error:
         raise ServerError(f"{request.url.host} sent a body that does not decode: {error}") from error
     except httpx.InvalidURL as error:
         raise TransportError(f"bad URL: {error}", sent=False) from error
+
+
+def _without_frames(error: BaseException) -> BaseException:
+    """The error and its causes without their frames: those of the HTTP stack hold the key in a header."""
+    one: BaseException | None = error
+    while one is not None:
+        one.__traceback__ = None
+        one = one.__cause__ or one.__context__
+    return error
 
 
 def raise_for_status(response: httpx.Response) -> None:
@@ -130,9 +139,10 @@ def raise_for_status(response: httpx.Response) -> None:
         return
     status, headers = response.status_code, response.headers
     code, message = error_of(response)
+    message = redact(message, response.request)[:_MESSAGE_LIMIT]  # cut last, or half a key might be left
     kind = _kind(status, code)
     raise kind(
-        redact(message, response.request),
+        message,
         code=code,
         retry_after=retry_after(headers, time.time()),
         should_retry={"true": True, "false": False}.get(headers.get("x-should-retry", "")),
@@ -164,20 +174,20 @@ def error_of(response: httpx.Response) -> tuple[str | None, str]:
     try:
         body = response.json()
     except ValueError:
-        text = " ".join(response.text.split())[:_MESSAGE_LIMIT]
+        text = " ".join(response.text.split())
         return None, text or response.reason_phrase or "no message"
     if not isinstance(body, dict):
-        return None, json.dumps(body)[:_MESSAGE_LIMIT]
+        return None, json.dumps(body)
     error = body.get("error", body)
     if not isinstance(error, dict):
-        return None, str(error)[:_MESSAGE_LIMIT]
+        return None, str(error)
     message = error.get("message") or error.get("detail") or error
     param = error.get("param")
     text = message if isinstance(message, str) else json.dumps(message)
     code = error.get("code") or error.get("type")
     return (
         str(code) if code is not None else None,
-        text[:_MESSAGE_LIMIT] + (f" (parameter {param})" if param else ""),
+        text + (f" (parameter {param})" if param else ""),
     )
 
 

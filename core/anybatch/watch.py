@@ -2,7 +2,7 @@
 
 Everything in a process that waits for a batch shares, per event loop and account, one `Watcher`: one client,
 one connection pool, one schedule. Few batches are retrieved one by one; many are read off the provider's
-listing, a hundred a call. What to do next is decided by the functions at the top, which touch nothing.
+listing, a hundred a call. What to do next is decided in `pace.py`.
 """
 
 from __future__ import annotations
@@ -15,143 +15,41 @@ import logging
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
-from enum import Enum, auto
-from itertools import chain, count
+from itertools import chain
+from operator import attrgetter
 from typing import Protocol, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from .errors import (
-    AuthenticationError,
-    ConfigurationError,
     DeadlineExceededError,
-    NotFoundError,
-    QuotaError,
-    RateLimitError,
 )
 from .models import Batch, BatchStatus, Page
+from .pace import (
+    FEW,
+    Trouble,
+    Verdict,
+    before_deadline,
+    keep_listing,
+    next_interval,
+    plan_sweep,
+    verdict,
+)
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 LANES = 8  # retrieves under way at once
 ONE_BY_ONE = 256  # retrieves in one sweep; the others keep their turn
-FEW = 8  # this many are not worth a listing
-PATIENCE = 3  # pages that may bring less than they cost before a listing is given up
 REFUSALS = 5  # times in a row that one page of a listing is asked for again after a 429
-CLOCK_SKEW = 120.0  # seconds that our clock and the provider's may differ
 CALL_SECONDS = 120.0  # a call that takes longer has failed
 NO_LISTING = (120.0, 1800.0)  # seconds without listings after one that did not pay, and at most
 LONGEST_PAUSE = 3600.0  # seconds; a Retry-After beyond that is not believed
 LATE_LOOK = 60.0  # seconds that a wait has which begins after its deadline
-LASTING = 300.0  # seconds after which trouble that lasts is worth a second line in the log
+WALL_CLOCK = 60.0  # seconds between looks at the wall clock, which may jump
 SLICE = 250  # records handled before the event loop gets its turn
-
-
-# --- decisions ---------------------------------------------------------------------------------------
-
-
-def next_interval(age: float, first: float, most: float, roll: float) -> float:
-    """Seconds until the next look at a batch of this age, so that its end is noticed within a tenth of it.
-
-    `roll` in [0, 1) is the jitter, of a tenth either way.
-    """
-    return min(most, max(first, age / 10)) * (0.9 + 0.2 * roll)
-
-
-def before_deadline(interval: float, left: float, first: float) -> float:
-    """Shorten the interval so that the last look comes one `first` before the deadline, `left` s from now."""
-    return min(interval, left - first) if left > 2 * first else interval
-
-
-def listing_pays(soon: int, newer: int, page_size: int) -> bool:
-    """Whether to page through the listing instead of retrieving each.
-
-    `newer` waiting batches are at least as new as the oldest that is due, so that many entries have to be
-    read, at the very least; `soon` of them are due now or soon, so that many calls are saved.
-    """
-    return soon > FEW and page_size > 1 and 2 * math.ceil(newer / page_size) <= soon
-
-
-def plan_sweep(places: Sequence[int], page_size: int) -> int:
-    """How many of the batches that are due soon to read off the listing; the others are retrieved.
-
-    `places` are theirs, from 1 and ascending, among all waiting batches with the newest first. One that is
-    far down does not keep those at the top from being read together.
-    """
-    return next(
-        (many for many in range(len(places), FEW, -1) if listing_pays(many, places[many - 1], page_size)), 0
-    )
-
-
-def keep_listing(
-    pages: int,
-    found: int,
-    missing: int,
-    page_oldest: float,
-    wanted_oldest: float,
-    *,
-    budget: float = math.inf,
-) -> bool:
-    """Whether the next page is worth its call; `found` waiting batches were seen so far.
-
-    Never more pages than `budget`, what retrieving each would cost, and of those that bring nothing no more
-    than a few, or a tenth of what could still be saved: so little is lost on an account full of other
-    people's batches, or on a listing without end.
-    """
-    if not missing or pages >= budget or page_oldest < wanted_oldest - CLOCK_SKEW:
-        return False
-    return pages - found < max(PATIENCE, missing / 10)
-
-
-class Verdict(Enum):
-    """What a failed call means for those who wait."""
-
-    ENDS_ALL = auto()
-    ENDS_ONE = auto()
-    SLOWS = auto()
-    BLIP = auto()
-
-
-def verdict(error: Exception) -> Verdict:
-    """Only 401, 403 and 404 end a wait; 401 (and a client that cannot be made) every wait of the account."""
-    match error:
-        case ConfigurationError():
-            return Verdict.ENDS_ALL
-        case AuthenticationError():
-            return Verdict.ENDS_ONE if error.status_code == 403 else Verdict.ENDS_ALL
-        case NotFoundError():
-            return Verdict.ENDS_ONE
-        case RateLimitError() | QuotaError():
-            return Verdict.SLOWS
-        case _:
-            return Verdict.BLIP
-
-
-class Trouble:
-    """Decides which failures get a line in the log: the first of a series, then ever fewer while it lasts."""
-
-    __slots__ = ("_last", "_next", "_since")
-
-    def __init__(self) -> None:
-        self._since = self._last = self._next = -math.inf
-
-    def lasts(self, now: float, calm: float) -> float | None:
-        """Seconds the series has lasted if it is worth a line now; `calm` seconds without failure end it."""
-        if now - self._last > calm:
-            self._since, self._next = now, now + LASTING
-        elif now >= self._next:
-            self._next = now + 2 * (now - self._since)
-        else:
-            self._last = now
-            return None
-        self._last = now
-        return now - self._since
-
-
-# --- the watcher -------------------------------------------------------------------------------------
 
 
 class Polling(Protocol):
@@ -175,23 +73,21 @@ class Source(Protocol):
 MakeClient = Callable[[], AbstractAsyncContextManager[Source]]
 
 
-class _Waiter:
-    """One call of `wait`."""
+class _Waiter(asyncio.Future[Batch]):
+    """One call of `wait`; it ends without a result at `ends`, which is after a deadline that had passed."""
 
-    __slots__ = ("deadline", "future", "mark", "on_progress", "timer")
+    __slots__ = ("deadline", "ends", "mark", "on_progress")
 
-    def __init__(
-        self, future: asyncio.Future[Batch], deadline: float, on_progress: Callable[[Batch], None] | None
-    ) -> None:
-        self.future = future
+    def __init__(self, deadline: float, ends: float, on_progress: Callable[[Batch], None] | None) -> None:
+        super().__init__()
         self.deadline = deadline
+        self.ends = ends
         self.on_progress = on_progress
         self.mark: tuple[str, int, int] | None = None
-        self.timer: asyncio.TimerHandle | None = None
 
     def tell(self, batch: Batch) -> None:
         """Report progress, if there is any since last time; what the callback raises ends its own wait."""
-        if self.on_progress is None or self.future.done():
+        if self.on_progress is None or self.done():
             return
         counts = batch.request_counts
         mark = (batch.raw_status, counts.completed if counts else 0, counts.failed if counts else 0)
@@ -200,11 +96,11 @@ class _Waiter:
             try:
                 self.on_progress(batch)
             except Exception as error:
-                self.future.set_exception(error)
+                self.set_exception(error)
 
     def fail(self, error: Exception) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
+        if not self.done():
+            self.set_exception(error)
 
 
 class _Watched:
@@ -214,18 +110,66 @@ class _Watched:
 
     def __init__(self, batch_id: str, created_at: float | None, since: float) -> None:
         self.batch_id = batch_id
-        self.created_at = created_at
+        self.created_at = -math.inf if created_at is None else created_at  # unknown is taken as oldest
         self.since = since
         self.due = math.inf
         self.interval = 0.0
-        self.queued = math.inf  # when its entry in the schedule comes up; never after `due`
+        self.queued = math.inf  # when its entry in the schedule comes up
         self.status: str | None = None
         self.waiters: list[_Waiter] = []
 
+
+class _Schedule:
+    """When each batch is looked at next, in buckets of a tenth of a grain.
+
+    A batch has one live entry. It is moved only to come up earlier; one that comes up too early is put back.
+    """
+
+    def __init__(self, grain: float) -> None:
+        self._grain = grain
+        self._width = grain / 10
+        self._slots: list[int] = []
+        self._buckets: dict[int, list[_Watched]] = {}
+
     @property
-    def order(self) -> float:
-        """The place in a listing; of unknown age is taken as oldest."""
-        return -math.inf if self.created_at is None else self.created_at
+    def next(self) -> float:
+        return self._slots[0] * self._width if self._slots else math.inf
+
+    def put(self, watched: _Watched, due: float) -> None:
+        watched.due = due
+        if due < watched.queued:
+            self._queue(watched)
+
+    def _queue(self, watched: _Watched) -> None:
+        slot = math.ceil(watched.due / self._width)
+        watched.queued = slot * self._width
+        self._bucket(slot).append(watched)
+
+    def _bucket(self, slot: int) -> list[_Watched]:
+        if slot not in self._buckets:
+            self._buckets[slot] = []
+            heapq.heappush(self._slots, slot)
+        return self._buckets[slot]
+
+    def take(self, now: float, limit: int | None) -> list[_Watched]:
+        """Take out what is due within a grain, so many at most; their entries have then come up."""
+        due: list[_Watched] = []
+        until = now + self._grain
+        while self.next <= until and (limit is None or len(due) < limit):
+            slot = heapq.heappop(self._slots)
+            entries = self._buckets.pop(slot)
+            for number, watched in enumerate(entries):
+                if len(due) == limit:
+                    self._bucket(slot).extend(entries[number:])
+                    break
+                if not watched.waiters or watched.queued != slot * self._width:
+                    continue  # nobody waits any more, or it came up earlier
+                if watched.due > until:
+                    self._queue(watched)
+                else:
+                    watched.queued = math.inf
+                    due.append(watched)
+        return due
 
 
 class Watcher:
@@ -241,8 +185,9 @@ class Watcher:
         self._waiting = 0
         self._task: asyncio.Task[None] | None = None
         self._batches: dict[str, _Watched] = {}
-        self._heap: list[tuple[float, int, _Watched]] = []
-        self._number = count()
+        self._schedule = _Schedule(1)
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_for = math.inf
         self._provider: str | None = None
         self._odd_statuses: set[str] = set()
         self._trouble = Trouble()
@@ -269,7 +214,7 @@ class Watcher:
         """
         watched, waiter = self._join(batch_id, deadline, created_at, on_progress)
         try:
-            return await waiter.future
+            return await waiter
         finally:
             if self._leave(watched, waiter):
                 await self._close()
@@ -283,28 +228,25 @@ class Watcher:
         created_at: float | None,
         on_progress: Callable[[Batch], None] | None,
     ) -> tuple[_Watched, _Waiter]:
-        loop, now = asyncio.get_running_loop(), self._clock()
+        now = self._clock()
         watched = self._batches.get(batch_id)
         if watched is None:
             watched = self._batches[batch_id] = _Watched(batch_id, created_at, now)
-        waiter = _Waiter(loop.create_future(), math.inf if deadline is None else deadline, on_progress)
+        deadline = math.inf if deadline is None else deadline
+        waiter = _Waiter(deadline, deadline if deadline > now else now + LATE_LOOK, on_progress)
         watched.waiters.append(waiter)
         self._waiting += 1
-        if deadline is not None:
-            left = deadline - now if deadline > now else LATE_LOOK
-            waiter.timer = loop.call_later(left, self._expire, watched, waiter)
+        self._set_alarm(waiter.ends)
         if self._task is None or self._task.done():
             self._wake = asyncio.Event()
             self._ready = False
-            self._task = loop.create_task(self._run(), name=f"anybatch watcher {self.key}")
+            self._task = asyncio.create_task(self._run(), name=f"anybatch watcher {self.key}")
         elif self._ready:
             self._look_soon(watched)
         return watched, waiter
 
     def _leave(self, watched: _Watched, waiter: _Waiter) -> bool:
         """Take the waiter out; whether it was the last of all."""
-        if waiter.timer is not None:
-            waiter.timer.cancel()
         self._detach(watched, waiter)
         self._waiting -= 1
         return self._waiting == 0
@@ -314,6 +256,28 @@ class Watcher:
             watched.waiters.remove(waiter)
         if not watched.waiters and self._batches.get(watched.batch_id) is watched:
             del self._batches[watched.batch_id]
+
+    def _set_alarm(self, ends: float) -> None:
+        """See that deadlines are checked then, by one timer for all; it looks at the wall clock meanwhile."""
+        if ends < self._alarm_for:
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm_for = ends
+            delay = min(ends - self._clock(), WALL_CLOCK)
+            self._alarm = asyncio.get_running_loop().call_later(delay, self._check_deadlines)
+
+    def _check_deadlines(self) -> None:
+        self._alarm, self._alarm_for = None, math.inf
+        now, nearest, ended = self._clock(), math.inf, 0
+        for watched in list(self._batches.values()):
+            for waiter in list(watched.waiters):
+                if waiter.ends <= now + 0.001 and ended < SLICE:
+                    self._expire(watched, waiter)
+                    ended += 1
+                else:
+                    nearest = min(nearest, waiter.ends)
+        if nearest < math.inf:
+            self._set_alarm(max(nearest, now + 0.25) if ended < SLICE else now)
 
     def _expire(self, watched: _Watched, waiter: _Waiter) -> None:
         self._detach(watched, waiter)
@@ -335,7 +299,7 @@ class Watcher:
         return waiters
 
     async def _fail_all(self, error: Exception) -> None:
-        batches, self._batches, self._heap = self._batches, {}, []
+        batches, self._batches = self._batches, {}
         for number, watched in enumerate(batches.values()):
             for waiter in self._drop(watched):
                 waiter.fail(_own(error))
@@ -347,7 +311,7 @@ class Watcher:
     async def _run(self) -> None:
         try:
             async with self._make_client() as client:
-                self._begin(client.provider)
+                await self._begin(client.provider)
                 while True:
                     await self._sleep()
                     await self._sweep(client)
@@ -355,7 +319,7 @@ class Watcher:
             if self._task is asyncio.current_task():  # not the last waiter: the event loop is ending
                 for watched in list(self._batches.values()):
                     for waiter in self._drop(watched):
-                        waiter.future.cancel()
+                        waiter.cancel()
             raise
         except Exception as error:
             if self._task is not asyncio.current_task():
@@ -365,45 +329,42 @@ class Watcher:
             await self._fail_all(error)
 
     async def _close(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm, self._alarm_for = None, math.inf
         task, self._task = self._task, None
         if task is not None:
             if not task.cancelling():  # else the event loop is ending; a second blow would hit the closing
                 task.cancel()
             await asyncio.wait([task])
 
-    def _begin(self, provider: Polling) -> None:
+    async def _begin(self, provider: Polling) -> None:
         self._first, self._most = provider.poll_seconds
         self._page_size = provider.list_limit or 0
-        self._heap = []
+        self._schedule = _Schedule(self._grain)
         self._failures = self._slowed = 0
         self._ready = True
-        for watched in self._batches.values():
+        for number, watched in enumerate(list(self._batches.values())):
             self._look_soon(watched)
+            if number % SLICE == SLICE - 1:
+                await asyncio.sleep(0)
 
     @property
     def _grain(self) -> float:
         """Seconds between sweeps, at least, and between looks that are taken together."""
-        return self._first / 5
+        return max(self._first / 5, 0.01)
 
     def _look_soon(self, watched: _Watched) -> None:
         """Give a new waiter a look within one grain; all who come within it are served together."""
-        left = min(waiter.deadline for waiter in watched.waiters) - self._clock()
+        left = min((waiter.deadline for waiter in watched.waiters), default=math.inf) - self._clock()
         delay = self._grain * random.uniform(0.5, 1)
-        self._schedule(watched, min(delay, left / 2) if left > 0 else 0)
+        self._look_in(min(delay, left / 2) if left > 0 else 0, watched)
 
-    def _schedule(self, watched: _Watched, delay: float) -> None:
-        """Set when the batch is looked at next. Entries of the schedule that come up early are put back."""
-        if not watched.waiters:
-            return
-        watched.due = asyncio.get_running_loop().time() + delay
-        if watched.due < watched.queued:
-            self._queue(watched)
-            if self._heap[0][2] is watched:
+    def _look_in(self, delay: float, watched: _Watched) -> None:
+        if watched.waiters:
+            self._schedule.put(watched, asyncio.get_running_loop().time() + delay)
+            if watched.queued == self._schedule.next:
                 self._wake.set()
-
-    def _queue(self, watched: _Watched) -> None:
-        watched.queued = watched.due
-        heapq.heappush(self._heap, (watched.due, next(self._number), watched))
 
     async def _sleep(self) -> None:
         """Return when something may be due, the account may be asked, and it is time for another sweep."""
@@ -411,7 +372,7 @@ class Watcher:
         while True:
             self._wake.clear()
             earliest = max(self._not_before, self._next_sweep)
-            at = max(earliest, self._heap[0][0] if self._heap else math.inf)
+            at = max(earliest, self._schedule.next)
             if at <= loop.time():
                 return
             with contextlib.suppress(TimeoutError):
@@ -425,10 +386,12 @@ class Watcher:
         now = asyncio.get_running_loop().time()
         self._began, self._roll = now, random.random()
         listable = self._page_size > 1 and now >= self._list_again
-        due = await self._take_due(now + self._grain, None if listable else ONE_BY_ONE)
+        due = self._schedule.take(now, None if listable else ONE_BY_ONE)
+        await asyncio.sleep(0)
         if due and listable and (wanted := self._wanted_off_listing(now)):
+            await asyncio.sleep(0)
             await self._read_listing(client, wanted)
-            due = [watched for watched in due if watched.queued == math.inf]  # else it was seen
+            due = [watched for watched in due if watched.waiters and watched.queued == math.inf]  # not seen
         if due:
             await self._retrieve_each(client, due)
         ended = asyncio.get_running_loop().time()
@@ -438,35 +401,18 @@ class Watcher:
         """What is due, or will be in a quarter of its interval, if it is to be read off the listing."""
         if len(self._batches) <= FEW:
             return {}
-        newest_first = sorted(self._batches.values(), key=lambda watched: -watched.order)
-        soon = [
-            (place, watched)
-            for place, watched in enumerate(newest_first, 1)
-            if watched.due <= now + max(self._grain, watched.interval / 4)
-        ]
-        many = plan_sweep([place for place, _ in soon], self._page_size)
-        return {watched.batch_id: watched for _, watched in soon[:many]}
-
-    async def _take_due(self, until: float, limit: int | None) -> list[_Watched]:
-        due: list[_Watched] = []
-        for number in count(1):
-            if not self._heap or self._heap[0][0] > until or len(due) == limit:
-                return due
-            at, _, watched = heapq.heappop(self._heap)
-            if watched.waiters and at == watched.queued:  # else nobody waits, or an earlier entry was made
-                if watched.due > until:
-                    self._queue(watched)
-                else:
-                    watched.queued = math.inf
-                    due.append(watched)
-            if number % SLICE == 0:
-                await asyncio.sleep(0)
-        raise AssertionError("unreachable")
+        newest_first = sorted(self._batches.values(), key=attrgetter("created_at"), reverse=True)
+        soon, places, grain = [], [], self._grain
+        for place, watched in enumerate(newest_first, 1):
+            if watched.due <= now + max(grain, watched.interval / 4):
+                soon.append(watched)
+                places.append(place)
+        return {watched.batch_id: watched for watched in soon[: plan_sweep(places, self._page_size)]}
 
     async def _read_listing(self, client: Source, wanted: dict[str, _Watched]) -> None:
         """Page through the listing, take what was seen out of `wanted`, and update all that was seen."""
         expected, pages, refused = len(wanted), 0, 0
-        oldest = min(watched.order for watched in wanted.values())
+        oldest = min(watched.created_at for watched in wanted.values())
         after: str | None = None
         cursors: set[str | None] = {None}
         ours: set[str] = set()
@@ -519,7 +465,7 @@ class Watcher:
             for _ in due[:LANES]:
                 lanes.create_task(lane())
         for watched in chain(turn, due[ONE_BY_ONE:]):
-            self._schedule(watched, watched.due - loop.time())  # keeps its turn
+            self._look_in(watched.due - loop.time(), watched)  # keeps its turn
 
     async def _look(self, client: Source, watched: _Watched) -> None:
         try:
@@ -534,14 +480,14 @@ class Watcher:
                 case Verdict.SLOWS:
                     self._report(error, watched.batch_id)
                     self._slow_down(error)
-                    self._schedule(watched, 0)
+                    self._look_in(0, watched)
                 case Verdict.BLIP:
                     self._report(error, watched.batch_id)
                     self._failures += 1
                     if self._failures % LANES == 0:  # nothing gets through: not only this batch
                         self._slow_down()
                     again = self._first * 2.0 ** min(self._failures - 1, 10)
-                    self._schedule(watched, min(again, self._interval(watched)))
+                    self._look_in(min(again, self._interval(watched)), watched)
         else:
             self._saw(watched, batch)
 
@@ -561,8 +507,8 @@ class Watcher:
             waiter.tell(batch)
         if batch.status.is_terminal:
             for waiter in self._drop(watched):
-                if not waiter.future.done():
-                    waiter.future.set_result(batch)
+                if not waiter.done():
+                    waiter.set_result(batch)
             return
         now = self._clock()
         for waiter in [waiter for waiter in watched.waiters if waiter.deadline <= now]:
@@ -570,11 +516,11 @@ class Watcher:
         if watched.waiters:
             watched.interval = self._interval(watched)
             took = asyncio.get_running_loop().time() - self._began
-            self._schedule(watched, watched.interval - took)
+            self._look_in(watched.interval - took, watched)
 
     def _interval(self, watched: _Watched) -> float:
         now = self._clock()
-        age = now - (watched.since if watched.created_at is None else watched.created_at)
+        age = now - (watched.created_at if watched.created_at > -math.inf else watched.since)
         interval = next_interval(age, self._first, self._most, self._roll)
         left = min((waiter.deadline for waiter in watched.waiters), default=math.inf) - now
         return before_deadline(interval, left, self._first)

@@ -14,6 +14,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 from ..errors import UnknownProviderError
+from .keys import hides_key
 
 if TYPE_CHECKING:
     from .base import Provider
@@ -63,6 +64,7 @@ def provider_names() -> list[str]:
     return sorted({*LLMProvider, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))})
 
 
+@hides_key
 def get_provider(name: str, *, api_key: str | None = None, api_base: str | None = None) -> Provider:
     """The account at a provider. Raises UnknownProviderError, MissingKeyError, ConfigurationError."""
     if name in _OWN_FORMATS:
@@ -73,7 +75,7 @@ def get_provider(name: str, *, api_key: str | None = None, api_base: str | None 
         return cast("OpenProvider", point.load())(name, api_key, api_base)
     known = provider_names()
     near = get_close_matches(name.lower(), known, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = f" Did you mean '{near[0]}'?" if near else ""
     raise UnknownProviderError(
         f"unknown provider {name!r}.{hint} Known: {', '.join(known)}. "
         "Any other server with OpenAI's batch API is 'openai-compatible' with its api_base."

@@ -11,6 +11,7 @@ import httpx
 from pydantic import SecretStr
 
 from ..errors import ConfigurationError, MissingKeyError
+from .keys import Key
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
@@ -76,13 +77,13 @@ def resolve_account(
         )
     if not base.startswith(("http://", "https://", "sqlite://")):
         raise ConfigurationError(f"{name}: api_base must be an http(s) URL, not {base!r}", provider=name)
-    key = api_key or _from_env(key_env)
+    # Keys that were read from a file often end in its newline.
+    key = Key((api_key or _from_env(key_env) or "").strip())
     if not key and needs_key:
         raise MissingKeyError(f"{name}: no API key; give api_key, or set {', '.join(key_env)}", provider=name)
-    secret = SecretStr(key) if key else None
-    if secret is not None and not secret.get_secret_value().isascii():
+    if not (key.isascii() and key.isprintable()):
         raise ConfigurationError(f"{name}: the API key holds characters that no key has", provider=name)
-    return Account(name, base.rstrip("/"), secret)
+    return Account(name, base.rstrip("/"), SecretStr(key) if key else None)
 
 
 def _from_env(names: Sequence[str]) -> str | None:

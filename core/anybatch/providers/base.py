@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -21,8 +22,8 @@ from ..errors import (
     UnknownOptionError,
 )
 from ..flow import Flow, download, send, sleep
-from ..models import Outcome, Row, RowError
-from ..retry import outcome_unknown
+from ..models import BatchStatus, Outcome, Row, RowError
+from ..retry import outcome_unknown, redact
 from .account import Account, KeyAuth
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
     from ..content import Content
     from ..models import Batch, Page
+
+log = logging.getLogger(__name__)
 
 DEFAULT_WINDOW = "24h"
 
@@ -233,7 +236,7 @@ class Provider(ABC):
             if not outcome_unknown(error):
                 raise
             lost = error
-        if not self.can_find or (file_id is None and not new.metadata):
+        if not self.can_look(file_id, new.metadata):
             raise CreateOutcomeUnknownError(
                 f"the create got no answer ({lost.message}), and {self.name} offers no way to ask whether "
                 "the batch exists; look at the provider's list of batches before creating it again",
@@ -242,35 +245,51 @@ class Provider(ABC):
                 request_id=lost.request_id,
             ) from lost
         try:
-            return (yield from self._look_then_create(new, file_id, since))
+            found = yield from self.look(file_id, new.metadata, since=since)
+            batch = oldest(found) if found else (yield from self.create(new, file_id))
         except APIError as error:
             raise CreateOutcomeUnknownError(
-                f"a create got no answer ({lost.message}), and asking whether the batch exists failed "
-                f"as well ({error.message}); it was not repeated",
+                f"a create got no answer ({lost.message}), and looking for its batch or creating it again "
+                f"failed as well ({error.message}); it was not repeated",
                 provider=self.name,
                 status_code=error.status_code,
             ) from error
+        try:
+            # The first create may have been slow rather than lost.
+            doubles = found or (yield from self.find(file_id, new.metadata, since=since))
+            return (yield from self.keep_one([batch, *(one for one in doubles if one.id != batch.id)]))
+        except APIError as error:
+            log.warning("batch %s may have a double that could not be cancelled: %s", batch.id, error)
+            return batch
 
-    def _look_then_create(self, new: NewBatch, file_id: str | None, since: float) -> Flow[Batch]:
+    def can_look(self, file_id: str | None, metadata: Mapping[str, str]) -> bool:
+        """Whether a batch can be looked up by this file and metadata."""
+        return self.can_find and (file_id is not None or bool(metadata))
+
+    def look(self, file_id: str | None, metadata: Mapping[str, str], *, since: float) -> Flow[list[Batch]]:
+        """`find`, repeated for a while as long as nothing is there: a create may be slow rather than lost."""
+        found: list[Batch] = []
         for pause in _ASK_AFTER:
             yield from sleep(pause)
-            if found := (yield from self.find(file_id, new.metadata, since=since)):
-                return (yield from self.keep_one(found))
-        batch = yield from self.create(new, file_id)
-        found = yield from self.find(file_id, new.metadata, since=since)
-        # The first create may have been slow rather than lost.
-        return (yield from self.keep_one(found)) if len(found) > 1 else batch
+            if found := (yield from self.find(file_id, metadata, since=since)):
+                break
+        return found
 
     def keep_one(self, batches: Sequence[Batch]) -> Flow[Batch]:
-        """Keep the oldest batch that is not dead, and cancel its doubles."""
-        from ..models import BatchStatus
-
-        dead = {BatchStatus.FAILED, BatchStatus.CANCELLED, BatchStatus.CANCELLING}
-        kept, *doubles = sorted(batches, key=lambda batch: (batch.status in dead, batch.created_at or 0))
-        for double in doubles:
-            if not double.status.is_terminal:
+        """Keep the oldest batch, and cancel its doubles."""
+        kept = oldest(batches)
+        for double in batches:
+            if double.id != kept.id and not double.status.is_terminal:
                 yield from self.cancel(double.id)
         return kept
+
+
+_DEAD = frozenset({BatchStatus.FAILED, BatchStatus.CANCELLED, BatchStatus.CANCELLING})
+
+
+def oldest(batches: Sequence[Batch]) -> Batch:
+    """The oldest batch that is not dead: the same one for everybody who asks."""
+    return min(batches, key=lambda batch: (batch.status in _DEAD, batch.created_at or 0, batch.id))
 
 
 def _file_name(batch_id: str) -> str:
@@ -290,9 +309,10 @@ def json_of(response: httpx.Response) -> dict[str, Any]:
     except ValueError:
         body = None
     if not isinstance(body, dict):
+        request = response.request
         raise ServerError(
-            f"{response.request.url.host} answered {response.request.method} {response.request.url.path} "
-            f"with something that is not a JSON object: {response.text[:200]!r}",
+            f"{request.url.host} answered {request.method} {request.url.path} "
+            f"with something that is not a JSON object: {redact(response.text, request)[:200]!r}",
             status_code=response.status_code,
         )
     return body

@@ -12,8 +12,6 @@ from .openai import Dialect, OpenAIFormat
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import httpx
-
 _DIALECT = Dialect("local", None, (), needs_key=False, single_model=True, poll_seconds=(1.0, 5.0))
 
 
@@ -31,11 +29,14 @@ class Local(OpenAIFormat):
         except ValueError as error:
             raise ConfigurationError(f"api_base: {error}", provider=name) from None
 
-    def transport(self) -> httpx.BaseTransport:
-        return LocalTransport(self.path)
+    def transport(self) -> LocalTransport:
+        try:
+            return LocalTransport(self.path)
+        except OSError as error:
+            raise ConfigurationError(f"{self.path}: {error}", provider=self.name) from error
 
-    def atransport(self) -> httpx.AsyncBaseTransport:
-        return LocalTransport(self.path)
+    def atransport(self) -> LocalTransport:
+        return self.transport()
 
     def auth_headers(self) -> dict[str, str]:
         return {}

@@ -1,0 +1,311 @@
+"""How one shard comes to its batch, once, whoever else is trying and wherever an attempt has died.
+
+    PLANNED ── upload ──> UPLOADED ── claim ──> CREATING ── create ──> CREATED
+                             ^                     │
+                             └── lease over, or ───┘
+                                 create unanswered
+
+Only the attempt that has moved the ledger to CREATING sends a create. A claim is not renewed: an attempt
+that is stopped for longer than its lease loses it, and may still create. Then the ledger decides which batch
+stays, each attempt cancels its own where it is not the one, and every later attempt looks for what those that
+died have left. So there may be two batches for a moment, but never one that nobody knows of.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from functools import partial
+from typing import TYPE_CHECKING
+
+from .errors import (
+    AnyBatchError,
+    APIError,
+    BadRequestError,
+    ConfigurationError,
+    CreateOutcomeUnknownError,
+    LedgerConflictError,
+    NotFoundError,
+    OrphanError,
+)
+from .flow import Flow, do, sleep
+from .job import shard_metadata
+from .ledger import Ledger, ShardRecord, Step
+from .models import Batch, BatchStatus
+from .providers.base import NewBatch, oldest
+from .retry import outcome_unknown
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .job import Job
+    from .lines import Plan, Shard
+    from .providers.base import Provider
+
+log = logging.getLogger(__name__)
+
+_LEASE_POLL = 2.0
+# How long another attempt's write may take to show in a store without compare-and-swap, seconds.
+_WRITE_TIME = 1.0
+
+
+class Move(Enum):
+    """What to do next about a shard."""
+
+    UPLOAD = auto()
+    CREATE = auto()
+    ATTACH = auto()
+    RELEASE = auto()  # the attempt that was creating has died
+    LEAVE = auto()  # another attempt is creating right now
+
+
+def next_move(record: ShardRecord, attempt: str, now: float, lease: float) -> Move:
+    """The next step for a shard, from what the ledger says of it."""
+    match record.step:
+        case Step.PLANNED:
+            return Move.UPLOAD
+        case Step.UPLOADED:
+            return Move.CREATE
+        case Step.CREATED:
+            return Move.ATTACH
+        case Step.CREATING:
+            # A claim from the future comes from a clock that is wrong: it is waited for no longer.
+            claimed = abs(now - (record.creating_at or 0)) < lease
+            return Move.LEAVE if claimed and record.attempt != attempt else Move.RELEASE
+
+
+@dataclass
+class Submission:
+    """Brings one shard to its batch: reads the ledger, takes one step, writes the ledger, again."""
+
+    job: Job
+    provider: Provider
+    plan: Plan | None
+    number: int
+    metadata: Mapping[str, str]
+    attempt: str
+    fingerprint: str
+    unanswered: str = ""  # what became of a create of ours that got no answer
+
+    def run(self) -> Flow[Batch]:
+        folder = self.job.folder
+        while True:
+            ledger = yield from do(folder.read)
+            if ledger is None:
+                raise LedgerConflictError(f"{folder.path / 'job.json'} was removed while the job was running")
+            if ledger.fingerprint != self.fingerprint:
+                raise LedgerConflictError(
+                    f"job {self.job.identity} was submitted with other input by another attempt meanwhile"
+                )
+            record = ledger.shards[self.number]
+            batch: Batch | None = None
+            match next_move(record, self.attempt, time.time(), self.job.lease):
+                case Move.UPLOAD:
+                    yield from self._upload(ledger, record)
+                case Move.CREATE:
+                    batch = yield from self._create(ledger, record)
+                case Move.RELEASE:
+                    yield from self._commit(ledger, _released(record))
+                case Move.LEAVE:
+                    batch = yield from self._leave(ledger, record)
+                case Move.ATTACH:
+                    batch = yield from self._attach(ledger, record)
+            if batch is not None:
+                return batch
+
+    def _commit(self, ledger: Ledger, record: ShardRecord) -> Flow[Ledger | None]:
+        return (yield from do(partial(self.job.folder.commit, ledger, ledger.with_shard(record))))
+
+    def _shard(self, record: ShardRecord) -> tuple[Plan, Shard]:
+        if self.plan is None:
+            raise ConfigurationError(f"no input at {self.job.input}, and a batch has to be submitted again")
+        shard = self.plan.shards[self.number] if self.number < len(self.plan.shards) else None
+        if shard is None or (shard.first_row, shard.rows) != (record.first_row, record.rows):
+            raise LedgerConflictError(
+                f"job {self.job.identity} was split into batches by another version; give it another folder"
+            )
+        return self.plan, shard
+
+    def _upload(self, ledger: Ledger, record: ShardRecord) -> Flow[None]:
+        plan, shard = self._shard(record)
+        file_id = yield from self.provider.upload(plan.shard_content(shard), self.job.options)
+        yield from self._commit(ledger, record.model_copy(update={"step": Step.UPLOADED, "file_id": file_id}))
+
+    def _create(self, ledger: Ledger, record: ShardRecord) -> Flow[Batch | None]:
+        if found := (yield from self._traces(ledger, record)):
+            return (yield from self._record(ledger, found))
+        if (claimed := (yield from self._claim(ledger, record))) is None:
+            return None
+        plan, shard = self._shard(record)
+        new = NewBatch(
+            content=plan.shard_content(shard),
+            endpoint=self.job.endpoint,
+            completion_window=self.job.completion_window,
+            metadata=shard_metadata(self.metadata, record, len(ledger.shards)),
+            options=self.job.options,
+            models=shard.models,
+            # Every upload has its own file id: a batch that failed as a whole is submitted under a new key.
+            idempotency_key=f"{ledger.fingerprint[:24]}-{record.round}-{record.shard}-{record.file_id}"[:255],
+        )
+        try:
+            batch = yield from self.provider.create(new, record.file_id)
+        except AnyBatchError as error:
+            if not isinstance(error, APIError) or not outcome_unknown(error):
+                yield from self._commit(claimed, _refused(record, error))
+                raise
+            yield from self._commit(claimed, _released(claimed.shards[self.number]))
+            if self.unanswered:
+                raise CreateOutcomeUnknownError(
+                    f"two creates got no answer ({self.unanswered}; {error.message}); the next attempt looks "
+                    "for their batches again before it creates another"
+                ) from error
+            self.unanswered = error.message
+            return None
+        kept = yield from self._record(claimed, [batch])
+        return kept if not record.tries else None  # else look again for doubles
+
+    def _claim(self, ledger: Ledger, record: ShardRecord) -> Flow[Ledger | None]:
+        """Become the one attempt that creates, or None. From here on the batch may exist."""
+        update = {
+            "step": Step.CREATING,
+            "attempt": self.attempt,
+            "creating_at": time.time(),
+            "tries": record.tries + 1,
+        }
+        claimed = yield from self._commit(ledger, record.model_copy(update=update))
+        if claimed is None or self.job.folder.local is not None:
+            return claimed
+        # Where writes can overwrite each other, the last one has the claim.
+        yield from sleep(_WRITE_TIME)
+        return claimed if (yield from do(self.job.folder.read)) == claimed else None
+
+    def _leave(self, ledger: Ledger, record: ShardRecord) -> Flow[Batch | None]:
+        marks = shard_metadata(self.metadata, record, len(ledger.shards))
+        found: list[Batch] = []
+        if self.provider.can_look(record.file_id, marks):
+            found = yield from self.provider.find(record.file_id, marks, since=ledger.created_at)
+        if found:
+            return (yield from self._record(ledger, found))
+        yield from sleep(min(_LEASE_POLL, self.job.lease))
+        return None
+
+    def _record(self, ledger: Ledger, found: Sequence[Batch]) -> Flow[Batch | None]:
+        """Write a batch down, and cancel its doubles; None where the ledger holds another one by now."""
+        kept = oldest(found)
+        file_id, stays = ledger.shards[self.number].file_id, kept.id
+        created = {"step": Step.CREATED, "batch_id": kept.id, "status": kept.status}
+        while (
+            yield from self._commit(ledger, ledger.shards[self.number].model_copy(update=created))
+        ) is None:
+            now = yield from do(self.job.folder.read)
+            theirs = now.shards[self.number] if now and now.fingerprint == self.fingerprint else None
+            if now is None or theirs is None or theirs.batch_id or theirs.file_id != file_id:
+                stays = (theirs and theirs.batch_id) or ""
+                break
+            ledger = now
+        for batch in found:
+            if batch.id != stays:
+                yield from stop(self.job, self.provider, batch)
+        if stays != kept.id:
+            return None
+        log.info(
+            "job %s: batch %s for %d rows (shard %d of %d)", self.job.identity, kept.id,
+            ledger.shards[self.number].rows, self.number + 1, len(ledger.shards),
+        )  # fmt: skip
+        return kept
+
+    def _traces(self, ledger: Ledger, record: ShardRecord) -> Flow[list[Batch]]:
+        why = f"its create got no answer ({self.unanswered})" if self.unanswered else ""
+        return (yield from traces(self.job, self.provider, ledger, record, self.metadata, why))
+
+    def _attach(self, ledger: Ledger, record: ShardRecord) -> Flow[Batch | None]:
+        batch, *doubles = yield from self._traces(ledger, record)
+        for double in doubles:
+            yield from stop(self.job, self.provider, double)
+        if batch.status is not BatchStatus.FAILED or record.attempt == self.attempt:
+            return batch
+        # It was refused as a whole and cost nothing; what was wrong may have passed (quota, a full queue).
+        log.warning("job %s: batch %s had failed; submitting again", self.job.identity, batch.id)
+        fresh = ShardRecord(
+            shard=record.shard, round=record.round, first_row=record.first_row, rows=record.rows
+        )
+        yield from self._commit(ledger, fresh)
+        return None
+
+
+def _released(record: ShardRecord) -> ShardRecord:
+    return record.model_copy(update={"step": Step.UPLOADED})
+
+
+def _refused(record: ShardRecord, error: AnyBatchError) -> ShardRecord:
+    """A shard whose create was refused: no batch exists, and the next attempt may simply try again."""
+    if record.file_id is None or not isinstance(error, BadRequestError | NotFoundError):
+        return record
+    # The file may be what was wrong: gone, or expired.
+    return record.model_copy(update={"step": Step.PLANNED, "file_id": None, "tries": 0})
+
+
+def stop(job: Job, provider: Provider, batch: Batch) -> Flow[None]:
+    """Cancel a batch that is not to be."""
+    if batch.status.is_terminal or batch.status is BatchStatus.CANCELLING:
+        return
+    log.warning("job %s: cancelling batch %s, which is not the job's any more", job.identity, batch.id)
+    yield from provider.cancel(batch.id)
+
+
+def traces(
+    job: Job,
+    provider: Provider,
+    ledger: Ledger,
+    record: ShardRecord,
+    metadata: Mapping[str, str],
+    why: str = "",
+) -> Flow[list[Batch]]:
+    """The batches that creates of this shard have left: first the one on record, then those nobody noted.
+
+    Raises OrphanError where there may be one, the provider cannot be asked, and the job does not accept it.
+    """
+    found: list[Batch] = []
+    if record.batch_id is not None:
+        found.append((yield from provider.retrieve(record.batch_id)))
+        if record.tries < 2:
+            return found
+    elif not record.tries:
+        return found
+    marks = shard_metadata(metadata, record, len(ledger.shards))
+    if provider.can_look(record.file_id, marks):
+        # A create that was begun just now may be slow rather than lost.
+        recent = bool(why) or abs(time.time() - (record.creating_at or 0)) < job.lease
+        look = provider.look if recent and record.batch_id is None else provider.find
+        others = yield from look(record.file_id, marks, since=ledger.created_at)
+        return found + [batch for batch in others if batch.id != record.batch_id]
+    if record.batch_id is None and not provider.idempotent_create and job.on_orphan == "fail":
+        raise (yield from _orphan(job, provider, ledger, record, why))
+    return found
+
+
+def _orphan(job: Job, provider: Provider, ledger: Ledger, record: ShardRecord, why: str) -> Flow[OrphanError]:
+    """What to tell the person who has to look."""
+    name, began = provider.name, record.creating_at or ledger.created_at
+    try:
+        candidates = yield from provider.find(None, {}, since=began)
+    except APIError:
+        candidates = []  # it may be down, which is how this began
+    seen = ", ".join(
+        f"{batch.id} ({batch.request_counts.total if batch.request_counts else '?'} requests)"
+        for batch in candidates
+        if batch.id not in ledger.batch_ids
+    )
+    since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(began))
+    return OrphanError(
+        f"a batch of {record.rows} requests may be running at {name} unknown to job {job.identity}: "
+        f"{why or 'an attempt ended while it was creating the batch'}. {name} offers no way to look a batch "
+        f"up by what it was made from. Check its batches created since {since} "
+        f"(anybatch.list_batches({name!r})); "
+        + (f"there are: {seen}. " if seen else "none is listed now. ")
+        + "If one of them is this job's, cancel it. Then run again with on_orphan='resubmit'.",
+        provider=name,
+    )

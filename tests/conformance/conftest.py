@@ -1,0 +1,86 @@
+"""Worlds are opened once a module and mode, and are made as new for every test."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from anybatch import collect
+from anybatch.providers import base
+
+from .world import MODES, Driver, LocalWorld, RemoteWorld, World, open_world
+
+
+@pytest.fixture(scope="session")
+def fast_folder() -> Iterator[Path]:
+    """In memory where the machine has such a place: jobs write and sync many small files."""
+    place = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(
+        prefix="conformance-", dir=place if os.access(place, os.W_OK) else None
+    ) as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def tmp_path(fast_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = Path(tempfile.mkdtemp(dir=fast_folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(fast_folder))
+    return path
+
+
+@pytest.fixture(scope="module")
+def mode(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def shared_world(request: pytest.FixtureRequest, fast_folder: Path) -> Iterator[World]:
+    with open_world(request.param, Path(tempfile.mkdtemp(dir=fast_folder))) as world:
+        yield world
+
+
+@pytest.fixture(scope="module")
+def shared_driver(shared_world: World, mode: str) -> Driver:
+    return shared_world.open(mode)
+
+
+@pytest.fixture
+def world(shared_world: World) -> World:
+    assert isinstance(shared_world, RemoteWorld | LocalWorld)
+    return shared_world.fresh()
+
+
+@pytest.fixture
+def driver(world: World, shared_driver: Driver) -> Driver:
+    return shared_driver
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every test that takes a `mode` runs in both."""
+    if "mode" in metafunc.fixturenames:
+        metafunc.parametrize("mode", MODES, indirect=True, scope="module")
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No key or address of the machine's own reaches a test."""
+    for name in os.environ:
+        if name.endswith(
+            ("_API_KEY", "_BASE_URL", "_API_BASE", "_TOKEN", "_ENDPOINT", "_ORG_ID", "_PROJECT_ID")
+        ):
+            monkeypatch.delenv(name)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pauses that are minutes in life are short here."""
+    monkeypatch.setattr(base, "_ASK_AFTER", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(collect, "_SETTLING_POLL", 0.01)
+    monkeypatch.setattr(collect, "SETTLING", 0.1)
