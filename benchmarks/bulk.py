@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import random
-import resource
 import socket
 import subprocess
 import sys
@@ -142,17 +141,18 @@ def make_data(folder: Path) -> None:
 
 def measured(action: Callable[[], object]) -> None:
     """Print seconds and peak MB above what was there before."""
-    before = _rss()
+    before = _memory("VmRSS")
     began = time.perf_counter()
     action()
     seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = _memory("VmHWM")  # unlike ru_maxrss it does not begin with the parent's
     print(json.dumps({"seconds": seconds, "peak": max(0.0, peak - before)}))
 
 
-def _rss() -> float:
+def _memory(what: str) -> float:
+    """MB of this process, from /proc."""
     status = Path("/proc/self/status").read_text()
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) / 1024
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith(what))) / 1024
 
 
 def _client_and_job(folder: Path, port: int) -> tuple[Any, Any]:

@@ -59,9 +59,7 @@ def problems(data: bytes, tmp_path: Path, at: Provider | None = None, **options:
     return caught.value.problems
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 1 << 20])
-def test_lines_are_cut_at_the_newline_byte_alone(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anybatch.lines._READ", size)
+def test_lines_are_cut_at_the_newline_byte_alone() -> None:
     records = ["a\u2028b", "c\x85d", "e\x0bf\x1cg", "", "last"]
     data = "\n".join(records).encode()
     read = list(iter_lines(io.BytesIO(data)))

@@ -13,8 +13,8 @@ import orjson
 
 from .errors import BatchFailedError, BatchNotCompleteError, JobError, LedgerConflictError, Problem
 from .flow import Flow, do, sleep
+from .merge import Tally, merge
 from .models import Batch, BatchRecord, BatchStatus, Outcome, Report, iter_problems
-from .results import Tally, merge
 
 if TYPE_CHECKING:
     from .job import Job
@@ -138,7 +138,7 @@ class _Landing:
     def __init__(self, scratch: Path, provider: Provider, endpoint: str, tally: Tally) -> None:
         self.results, self.stray = scratch / "results.jsonl", scratch / "stray.jsonl"
         self._provider, self._endpoint, self._tally = provider, endpoint, tally
-        self._out, self._stray = self.results.open("wb"), self.stray.open("wb")
+        self._out, self._stray = self.results.open("wb", buffering=1 << 20), self.stray.open("wb")
 
     def add(self, paths: list[Path], record: ShardRecord, batch: Batch, ids: _Ids) -> None:
         merge(

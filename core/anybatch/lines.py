@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from .providers.base import Provider
 
 MAX_PROBLEMS = 20
-_READ = 1 << 20
 _BOMS = {
     b"\xef\xbb\xbf": "a UTF-8 byte order mark",
     b"\xff\xfe": "a UTF-16 byte order mark",
@@ -65,17 +64,12 @@ def iter_lines(
     file: BinaryIO, hash_into: Callable[[bytes], object] | None = None
 ) -> Iterator[tuple[int, bytes]]:
     """The byte offset and bytes of each line, newline included; blank lines too."""
-    offset, rest = 0, b""
-    while block := file.read(_READ):
+    offset = 0
+    for raw in file:  # a binary file ends its lines at the newline byte and nowhere else
         if hash_into is not None:
-            hash_into(block)
-        lines = (rest + block).split(b"\n")
-        rest = lines.pop()
-        for line in lines:
-            yield offset, line + b"\n"
-            offset += len(line) + 1
-    if rest:
-        yield offset, rest
+            hash_into(raw)
+        yield offset, raw
+        offset += len(raw)
 
 
 class _Problems:
@@ -90,6 +84,9 @@ class _Problems:
             self.kept.append(Problem(line, field, message))
         else:
             self.more += 1
+
+    def in_order(self) -> list[Problem]:
+        return sorted(self.kept, key=lambda problem: problem.line or 0)  # repetitions are found late
 
     def __len__(self) -> int:
         return len(self.kept) + self.more
@@ -108,18 +105,23 @@ class _SeenIds:
         )
         self._pending: dict[str, int] = {}
 
-    def first_line(self, custom_id: str, line: int) -> int | None:
-        """The line that used this id before; None (and it is noted) where none did."""
-        if (before := self._pending.get(custom_id)) is not None:
-            return before
-        found = self._db.execute("SELECT line FROM seen WHERE id = ?", (custom_id,)).fetchone()
-        if found is not None:
-            return int(found[0])
-        self._pending[custom_id] = line
-        if len(self._pending) >= self._BATCH:
-            self._db.executemany("INSERT INTO seen VALUES (?, ?)", self._pending.items())
-            self._pending.clear()
-        return None
+    def add(self, custom_id: str, line: int) -> list[tuple[int, str, int]]:
+        """Note an id. Returns the repetitions found so far, as (line, id, line of its first use)."""
+        if (before := self._pending.setdefault(custom_id, line)) != line:
+            return [*self.flush(), (line, custom_id, before)]
+        return self.flush() if len(self._pending) >= self._BATCH else []
+
+    def flush(self) -> list[tuple[int, str, int]]:
+        """Compare the ids noted last with all before them."""
+        pending, self._pending = self._pending, {}
+        before = self._db.total_changes
+        self._db.executemany("INSERT OR IGNORE INTO seen VALUES (?, ?)", pending.items())
+        if self._db.total_changes - before == len(pending):
+            return []
+        first = "SELECT line FROM seen WHERE id = ?"
+        lines = ((line, custom_id, self._db.execute(first, (custom_id,)).fetchone()[0])
+                 for custom_id, line in pending.items())  # fmt: skip
+        return [repetition for repetition in lines if repetition[0] != repetition[2]]
 
     def close(self) -> None:
         self._db.close()
@@ -192,7 +194,7 @@ def make_plan(
             spool.flush()
     problems = planner.problems
     if problems:
-        raise InputError(name, problems.kept, more=problems.more, provider=provider.name)
+        raise InputError(name, problems.in_order(), more=problems.more, provider=provider.name)
     return Plan(
         shards=tuple(planner.shards),
         rows=planner.rows,
@@ -236,7 +238,7 @@ class _Planner:
             self.problems.add(1, None, f"begins with {_BOMS[bom]}; save the file as plain UTF-8")
             self.unreadable = len(bom) == 2  # every line of it would be wrong
             raw = raw.removeprefix(bom)
-        if self.unreadable or not raw.strip():
+        if self.unreadable or raw.isspace():
             return
         line = decode_line(raw)
         if isinstance(line, Problem):
@@ -267,9 +269,7 @@ class _Planner:
             self.problems.add(number, field_name, message)
         custom_id = line.get("custom_id")
         if isinstance(custom_id, str) and custom_id:
-            before = self.seen.first_line(custom_id, number)
-            if before is not None:
-                self.problems.add(number, "custom_id", f"{custom_id!r} was used before, in line {before}")
+            self._report_repeated(self.seen.add(custom_id, number))
         body = line.get("body")
         if isinstance(body, dict):
             self._check_model(number, body.get("model", self.model))
@@ -329,7 +329,12 @@ class _Planner:
         )
         self._start_shard()
 
+    def _report_repeated(self, repetitions: list[tuple[int, str, int]]) -> None:
+        for number, custom_id, before in repetitions:
+            self.problems.add(number, "custom_id", f"{custom_id!r} was used before, in line {before}")
+
     def end(self) -> None:
+        self._report_repeated(self.seen.flush())
         if self.shard_rows:
             self._end_shard()
         if not self.rows and not self.problems:

@@ -49,6 +49,7 @@ NO_LISTING = (120.0, 1800.0)  # seconds without listings after one that did not 
 LONGEST_PAUSE = 3600.0  # seconds; a Retry-After beyond that is not believed
 LATE_LOOK = 60.0  # seconds that a wait has which begins after its deadline
 WALL_CLOCK = 60.0  # seconds between looks at the wall clock, which may jump
+CANCEL_AGAIN = 0.1  # seconds until a poll task that was to end is looked at again
 SLICE = 250  # records handled before the event loop gets its turn
 
 
@@ -333,10 +334,12 @@ class Watcher:
             self._alarm.cancel()
             self._alarm, self._alarm_for = None, math.inf
         task, self._task = self._task, None
-        if task is not None:
-            if not task.cancelling():  # else the event loop is ending; a second blow would hit the closing
+        while task is not None and not task.done():
+            # Being cancelled already, it may be at its closing, since the event loop is ending: a second blow
+            # would hit that. Or its own time-out has just struck, which it takes for no end: then look again.
+            if not task.cancelling():
                 task.cancel()
-            await asyncio.wait([task])
+            await asyncio.wait([task], timeout=CANCEL_AGAIN)
 
     async def _begin(self, provider: Polling) -> None:
         self._first, self._most = provider.poll_seconds

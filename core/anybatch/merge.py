@@ -1,0 +1,202 @@
+"""A batch's result files merged into the order of the input.
+
+Result files come in any order, miss rows, repeat rows and hold broken lines. Merging reads each file once,
+keeps only where each row's line lies, and writes the rows in input order: every request exactly once, with
+one outcome. What belongs to no request is written elsewhere and counted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+from .lines import iter_lines
+from .models import BatchStatus, Outcome, Row, RowError, TokenUsage
+from .results import decode_line, has_openai_shape, landed_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from .models import Body
+    from .providers.base import Provider
+
+# A landed line is a provider's own behind one more member, wherever that is in OpenAI's shape already.
+_OPENING = {outcome: b'{"outcome":"%s",' % outcome.encode() for outcome in Outcome}
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the rows of a job add up to."""
+
+    counts: Counter[Outcome] = field(default_factory=Counter)
+    unexpected: int = 0
+    models: dict[str, None] = field(default_factory=dict)
+    input_tokens: int = 0
+    output_tokens: int = 0
+    total_tokens: int = 0
+    cached_tokens: int = 0
+    cost: float | None = None
+
+    def add_body(self, body: Body) -> None:
+        """Add one response's model and tokens."""
+        model, usage = body.get("model"), body.get("usage")
+        if isinstance(model, str):
+            self.models[model] = None
+        if isinstance(usage, dict):
+            into, out, total, cached = tokens(usage)
+            self.input_tokens += into
+            self.output_tokens += out
+            self.total_tokens += total
+            self.cached_tokens += cached
+            if (cost := usage.get("cost")) is not None and isinstance(cost, int | float):
+                self.cost = (self.cost or 0.0) + cost
+
+    @property
+    def usage(self) -> TokenUsage:
+        return TokenUsage(
+            input_tokens=self.input_tokens,
+            output_tokens=self.output_tokens,
+            total_tokens=self.total_tokens,
+            cached_tokens=self.cached_tokens,
+        )
+
+
+def tokens(usage: dict[str, Any]) -> tuple[int, int, int, int]:
+    """(input, output, total, cached) of one response, as chat, responses, embeddings and messages tell them.
+
+    Anthropic's `input_tokens` leave out what was read from or written to its cache; here they hold it.
+    """
+    if "prompt_tokens" in usage:
+        into, out = usage["prompt_tokens"], usage.get("completion_tokens")
+        details, written = usage.get("prompt_tokens_details"), None
+    else:
+        into, out = usage.get("input_tokens"), usage.get("output_tokens")
+        details, written = usage.get("input_tokens_details"), usage.get("cache_creation_input_tokens")
+    read = usage.get("cache_read_input_tokens")
+    cached = read or (details.get("cached_tokens") if isinstance(details, dict) else 0)
+    held = _count(into) + (_count(read) + _count(written) if read or written else 0)
+    sent = _count(out)
+    return held, sent, max(_count(usage.get("total_tokens")), held + sent), _count(cached)
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+class _Place(NamedTuple):
+    """Where the line of a row lies, what became of the row, and whether the line can land as it is."""
+
+    file: int
+    offset: int
+    size: int
+    outcome: Outcome
+    kept: bool
+
+
+class _Index:
+    """Where the lines of one batch's rows lie, made in one pass over its files."""
+
+    def __init__(
+        self,
+        files: Sequence[BinaryIO],
+        custom_ids: Sequence[str],
+        provider: Provider,
+        endpoint: str | None,
+        stray: Callable[[bytes], object],
+        tally: Tally,
+    ) -> None:
+        self._files, self._provider, self._endpoint = files, provider, endpoint
+        self._stray, self._tally = stray, tally
+        self._expected = dict.fromkeys(custom_ids)
+        self._original = provider.original_ids(custom_ids)
+        self._strayed: set[str] = set()  # whose line is both in `places` and among the strays
+        self.places: dict[str, _Place] = {}
+        for number, file in enumerate(files):
+            for offset, raw in iter_lines(file):
+                if not raw.isspace():
+                    self._note(number, offset, raw)
+
+    def _note(self, number: int, offset: int, raw: bytes) -> None:
+        row, record = decode_line(raw, self._provider, self._endpoint)
+        custom_id = self._original.get(row.custom_id, row.custom_id)
+        known = self.places.get(custom_id)
+        undecodable = record is None
+        if known is None and custom_id in self._expected and not undecodable:
+            better = True  # the common case: a line that was asked for, and the first for its row
+        else:
+            better = self._weigh(custom_id, row, raw, known, undecodable)
+        if better:
+            kept = record is not None and has_openai_shape(record, custom_id, row.outcome)
+            self.places[custom_id] = _Place(number, offset, len(raw), row.outcome, kept)
+            if row.outcome is Outcome.SUCCEEDED and row.result is not None:
+                self._tally.add_body(row.result)
+
+    def _weigh(self, custom_id: str, row: Row, raw: bytes, known: _Place | None, undecodable: bool) -> bool:
+        """Whether a line that is strange in some way is its row's; what is not, or is broken, strays."""
+        expected = custom_id in self._expected
+        better = known is None or (row.outcome is Outcome.SUCCEEDED is not known.outcome)
+        if undecodable or not expected or not better:
+            self._stray(raw.rstrip(b"\r\n") + b"\n")
+        if known is not None and better and custom_id not in self._strayed:
+            self._stray(self.read(known) + b"\n")
+        if undecodable:
+            self._strayed.add(custom_id)
+        if not expected or known is not None:
+            self._tally.unexpected += 1
+        return expected and better
+
+    def read(self, place: _Place) -> bytes:
+        """A line, without moving the file for whoever is reading it."""
+        return os.pread(self._files[place.file].fileno(), place.size, place.offset).strip()
+
+
+def merge(
+    paths: Sequence[Path],
+    custom_ids: Sequence[str],
+    provider: Provider,
+    endpoint: str,
+    status: BatchStatus,
+    out: BinaryIO,
+    stray: Callable[[bytes], object],
+    tally: Tally,
+) -> None:
+    """Write one batch's rows to `out` in the order of `custom_ids`, each exactly once.
+
+    A row that no line speaks of shares the fate of its batch: expired, cancelled, else missing. Of two lines
+    for one row a success wins, else the first. Lines that no request asked for go to `stray`, as do the
+    losers and the undecodable ones. Memory: an index of one batch.
+    """
+    with ExitStack() as stack:
+        files = [stack.enter_context(path.open("rb", buffering=1 << 20)) for path in paths]
+        index = _Index(files, custom_ids, provider, endpoint, stray, tally)
+        for custom_id in custom_ids:
+            place = index.places.get(custom_id)
+            if place is None:
+                row = unanswered(custom_id, status)
+                tally.counts[row.outcome] += 1
+                out.write(landed_line(row))
+                continue
+            tally.counts[place.outcome] += 1
+            raw = index.read(place)
+            if place.kept:
+                out.writelines((_OPENING[place.outcome], memoryview(raw)[1:], b"\n"))
+            else:
+                row, _ = decode_line(raw, provider, endpoint)
+                out.write(landed_line(replace(row, custom_id=custom_id)))
+
+
+_FATES = {
+    BatchStatus.EXPIRED: (Outcome.EXPIRED, "batch_expired", "The batch expired before it came to this."),
+    BatchStatus.CANCELLED: (Outcome.CANCELLED, "batch_cancelled", "The batch was cancelled before this."),
+}
+
+
+def unanswered(custom_id: str, status: BatchStatus) -> Row:
+    """The row of a request that the result files do not mention."""
+    missing = (Outcome.MISSING, "missing", "The provider's result files do not mention this request.")
+    outcome, code, message = _FATES.get(status, missing)
+    return Row(custom_id, outcome, None, RowError(code, message))
