@@ -13,6 +13,8 @@ from .providers.base import DEFAULT_WINDOW
 from .providers.keys import hides_key
 
 if TYPE_CHECKING:
+    from upath import UPath
+
     ClientArgs = Mapping[str, Any] | None
 
 
@@ -186,7 +188,7 @@ async def aretrieve_batch_results(
 def run_job(
     provider: str,
     input: JobInput,
-    output: str | os.PathLike[str],
+    output: str | os.PathLike[str] | UPath,
     *,
     timeout: float | None = None,
     on_progress: OnProgress | None = None,
@@ -207,7 +209,7 @@ def run_job(
 async def arun_job(
     provider: str,
     input: JobInput,
-    output: str | os.PathLike[str],
+    output: str | os.PathLike[str] | UPath,
     *,
     timeout: float | None = None,  # noqa: ASYNC109  the deadline is the provider's, not the task's
     on_progress: OnProgress | None = None,

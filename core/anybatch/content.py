@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING
 
 from .errors import JobError
 
@@ -43,7 +44,7 @@ def file_mark(path: Path) -> tuple[int, int]:
 class SegmentReader(io.RawIOBase):
     """A read-only file made of ranges of another one."""
 
-    def __init__(self, file: BinaryIO | io.FileIO, segments: tuple[tuple[int, int], ...]) -> None:
+    def __init__(self, file: io.FileIO, segments: tuple[tuple[int, int], ...]) -> None:
         self._file = file
         self._segments = segments
         self._size = sum(end - start for start, end in segments)
@@ -63,20 +64,21 @@ class SegmentReader(io.RawIOBase):
         self._position = min(max(base + offset, 0), self._size)
         return self._position
 
-    def readinto(self, buffer: Any) -> int:
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Up to `size` bytes; what comes at once ends where a segment does."""
+        if size is None or size < 0:
+            return self.readall()
         skipped = self._position
         for start, end in self._segments:
             length = end - start
             if skipped < length:
-                self._file.seek(start + skipped)
-                data = self._file.read(min(len(buffer), length - skipped)) or b""
-                if not data:
+                data = os.pread(self._file.fileno(), min(size, length - skipped), start + skipped)
+                if not data and size:
                     raise OSError("the input was cut short while it was being read")
-                buffer[: len(data)] = data
                 self._position += len(data)
-                return len(data)
+                return data
             skipped -= length
-        return 0
+        return b""
 
     def close(self) -> None:
         self._file.close()

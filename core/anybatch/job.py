@@ -19,10 +19,12 @@ from .ledger import JobFolder, Ledger, ShardRecord, open_path
 from .providers.base import DEFAULT_WINDOW
 
 if TYPE_CHECKING:
+    from upath import UPath
+
     from .models import Report
     from .providers.base import Provider
 
-JobInput: TypeAlias = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
+JobInput: TypeAlias = "str | os.PathLike[str] | UPath | Iterable[Mapping[str, Any]]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,7 @@ class Job:
     """
 
     input: JobInput = field(repr=False)
-    output: str | os.PathLike[str]
+    output: str | os.PathLike[str] | UPath
     endpoint: str = "/v1/chat/completions"
     id: str | None = None
     model: str | None = None

@@ -22,7 +22,7 @@ import tempfile
 import uuid
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -72,7 +72,11 @@ class ShardRecord(BaseModel):
 
 
 class Ledger(BaseModel):
-    """What is known of a job. `revision` grows with every write."""
+    """What is known of a job.
+
+    `revision` grows with every write. `stopping` holds what was begun with earlier input, until its batches are
+    cancelled.
+    """
 
     model_config = ConfigDict(frozen=True, defer_build=True)
 
@@ -87,6 +91,7 @@ class Ledger(BaseModel):
     created_at: float
     shards: tuple[ShardRecord, ...]
     landed_at: float | None = None
+    stopping: tuple[Ledger, ...] = ()
 
     @property
     def batch_ids(self) -> list[str]:
@@ -242,11 +247,16 @@ def _json(model: BaseModel) -> bytes:
     return model.model_dump_json(indent=1).encode()
 
 
-def open_path(path: str | os.PathLike[str]) -> UPath:
+def is_path(value: object) -> TypeGuard[str | os.PathLike[str] | UPath]:
+    """Whether this names a file: text, a path, or a path object of an object store (fsspec's, Airflow's)."""
+    return isinstance(value, str | os.PathLike) or (hasattr(value, "fs") and hasattr(value, "open"))
+
+
+def open_path(path: str | os.PathLike[str] | UPath) -> UPath:
     """A local path or fsspec URL as a path object."""
     from upath import UPath  # costs a quarter of the import time of all else: only jobs pay it
 
-    return path if isinstance(path, UPath) else UPath(path)
+    return UPath(path) if isinstance(path, str | os.PathLike) and not isinstance(path, UPath) else path
 
 
 def local_path(path: UPath) -> Path | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -12,12 +11,12 @@ import uuid
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .errors import ConfigurationError, InputChangedError, LedgerConflictError
 from .flow import Flow, do
 from .job import fingerprint, job_metadata
-from .ledger import JobFolder, Ledger, ShardRecord, Step, local_path, open_path
+from .ledger import JobFolder, Ledger, ShardRecord, Step, is_path, local_path, open_path
 from .lines import Plan, make_plan
 from .shards import Submission, stop, traces
 
@@ -57,9 +56,10 @@ def submit(job: Job, provider: Provider) -> Flow[list[Batch]]:
 def prepare(job: Job, provider: Provider, scratch: Path) -> Plan | None:
     """Validate and split the input. None where the input is gone but the job was submitted before."""
     source = job.input
-    if not isinstance(source, str | os.PathLike):
-        source = _spool_requests(source, scratch / "requests.jsonl")
-    path = open_path(source)
+    if is_path(source):
+        path = open_path(source)
+    else:
+        path = open_path(_spool_requests(cast("Iterable[Any]", source), scratch / "requests.jsonl"))
     local = local_path(path) if provider.verbatim else None
     content = local or scratch / "content.jsonl"
     try:
@@ -68,7 +68,7 @@ def prepare(job: Job, provider: Provider, scratch: Path) -> Plan | None:
             try:
                 return make_plan(
                     file,
-                    str(source),
+                    str(path),
                     provider,
                     job.endpoint,
                     content=content,
@@ -83,11 +83,11 @@ def prepare(job: Job, provider: Provider, scratch: Path) -> Plan | None:
     except FileNotFoundError:
         ledger = job.folder.read()
         if ledger is None or any(record.step is not Step.CREATED for record in ledger.shards):
-            raise ConfigurationError(f"no input at {source}") from None
-        log.warning("input %s is gone; going on with the batches on record", source)
+            raise ConfigurationError(f"no input at {path}") from None
+        log.warning("input %s is gone; going on with the batches on record", path)
         return None
     except IsADirectoryError:
-        raise ConfigurationError(f"input {source} is a folder, not a JSONL file") from None
+        raise ConfigurationError(f"input {path} is a folder, not a JSONL file") from None
 
 
 def _spool_requests(requests: Iterable[Mapping[str, Any]], path: Path) -> Path:
@@ -117,20 +117,25 @@ def open_ledger(job: Job, provider: Provider, plan: Plan | None, scratch: Path) 
             return ledger
         mark = fingerprint(job, provider, plan.digest)
         if ledger is None or ledger.fingerprint != mark:
-            if ledger is not None:
-                yield from abandon(job, provider, ledger)
-            new = new_ledger(job, provider, plan, mark)
+            new = new_ledger(job, provider, plan, mark, replaces=ledger)
             ledger = yield from do(partial(_open, folder, ledger, new))
-            if ledger is None:
-                continue
+        if ledger is not None and ledger.stopping:
+            ledger = yield from _stop_replaced(job, provider, ledger)
+        if ledger is None:
+            continue
         if any(record.step is not Step.PLANNED for record in ledger.shards):
             return ledger
         if (yield from do(partial(_keep_input, folder, ledger, scratch))):
             return ledger
 
 
-def new_ledger(job: Job, provider: Provider, plan: Plan, mark: str) -> Ledger:
-    """The ledger of a job of which nothing has been done."""
+def new_ledger(
+    job: Job, provider: Provider, plan: Plan, mark: str, *, replaces: Ledger | None = None
+) -> Ledger:
+    """The ledger of a job of which nothing has been done, but to give up what was begun with other input.
+
+    Raises InputChangedError where that may not be, or cannot be done from here.
+    """
     return Ledger(
         job=job.identity,
         fingerprint=mark,
@@ -143,7 +148,40 @@ def new_ledger(job: Job, provider: Provider, plan: Plan, mark: str) -> Ledger:
             ShardRecord(shard=number, first_row=shard.first_row, rows=shard.rows)
             for number, shard in enumerate(plan.shards)
         ),
+        stopping=_given_up(job, provider, replaces) if replaces else (),
     )
+
+
+def _given_up(job: Job, provider: Provider, ledger: Ledger) -> tuple[Ledger, ...]:
+    if job.on_changed == "fail":
+        raise InputChangedError(
+            f"job {job.identity} was submitted before with other input or options (batches: "
+            f"{', '.join(ledger.batch_ids) or 'none yet'}); on_changed='cancel_and_resubmit' would replace it"
+        )
+    begun = tuple(
+        old.model_copy(update={"stopping": ()})
+        for old in (*ledger.stopping, ledger)
+        if old.landed_at is None and any(record.tries for record in old.shards)
+    )
+    for old in begun:
+        if old.provider != provider.name or old.api_base != provider.account.api_base:
+            raise InputChangedError(
+                f"job {job.identity} has batches at {old.provider} ({old.api_base}): "
+                f"{', '.join(old.batch_ids) or 'their ids are not known'}; cancel them there, or give the "
+                "job another output folder"
+            )
+    return begun
+
+
+def _stop_replaced(job: Job, provider: Provider, ledger: Ledger) -> Flow[Ledger | None]:
+    """Cancel what was submitted of earlier input; it is on record until that is done."""
+    metadata = job_metadata(job, provider)
+    for old in ledger.stopping:
+        for record in old.shards:
+            for batch in (yield from traces(job, provider, old, record, metadata)):
+                yield from stop(job, provider, batch)
+    done = ledger.model_copy(update={"stopping": ()})
+    return (yield from do(partial(job.folder.commit, ledger, done)))
 
 
 def _open(folder: JobFolder, before: Ledger | None, new: Ledger) -> Ledger | None:
@@ -167,27 +205,3 @@ def _keep_input(folder: JobFolder, ledger: Ledger, scratch: Path) -> bool:
                 shutil.copyfile(scratch / name, copy)
                 folder.put(copy, name)
     return True
-
-
-def abandon(job: Job, provider: Provider, ledger: Ledger) -> Flow[None]:
-    """The input changed: stop what was submitted of the old one."""
-    if job.on_changed == "fail":
-        raise InputChangedError(
-            f"job {job.identity} was submitted before with other input or options (batches: "
-            f"{', '.join(ledger.batch_ids) or 'none yet'}); on_changed='cancel_and_resubmit' would replace it"
-        )
-    if ledger.landed_at is not None:
-        return
-    if ledger.provider != provider.name or ledger.api_base != provider.account.api_base:
-        if any(record.tries for record in ledger.shards):
-            raise InputChangedError(
-                f"job {job.identity} has batches at {ledger.provider} ({ledger.api_base}): "
-                f"{', '.join(ledger.batch_ids) or 'their ids are not known'}; cancel them there, or give the "
-                "job another output folder"
-            )
-        return
-    metadata = job_metadata(job, provider)
-    for record in ledger.shards:
-        log.info("job %s changed: stopping what was submitted of shard %d", job.identity, record.shard)
-        for batch in (yield from traces(job, provider, ledger, record, metadata)):
-            yield from stop(job, provider, batch)

@@ -1,0 +1,257 @@
+"""The Airflow connection behind a batch: which provider, where, and with whose key."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import BaseHook
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from airflow.providers.common.compat.sdk import Connection
+
+    from anybatch import AsyncClient, Client
+    from anybatch.watch import Watcher
+
+_FIRST_PARTY = "anthropic"  # the only platform of the Anthropic provider that serves message batches
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """The arguments of an `anybatch.Client`; the key is left out of the repr."""
+
+    provider: str
+    api_key: str | None = field(default=None, repr=False)
+    api_base: str | None = None
+    client_args: Mapping[str, Any] = field(default_factory=dict, repr=False)  # may hold headers
+
+    def as_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments for `anybatch.Client` and `anybatch.AsyncClient`."""
+        return {
+            "provider": self.provider,
+            "api_key": self.api_key,
+            "api_base": self.api_base,
+            "client_args": dict(self.client_args) or None,
+        }
+
+
+class AnyBatchHook(BaseHook):
+    """Turns an Airflow connection into an anybatch client.
+
+    The connection's `password` is the key, `host` the base URL (empty for the provider's own), `extra` holds
+    `provider` and, for httpx, `client_args`. Connections of other types serve as they are: `openai`,
+    `anthropic`, `pydanticai`, `pydanticai-azure`, and any type whose `extra` names a `provider`. What the
+    connection leaves empty comes from the provider's own environment variables, on the worker and on the
+    triggerer alike.
+
+    :param conn_id: The connection; None for none, then `provider` is needed.
+    :param provider: Overrides the connection's provider.
+    :param api_base: Overrides the connection's base URL.
+    """
+
+    conn_name_attr = "conn_id"
+    default_conn_name = "anybatch_default"
+    conn_type = "anybatch"
+    hook_name = "anybatch (LLM batches)"
+
+    def __init__(
+        self,
+        conn_id: str | None = default_conn_name,
+        *,
+        provider: str | None = None,
+        api_base: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.conn_id = conn_id
+        self.provider = provider
+        self.api_base = api_base
+
+    def __repr__(self) -> str:
+        return f"AnyBatchHook(conn_id={self.conn_id!r}, provider={self.provider!r})"
+
+    def get_conn(self) -> Client:
+        """The same as `get_client`, under the name every hook has."""
+        return self.get_client()
+
+    def get_client(self, **kwargs: Any) -> Client:
+        """A new client for a worker; close it, or use it as a context manager."""
+        from anybatch import Client
+
+        return Client(**self._settings().as_kwargs(), **kwargs)
+
+    async def get_async_client(self, **kwargs: Any) -> AsyncClient:
+        """A new client for a trigger; the connection is looked up without blocking the event loop."""
+        from anybatch import AsyncClient
+
+        return AsyncClient(**(await self._async_settings()).as_kwargs(), **kwargs)
+
+    async def get_watcher(self) -> Watcher:
+        """The poller that all triggers of this process share for this account; one client for all."""
+        settings = await self._async_settings()
+        # Importing the client takes long enough to hold up the other triggers, so not on their event loop.
+        key, make_client = await asyncio.to_thread(_poller, settings)
+        from anybatch.watch import get_watcher
+
+        return get_watcher(key, make_client)
+
+    def test_connection(self) -> tuple[bool, str]:
+        """One cheap authenticated call; the message is for the person in front of the connection form."""
+        from anybatch import AnyBatchError, RetryPolicy
+
+        try:
+            with self.get_client(retry=RetryPolicy(attempts=2)) as client:
+                return True, client.check()
+        except AnyBatchError as error:
+            return False, str(error)
+        except (ImportError, TypeError, ValueError) as error:  # client_args that httpx does not take
+            return False, f"{type(error).__name__}: {error}"
+
+    def _settings(self) -> ClientSettings:
+        if self.conn_id is None:
+            return self._without_connection()
+        connection = self.get_connection(self.conn_id)
+        return self._read(connection, connection.extra_dejson)
+
+    async def _async_settings(self) -> ClientSettings:
+        from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
+
+        if self.conn_id is None:
+            return self._without_connection()
+        connection = await get_async_connection(self.conn_id)
+        return self._read(connection, await get_async_extra_dejson(connection))
+
+    def _read(self, connection: Connection, extra: Mapping[str, Any]) -> ClientSettings:
+        return read_connection(connection, extra, provider=self.provider, api_base=self.api_base)
+
+    def _without_connection(self) -> ClientSettings:
+        from anybatch import ConfigurationError
+
+        if self.provider is None:
+            raise ConfigurationError("give a conn_id or a provider")
+        return ClientSettings(provider=self.provider, api_base=self.api_base)
+
+
+def read_connection(
+    connection: Connection,
+    extra: Mapping[str, Any],
+    *,
+    provider: str | None = None,
+    api_base: str | None = None,
+) -> ClientSettings:
+    """What a connection says, whatever its type; the arguments win over the connection.
+
+    Raises ConfigurationError where the connection does not tell the provider, or uses a way to sign in that
+    anybatch does not have.
+    """
+    kind = (connection.conn_type or "").replace("_", "-")
+    _refuse_foreign_auth(connection.conn_id, kind, extra)
+    foreign = dict(extra.get(f"{kind}_client_kwargs") or {})
+    client_args = {**_client_args(foreign), **_object(extra.get("client_args"))}
+    return ClientSettings(
+        provider=provider or _provider_of(connection.conn_id, kind, extra),
+        api_key=foreign.get("api_key") or connection.password or extra.get("api_key") or None,
+        api_base=api_base or foreign.get("base_url") or _base_url(connection, kind) or extra.get("api_base"),
+        client_args=client_args,
+    )
+
+
+def _provider_of(conn_id: str, kind: str, extra: Mapping[str, Any]) -> str:
+    from anybatch import ConfigurationError
+
+    if named := extra.get("provider"):
+        return str(named)
+    if kind in ("openai", "anthropic"):
+        return kind
+    if kind == "pydanticai-azure":
+        return "azure"
+    model = str(extra.get("model") or "")
+    if kind == "pydanticai" and ":" in model:
+        # "openai:gpt-…", and "openai-chat:…" / "openai-responses:…" for the two APIs of the same account
+        prefix = model.split(":", 1)[0]
+        return "openai" if prefix in ("openai-chat", "openai-responses") else prefix
+    raise ConfigurationError(
+        f"connection {conn_id!r} (type {kind or 'unknown'}) does not say which provider it is for: "
+        'put {"provider": "openai"} or another name into its extra, or give `provider` to the task'
+    )
+
+
+def _refuse_foreign_auth(conn_id: str, kind: str, extra: Mapping[str, Any]) -> None:
+    from anybatch import ConfigurationError
+
+    if kind == "openai" and extra.get("auth_type", "api_key") != "api_key":
+        raise ConfigurationError(
+            f"connection {conn_id!r} signs in by {extra['auth_type']!r}; anybatch needs an API key"
+        )
+    if kind == "anthropic" and str(extra.get("platform") or _FIRST_PARTY).lower() != _FIRST_PARTY:
+        raise ConfigurationError(
+            f"connection {conn_id!r} is for platform {extra['platform']!r}, which serves no message batches"
+        )
+
+
+def _client_args(foreign: Mapping[str, Any]) -> dict[str, Any]:
+    """The OpenAI and Anthropic SDKs' client arguments that have a meaning for httpx."""
+    headers = {str(name): str(value) for name, value in (foreign.get("default_headers") or {}).items()}
+    if organization := foreign.get("organization"):
+        headers["OpenAI-Organization"] = str(organization)
+    if project := foreign.get("project"):
+        headers["OpenAI-Project"] = str(project)
+    found: dict[str, Any] = {"headers": headers} if headers else {}
+    if timeout := foreign.get("timeout"):
+        found["timeout"] = timeout
+    return found
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """A JSON object that a connection form may have stored as text."""
+    from anybatch import ConfigurationError
+
+    if not value:
+        return {}
+    try:
+        read = json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ConfigurationError(f"client_args is not JSON: {error}") from None
+    if not isinstance(read, dict):
+        raise ConfigurationError("client_args is not a JSON object")
+    return read
+
+
+def _poller(settings: ClientSettings) -> tuple[str, Callable[[], AsyncClient]]:
+    """What a watcher is known by, and how it makes its client. Raises ConfigurationError."""
+    from anybatch import AsyncClient, RetryPolicy, get_provider
+
+    provider = get_provider(settings.provider, api_key=settings.api_key, api_base=settings.api_base)
+    client_args = dict(settings.client_args)
+
+    def make_client() -> AsyncClient:
+        # The watcher repeats failed calls by itself.
+        return AsyncClient(provider, client_args=client_args, retry=RetryPolicy(attempts=2))
+
+    return provider.account.key + _mark(client_args), make_client
+
+
+def _mark(client_args: Mapping[str, Any]) -> str:
+    """Tells connections to one account apart that go another way, such as through a proxy."""
+    if not client_args:
+        return ""
+    text = json.dumps(client_args, sort_keys=True, default=str)
+    return "+" + hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _base_url(connection: Connection, kind: str) -> str | None:
+    host: str | None = connection.host
+    if not host:
+        return None
+    if "://" not in host:  # from a connection URI, which takes URLs apart
+        host = f"{connection.schema or 'https'}://{host}"
+        if connection.port:
+            host = f"{host}:{connection.port}"
+    if kind == "pydanticai-azure" and "/openai" not in host:
+        return host.rstrip("/") + "/openai/v1"  # that type holds the bare endpoint of the resource
+    return host

@@ -1,0 +1,79 @@
+"""What Airflow is told about this package through the entry point `apache_airflow_provider`.
+
+Airflow loads this while it reads its own configuration, in every process: no import of Airflow, of the
+core or of a third party belongs here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_INTEGRATION = "anybatch"
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Modules, connection form and configuration options, in the schema of `provider_info.schema.json`."""
+    return {
+        "package-name": "anybatch",
+        "name": "anybatch",
+        "description": (
+            "LLM batch jobs on any provider: no worker slot held while waiting, every batch paid for once, "
+            "every row accounted for."
+        ),
+        "integrations": [{"integration-name": _INTEGRATION, "tags": ["ai", "service"]}],
+        "hooks": _modules("hooks"),
+        "operators": _modules("operators"),
+        "sensors": _modules("sensors"),
+        "triggers": _modules("triggers"),
+        "connection-types": [_connection_type()],
+        "config": {"anybatch": {"description": "Options of the anybatch provider.", "options": _options()}},
+    }
+
+
+def _modules(name: str) -> list[dict[str, Any]]:
+    return [{"integration-name": _INTEGRATION, "python-modules": [f"anybatch_airflow.{name}"]}]
+
+
+def _connection_type() -> dict[str, Any]:
+    return {
+        "connection-type": "anybatch",
+        "hook-class-name": "anybatch_airflow.hooks.AnyBatchHook",
+        "hook-name": "anybatch (LLM batches)",
+        "ui-field-behaviour": {
+            "hidden-fields": ["schema", "login", "port"],
+            "relabeling": {"host": "API base URL", "password": "API key"},
+            "placeholders": {
+                "host": "empty for the provider's own, else e.g. https://gateway.example.com/v1",
+                "password": "empty to use the provider's environment variable, e.g. OPENAI_API_KEY",
+            },
+        },
+        "conn-fields": {
+            "provider": {
+                "label": "Provider",
+                "description": "openai, anthropic, mistral, groq, openai-compatible, local or any other that "
+                "anybatch knows",
+                "schema": {"type": ["string", "null"]},
+            },
+            "client_args": {
+                "label": "HTTP client arguments",
+                "description": 'Passed to httpx, e.g. {"timeout": 60, "proxy": "http://proxy:3128"}',
+                "schema": {"type": ["object", "null"]},
+            },
+        },
+    }
+
+
+def _options() -> dict[str, Any]:
+    return {
+        "min_defer_seconds": {
+            "description": (
+                "A deferred task is not resumed sooner than this many seconds after it deferred. Airflow "
+                "fails some tasks that are resumed while their executor still reports the deferral (issues "
+                "66374, 71580 and 72716 of apache/airflow)."
+            ),
+            "version_added": "0.1.0",
+            "type": "float",
+            "example": None,
+            "default": "10",
+        },
+    }

@@ -1,0 +1,13 @@
+"""anybatch on Dagster: assets whose batches take hours, with no run alive meanwhile."""
+
+from dagster_shared.libraries import DagsterLibraryRegistry
+
+from anybatch import __version__
+
+from .assets import BatchAssets, SubmitConfig, batch_asset
+from .resource import BatchResource
+from .sensor import build_batch_sensor
+
+__all__ = ["BatchAssets", "BatchResource", "SubmitConfig", "__version__", "batch_asset", "build_batch_sensor"]
+
+DagsterLibraryRegistry.register("anybatch-dagster", __version__, is_dagster_package=False)

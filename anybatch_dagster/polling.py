@@ -1,0 +1,149 @@
+"""One look at many batches, within a budget: what a sensor tick can afford."""
+
+import asyncio
+import contextlib
+import logging
+import math
+import random
+import time
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import count
+
+from anybatch import AnyBatchError, AsyncClient, Batch, BatchStatus
+from anybatch.pace import Verdict, keep_listing, listing_pays, next_interval, verdict
+from anybatch.watch import LANES
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the batches of one submission are, taken together; counts are of requests."""
+
+    status: str
+    ended: bool
+    ended_at: int | None
+    completed: int
+    failed: int
+    total: int
+
+    @property
+    def mark(self) -> str:
+        """Changes with the status and with every quarter of the way: what is worth telling."""
+        quarter = 4 * (self.completed + self.failed) // self.total if self.total else 0
+        return f"{self.status}, {25 * quarter}%" if not self.ended and quarter else self.status
+
+
+def progress_of(batches: Collection[Batch]) -> Progress:
+    """Several batches as one: it has ended when all have, and until then has the status of the slowest."""
+    running = [batch for batch in batches if not batch.status.is_terminal]
+    counts = [batch.request_counts for batch in batches if batch.request_counts]
+    ends = [_ended_at(batch) for batch in batches]
+    worst = [batch.status for batch in batches if batch.status is not BatchStatus.COMPLETED]
+    return Progress(
+        status=running[0].raw_status if running else (worst[0] if worst else BatchStatus.COMPLETED).value,
+        ended=not running,
+        ended_at=max((end for end in ends if end), default=None) if not running else None,
+        completed=sum(count.completed for count in counts),
+        failed=sum(count.failed for count in counts),
+        total=sum(count.total for count in counts),
+    )
+
+
+def _ended_at(batch: Batch) -> int | None:
+    return batch.completed_at or batch.failed_at or batch.expired_at or batch.cancelled_at
+
+
+class Poller:
+    """What was last seen of the batches of one account, and when to look at each again.
+
+    It lives in the process that evaluates the sensor; a new process only looks once more at everything.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, Batch] = {}
+        self._due: dict[str, float] = {}
+        self._gone: dict[str, AnyBatchError] = {}
+        self._not_before = 0.0
+        self._fatal: AnyBatchError | None = None
+
+    def states(self, batch_ids: Collection[str]) -> Mapping[str, Batch | AnyBatchError]:
+        """What is known of these batches: as last seen, or the error that says there is no such batch."""
+        known = ((batch_id, self._gone.get(batch_id) or self._seen.get(batch_id)) for batch_id in batch_ids)
+        return {batch_id: state for batch_id, state in known if state is not None}
+
+    def keep_only(self, batch_ids: Collection[str]) -> None:
+        """Forget all others: they were collected."""
+        for table in (self._seen, self._due, self._gone):
+            for batch_id in table.keys() - set(batch_ids):
+                del table[batch_id]
+
+    async def look(
+        self, client: AsyncClient, batch_ids: Collection[str], seconds: float, log: logging.Logger
+    ) -> None:
+        """Look at those of the batches that are due, in so many seconds; the others keep their turn.
+
+        Raises AuthenticationError and ConfigurationError, since those concern every batch.
+        """
+        self._log, self._fatal, now = log, None, time.time()
+        due = [batch_id for batch_id in batch_ids if self._due.get(batch_id, 0.0) <= now]
+        if not due or now < self._not_before:
+            return
+        random.shuffle(due)  # whoever is cut off by the budget is not the same every time
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                if listing_pays(len(due), len(batch_ids), client.provider.list_limit):
+                    await self._read_listing(client, set(due))
+                turn = iter([batch_id for batch_id in due if self._due.get(batch_id, 0.0) <= now])
+                await asyncio.gather(*(self._lane(client, turn) for _ in due[:LANES]))
+        if self._fatal is not None:
+            raise self._fatal
+
+    async def _read_listing(self, client: AsyncClient, wanted: set[str]) -> None:
+        """Page through the provider's batches, newest first, as long as that saves calls."""
+        seen = [self._seen.get(batch_id) for batch_id in wanted]
+        oldest = min((batch.created_at or -math.inf) if batch else -math.inf for batch in seen)
+        expected, after = len(wanted), None
+        for pages in count(1):
+            try:
+                page = await client.list(after=after, limit=client.provider.list_limit)
+            except AnyBatchError as error:  # retrieving each may still work, and tells if it does not
+                self._log.warning(f"listing batches: {error}")
+                return
+            for batch in page:
+                if batch.id in wanted:
+                    self._saw(client, batch)
+                    wanted.discard(batch.id)
+            page_oldest = min((batch.created_at for batch in page if batch.created_at), default=math.inf)
+            after = page.next_cursor if page.has_more and len(page) else None
+            ours, missing = expected - len(wanted), len(wanted)
+            if after is None or not keep_listing(pages, ours, missing, page_oldest, oldest, budget=expected):
+                return
+
+    async def _lane(self, client: AsyncClient, turn: Iterator[str]) -> None:
+        for batch_id in turn:
+            if self._fatal is not None or time.time() < self._not_before:
+                return
+            try:
+                self._saw(client, await client.retrieve(batch_id))
+            except AnyBatchError as error:
+                self._trouble(error, batch_id)
+
+    def _saw(self, client: AsyncClient, batch: Batch) -> None:
+        now = time.time()
+        first, most = client.provider.poll_seconds
+        wait = next_interval(now - (batch.created_at or now), first, most, random.random())
+        self._seen[batch.id] = batch
+        self._due[batch.id] = math.inf if batch.status.is_terminal else now + wait
+
+    def _trouble(self, error: AnyBatchError, what: str) -> None:
+        match verdict(error):
+            case Verdict.ENDS_ALL:
+                self._fatal = error
+                return
+            case Verdict.ENDS_ONE:
+                self._gone[what] = error
+            case Verdict.SLOWS:
+                self._not_before = time.time() + min(getattr(error, "retry_after", None) or 60.0, 3600.0)
+            case Verdict.BLIP:
+                pass
+        self._log.warning(f"{what}: {error}")

@@ -1,0 +1,66 @@
+"""The account that batches run on, as a Dagster resource."""
+
+import hashlib
+from typing import Any
+
+import dagster as dg
+from pydantic import Field, field_validator
+
+from anybatch import AsyncClient, Client, RetryPolicy
+
+_KEYS: dict[str, str] = {}
+
+
+class BatchResource(dg.ConfigurableResource[Any]):
+    """A provider and the credentials for it: what batch assets submit to and the batch sensor polls.
+
+    It is also useful alone: `with batches.client() as client: client.create(…)` inside any asset or op.
+    Give the key as `dg.EnvVar("OPENAI_API_KEY")`, or leave it out to have the provider's own variable read.
+    """
+
+    provider: str = Field(description="Name of the provider, such as `openai`, `anthropic` or `local`.")
+    api_key: str | None = Field(
+        default=None, repr=False, description="The key; the provider's own environment variable if left out."
+    )
+    api_base: str | None = Field(default=None, description="Base URL, where it is not the provider's usual.")
+    client_args: dict[str, Any] = Field(
+        default={}, repr=False, description="Arguments for the HTTP client: timeout, proxy, verify, headers."
+    )
+    output: str | None = Field(
+        default=None,
+        description="Folder or fsspec URL under which each batch asset keeps its job folders; the instance's"
+        " storage directory if left out.",
+    )
+
+    @field_validator("api_key", mode="before")
+    @classmethod
+    def _keep_key_out_of_config(cls, value: Any) -> Any:
+        """Replace a key by a reference to it.
+
+        Dagster writes resource config into its database and shows it in the UI. The variable of an
+        `EnvVar` is named there, which is right, but a key given as text would be there to read.
+        """
+        if not isinstance(value, str) or isinstance(value, dg.EnvVar) or value in _KEYS:
+            return value
+        reference = f"key-{hashlib.sha256(value.encode()).hexdigest()[:12]}"
+        _KEYS[reference] = value
+        return reference
+
+    @classmethod
+    def _is_dagster_maintained(cls) -> bool:
+        return False
+
+    def client(self) -> Client:
+        """A new client for this account; a context manager."""
+        return Client(self.provider, **self._arguments())
+
+    def async_client(self, *, retry: RetryPolicy | None = None) -> AsyncClient:
+        """A new async client for this account; an async context manager."""
+        return AsyncClient(self.provider, **self._arguments(), retry=retry)
+
+    def _arguments(self) -> dict[str, Any]:
+        key = self.api_key
+        if isinstance(key, dg.EnvVar):  # used outside of a run, where Dagster has not read the variable
+            key = key.get_value()
+        key = _KEYS.get(key, key) if key else None
+        return {"api_key": key, "api_base": self.api_base, "client_args": self.client_args or None}

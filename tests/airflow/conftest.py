@@ -1,0 +1,129 @@
+"""An Airflow home that is made for this test run and removed after it."""
+
+from __future__ import annotations
+
+import atexit
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.fakes.openai import OpenAIFake
+from tests.fakes.server import FakeServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+HERE = Path(__file__).resolve().parent
+
+# Airflow reads these when it is first imported, so this stands outside of all fixtures.
+HOME = Path(tempfile.mkdtemp(prefix="anybatch-airflow-"))
+atexit.register(shutil.rmtree, HOME, ignore_errors=True)
+for _name in [name for name in os.environ if name.startswith("AIRFLOW")]:
+    del os.environ[_name]
+_BUNDLES = [
+    {
+        "name": name,
+        "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
+        "kwargs": {"path": str(path)},
+    }
+    for name, path in (("examples", EXAMPLES / "airflow"), ("tests", HERE / "dags"))
+]
+os.environ |= {
+    "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(_BUNDLES),
+    "AIRFLOW_HOME": str(HOME),
+    "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+    "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
+    "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+}
+
+
+@dataclass
+class TaskInstance:
+    """What the operators use of a task instance."""
+
+    dag_id: str = "dag"
+    task_id: str = "task"
+    run_id: str = "manual__2026-01-01"
+    map_index: int = -1
+    pushed: dict[str, Any] = field(default_factory=dict)
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.pushed[key] = value
+
+
+@pytest.fixture
+def ti() -> TaskInstance:
+    return TaskInstance()
+
+
+@pytest.fixture
+def context(ti: TaskInstance) -> dict[str, Any]:
+    return {"ti": ti, "run_id": ti.run_id}
+
+
+@pytest.fixture
+def api_base(tmp_path: Path) -> str:
+    """A local provider of the test's own."""
+    return f"sqlite:///{tmp_path}/local.db"
+
+
+@pytest.fixture
+def make_requests() -> Callable[..., list[dict[str, Any]]]:
+    """`make_requests(rows, "delay=1&fail=0.5")`: chat requests to the stand-in model."""
+
+    def make(rows: int = 3, wish: str = "delay=0", prompt: str = "Say hello") -> list[dict[str, Any]]:
+        return [
+            {
+                "custom_id": f"row-{number}",
+                "method": "POST",
+                "url": "/v1/chat/completions",
+                "body": {
+                    "model": f"local:echo?{wish}",
+                    "messages": [{"role": "user", "content": f"{prompt} {number}"}],
+                },
+            }
+            for number in range(1, rows + 1)
+        ]
+
+    return make
+
+
+@pytest.fixture
+def add_connection(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """`add_connection("my_conn", conn_type=…, password=…)`: in the environment, as Airflow reads it."""
+
+    def add(conn_id: str, **facts: Any) -> str:
+        monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps(facts))
+        return conn_id
+
+    return add
+
+
+@pytest.fixture
+def keyed_server() -> Iterator[FakeServer]:
+    """A server with OpenAI's API that knows one key, `sk-right`."""
+    with FakeServer(OpenAIFake(key="sk-right")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def stack() -> ModuleType:
+    """The module that starts a whole Airflow, shared with the demonstration."""
+    spec = importlib.util.spec_from_file_location("airflow_stack", EXAMPLES / "airflow_stack.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,98 @@
+"""DAGs that the tests run, by `dag.test()` and on a real deployment."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import DAG, task
+
+from anybatch_airflow import AnyBatchOperator, AnyBatchSensor
+
+OUTPUT = os.environ.get("ANYBATCH_OUTPUT", "/tmp/anybatch-tests")
+PROMPT = "a prompt that nobody else should see {{ ti }}"
+KEYED = "canary"  # a connection with a key that nobody else should see
+
+
+def requests(wish: str = "delay=1", rows: int = 3, prompt: str = PROMPT) -> list[dict[str, Any]]:
+    return [
+        {
+            "custom_id": f"row-{number}",
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {
+                "model": f"local:echo?{wish}",
+                "messages": [{"role": "user", "content": f"{prompt} {number}"}],
+            },
+        }
+        for number in range(rows)
+    ]
+
+
+def make_requests() -> list[dict[str, Any]]:
+    return requests()
+
+
+with DAG("one", is_paused_upon_creation=False):
+    job = AnyBatchOperator(
+        task_id="job", provider="local", input=make_requests, output_folder=OUTPUT + "/one/{{ run_id }}"
+    )
+    AnyBatchSensor(
+        task_id="seen",
+        provider="local",
+        batch_id="{{ ti.xcom_pull(task_ids='job', key='batch_ids')[0] }}",
+    ).set_upstream(job)
+
+    @task
+    def given() -> list[dict[str, Any]]:
+        return requests(rows=2)
+
+    AnyBatchOperator(
+        task_id="from_xcom", provider="local", input=given(), output_folder=OUTPUT + "/xcom/{{ run_id }}"
+    )
+
+with DAG("mapped", is_paused_upon_creation=False):
+    AnyBatchOperator.partial(
+        task_id="each", provider="local", output_folder=OUTPUT + "/mapped/{{ run_id }}/{{ ti.map_index }}"
+    ).expand(input=[requests(rows=1, prompt="Hello"), requests(rows=2, prompt="Hello")])
+
+with DAG("refused", is_paused_upon_creation=False):
+    AnyBatchOperator(
+        task_id="bad_input",
+        provider="local",
+        input=[{"custom_id": "a"}],
+        output_folder=OUTPUT + "/refused/{{ run_id }}",
+    )
+
+with DAG("twenty", is_paused_upon_creation=False, max_active_tasks=100):
+    for index in range(20):
+        AnyBatchOperator(
+            task_id=f"wait_{index:02}",
+            provider="local",
+            input=requests("delay=60"),
+            output_folder=OUTPUT + f"/twenty/{{{{ run_id }}}}/{index:02}",
+        )
+
+with DAG("long", is_paused_upon_creation=False, default_args={"retries": 1, "retry_delay": timedelta(0)}):
+    AnyBatchOperator(
+        task_id="job",
+        provider="local",
+        input=requests("delay=900"),
+        output_folder=OUTPUT + "/long/{{ run_id }}",
+    )
+
+with DAG("keyed", is_paused_upon_creation=False):
+    AnyBatchOperator(
+        task_id="good",
+        conn_id=KEYED,
+        input=requests("delay=15"),
+        output_folder=OUTPUT + "/keyed/{{ run_id }}/good",
+    )
+    AnyBatchOperator(
+        task_id="refused",
+        conn_id=KEYED,
+        input=requests("delay=1&invalid=token_limit_exceeded"),
+        output_folder=OUTPUT + "/keyed/{{ run_id }}/refused",
+    )
+    AnyBatchSensor(task_id="absent", conn_id=KEYED, batch_id="batch_that_is_not_there")

@@ -1,0 +1,93 @@
+"""Whole DAGs through `dag.test()`: Airflow's own task runner and API, triggers run inline."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import sqlite3
+from typing import TYPE_CHECKING
+
+import pytest
+
+from anybatch import Client
+
+from .conftest import EXAMPLES, HERE, HOME
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DAGS = HERE / "dags"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _database() -> None:
+    from airflow.utils.db import initdb
+
+    initdb()
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The environment of the DAG files; returns the folder of results."""
+    for name, value in {
+        "ANYBATCH_OUTPUT": str(tmp_path / "out"),
+        "ANYBATCH_MODEL": "local:echo?delay=1&fail=0.02",
+        "AIRFLOW__ANYBATCH__MIN_DEFER_SECONDS": "0",
+        "XDG_STATE_HOME": str(tmp_path / "state"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    return tmp_path / "out"
+
+
+def run(path: Path, dag_id: str, state: str = "success") -> None:
+    """Run a DAG of that file to its end."""
+    from airflow.dag_processing.dagbag import DagBag
+
+    bag = DagBag(dag_folder=str(path))
+    assert not bag.import_errors
+    assert bag.dags[dag_id].test().state == state
+
+
+def stored(*tables: str) -> str:
+    """All that the metadata database holds in these tables, as text."""
+    with contextlib.closing(sqlite3.connect(HOME / "airflow.db")) as database:
+        return "\n".join(str(row) for table in tables for row in database.execute(f"SELECT * FROM {table}"))
+
+
+def test_the_example_classifies_its_table(settings: Path) -> None:
+    run(EXAMPLES / "airflow" / "classify_operations.py", "classify_operations")
+    [joined] = settings.glob("*/joined.csv")
+    with joined.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2400
+    assert {row["outcome"] for row in rows} == {"succeeded", "failed"}
+    kinds = {row["kind"] for row in rows if row["outcome"] == "succeeded"}
+    assert kinds == {"read", "create", "update", "delete", "run"}
+    with Client("local") as client:
+        assert len(client.list()) == 1
+
+
+def test_a_function_an_xcom_and_a_sensor(settings: Path) -> None:
+    run(DAGS / "waiting.py", "one")
+    assert sorted(path.name for path in settings.glob("*/*/results.jsonl")) == ["results.jsonl"] * 2
+    # What one task gives another through XCom is there to be seen; nowhere else is a prompt.
+    told = stored("rendered_task_instance_fields", "serialized_dag", "trigger", "log")
+    assert "<make_requests()>" in told
+    assert "<2 requests>" in told
+    assert "a prompt that nobody else should see" not in told
+
+
+def test_a_mapped_operator_has_one_job_for_each_input(settings: Path) -> None:
+    run(DAGS / "waiting.py", "mapped")
+    reports = [json.loads(path.read_text()) for path in sorted(settings.glob("mapped/*/*/report.json"))]
+    assert [report["rows"] for report in reports] == [1, 2]
+    assert len({report["job"] for report in reports}) == 2
+    with Client("local") as client:
+        assert len(client.list()) == 2
+
+
+def test_bad_input_fails_the_run_without_a_batch(settings: Path) -> None:
+    run(DAGS / "waiting.py", "refused", state="failed")
+    with Client("local") as client:
+        assert len(client.list()) == 0

@@ -1,0 +1,233 @@
+"""The trigger alone, in an event loop of the test's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow.sdk.serde import deserialize, serialize
+
+from anybatch import Batch, Client
+from anybatch_airflow import AnyBatchTrigger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.fakes.server import FakeServer
+
+    MakeRequests = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture
+def create(tmp_path: Path, api_base: str, make_requests: MakeRequests) -> Callable[[str], Batch]:
+    """`create("delay=1")`: a batch of three rows at the local provider."""
+
+    def make(wish: str) -> Batch:
+        path = tmp_path / "in.jsonl"
+        path.write_text("".join(json.dumps(request) + "\n" for request in make_requests(3, wish)))
+        with Client("local", api_base=api_base) as client:
+            return client.create(path, "/v1/chat/completions")
+
+    return make
+
+
+async def event_of(trigger: AnyBatchTrigger) -> dict[str, Any]:
+    async for event in trigger.run():
+        return dict(event.payload)
+    raise AssertionError("the trigger ended without an event")
+
+
+def trigger_for(api_base: str, *batches: Batch, **kwargs: Any) -> AnyBatchTrigger:
+    made = {batch.id: batch.created_at for batch in batches}
+    return AnyBatchTrigger(
+        **{"batches": made, "provider": "local", "api_base": api_base, "min_defer_seconds": 0, **kwargs}
+    )
+
+
+def test_it_survives_serialization() -> None:
+    trigger = AnyBatchTrigger(
+        batches={"batch_1": 1_790_000_000, "batch_2": None}, conn_id="c", provider="openai",
+        api_base="https://x/v1", deadline=1.79e9, deferred_at=1.78e9, min_defer_seconds=12.5,
+    )  # fmt: skip
+    path, kwargs = trigger.serialize()
+    assert path == "anybatch_airflow.triggers.AnyBatchTrigger"
+    again = AnyBatchTrigger(**deserialize(json.loads(json.dumps(serialize(kwargs)))))
+    assert again.serialize() == trigger.serialize()
+
+
+def test_it_holds_no_key(add_connection: Callable[..., str]) -> None:
+    conn_id = add_connection(
+        "keyed", conn_type="anybatch", password="sk-canary", extra={"provider": "openai"}
+    )
+    trigger = AnyBatchTrigger(batches={"b": None}, conn_id=conn_id)
+    asyncio.run(trigger._hook().get_watcher())
+    assert "sk-canary" not in f"{trigger.serialize()} {trigger!r} {trigger.__dict__}"
+
+
+def test_one_event_for_all_batches(create: Callable[[str], Batch], api_base: str) -> None:
+    quick, slow, half = create("delay=0.2"), create("delay=1.5"), create("delay=1&expire=1")
+    event = asyncio.run(event_of(trigger_for(api_base, quick, slow, half)))
+    assert event["status"] == "ended"
+    assert {id_: told["status"] for id_, told in event["batches"].items()} == {
+        quick.id: "completed", slow.id: "completed", half.id: "expired",
+    }  # fmt: skip
+    assert event["batches"][slow.id] == {"status": "completed", "total": 3, "completed": 3, "failed": 0}
+    json.dumps(event)
+
+
+def test_the_log_tells_progress_and_not_every_look(
+    create: Callable[[str], Batch], api_base: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch = create("delay=4")
+    asyncio.run(event_of(trigger_for(api_base, batch)))
+    told = re.findall(
+        rf"batch {batch.id}: (\w+)(?:, (\d) of 3 rows)? +\[anybatch_air", capsys.readouterr().out
+    )
+    assert told[-1] == ("completed", "3")
+    assert len(told) == len(set(told))
+
+
+def test_the_deadline_is_wall_clock(create: Callable[[str], Batch], api_base: str) -> None:
+    quick, late = create("delay=0.2"), create("delay=600")
+    event = asyncio.run(event_of(trigger_for(api_base, quick, late, deadline=time.time() + 3)))
+    assert event["status"] == "timeout"
+    assert late.id in event["message"]
+    assert event["batches"][quick.id]["status"] == "completed"
+
+
+def test_a_batch_that_does_not_exist_is_an_error_at_once(
+    create: Callable[[str], Batch], api_base: str
+) -> None:
+    there = create("delay=0.2")
+    trigger = trigger_for(api_base, batches={there.id: None, "batch_gone": None})
+    event = asyncio.run(event_of(trigger))
+    assert event["status"] == "error"
+    assert "NotFoundError" in event["batches"]["batch_gone"]["error"]
+    assert event["batches"][there.id]["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("facts", "named"),
+    [
+        ({"provider": "opnai"}, "unknown provider"),
+        ({"provider": None, "conn_id": "unfinished"}, "does not say which provider"),
+    ],
+)
+def test_a_wrong_configuration_is_an_event(
+    add_connection: Callable[..., str], api_base: str, facts: dict[str, Any], named: str
+) -> None:
+    add_connection("unfinished", conn_type="anybatch")
+    event = asyncio.run(event_of(trigger_for(api_base, batches={"b": None}, **facts)))
+    assert event["status"] == "error"
+    assert named in event["message"]
+
+
+def test_a_wrong_key_ends_the_wait_and_is_not_told(
+    add_connection: Callable[..., str], keyed_server: FakeServer
+) -> None:
+    conn_id = add_connection(
+        "wrong",
+        conn_type="anybatch",
+        password="sk-wrong",
+        host=keyed_server.api_base,
+        extra={"provider": "openai"},
+    )
+    trigger = AnyBatchTrigger(batches={"batch_1": None}, conn_id=conn_id, min_defer_seconds=0)
+    event = asyncio.run(event_of(trigger))
+    assert event["status"] == "error"
+    assert "AuthenticationError" in event["message"]
+    assert "sk-wrong" not in json.dumps(event)
+
+
+def test_no_event_right_after_the_deferral(create: Callable[[str], Batch], api_base: str) -> None:
+    batch = create("delay=0")
+    begun = time.time()
+    asyncio.run(event_of(trigger_for(api_base, batch, deferred_at=begun, min_defer_seconds=4)))
+    assert time.time() - begun >= 4
+
+
+def test_the_pause_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert AnyBatchTrigger(batches={}).min_defer_seconds == 10
+    monkeypatch.setenv("AIRFLOW__ANYBATCH__MIN_DEFER_SECONDS", "2.5")
+    assert AnyBatchTrigger(batches={}).min_defer_seconds == 2.5
+
+
+def test_many_triggers_share_one_connection_pool(
+    keyed_server: FakeServer, add_connection: Callable[..., str]
+) -> None:
+    conn_id = add_connection(
+        "many",
+        conn_type="anybatch",
+        password="sk-right",
+        host=keyed_server.api_base,
+        extra={"provider": "openai"},
+    )
+    names = [f"batch_{number}" for number in range(30)]
+
+    async def all_events() -> list[dict[str, Any]]:
+        triggers = [
+            AnyBatchTrigger(batches={name: None}, conn_id=conn_id, min_defer_seconds=0) for name in names
+        ]
+        return await asyncio.gather(*map(event_of, triggers))
+
+    events = asyncio.run(all_events())
+    assert [event["status"] for event in events] == ["error"] * 30  # no such batch
+    assert keyed_server.connections <= 8  # one pool for all
+
+
+class Judged(AnyBatchTrigger):
+    """A trigger whose task instance is in a given state."""
+
+    state: str | None = None
+
+    async def _task_state(self) -> str | None:
+        return self.state
+
+
+@pytest.mark.parametrize(
+    ("state", "cancelled"),
+    [
+        ("deferred", False),  # cleared, or a stalled triggerer that woke up
+        (None, False),
+        ("scheduled", False),
+        ("running", False),
+        ("up_for_retry", False),
+        ("failed", True),
+        ("success", True),
+        ("skipped", True),
+    ],
+)
+def test_it_cancels_only_for_a_task_instance_that_is_over(
+    create: Callable[[str], Batch], api_base: str, state: str | None, cancelled: bool
+) -> None:
+    batches = create("delay=600"), create("delay=600")
+    trigger = Judged(batches={b.id: b.created_at for b in batches}, provider="local", api_base=api_base)
+    trigger.state = state
+    asyncio.run(trigger.on_kill())
+    with Client("local", api_base=api_base) as client:
+        now = {client.retrieve(batch.id).status.value for batch in batches}
+    assert now <= ({"cancelling", "cancelled"} if cancelled else {"validating", "in_progress"})
+
+
+def test_a_batch_that_cannot_be_cancelled_keeps_none_of_the_others(
+    create: Callable[[str], Batch], api_base: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch = create("delay=600")
+    trigger = Judged(batches={"batch_gone": None, batch.id: None}, provider="local", api_base=api_base)
+    trigger.state = "failed"
+    asyncio.run(trigger.on_kill())
+    assert "batch_gone was not cancelled" in capsys.readouterr().out
+    with Client("local", api_base=api_base) as client:
+        assert client.retrieve(batch.id).status in ("cancelling", "cancelled")
+
+
+def test_without_a_task_instance_nothing_is_cancelled(create: Callable[[str], Batch], api_base: str) -> None:
+    batch = create("delay=600")
+    asyncio.run(trigger_for(api_base, batch).on_kill())
+    with Client("local", api_base=api_base) as client:
+        assert client.retrieve(batch.id).status in ("validating", "in_progress")

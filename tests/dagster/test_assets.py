@@ -1,0 +1,458 @@
+"""`@batch_asset`: what it defines, and what its two assets do."""
+
+# No `from __future__ import annotations`: Dagster reads the annotations of the assets below.
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import dagster as dg
+import pytest
+
+import anybatch_dagster
+from anybatch import Report, Row, join_results
+from anybatch_dagster import BatchAssets, SubmitConfig, batch_asset
+
+from .conftest import Provider, request
+
+RESULT, SUBMIT = dg.AssetKey("reviews"), dg.AssetKey("reviews_batch")
+
+
+def make_reviews(
+    requests: Any = ("a", "b"), *, model: str = "local:echo?delay=60", **arguments: Any
+) -> BatchAssets:
+    @batch_asset(**arguments)
+    def reviews() -> Iterator[dict[str, Any]]:
+        for custom_id in requests() if callable(requests) else requests:
+            yield request(custom_id, model=model)
+
+    return reviews
+
+
+def materialize(
+    provider: Provider, instance: dg.DagsterInstance, assets: Any, **arguments: Any
+) -> dg.ExecuteInProcessResult:
+    return dg.materialize(
+        [*assets],
+        instance=instance,
+        resources={"anybatch": provider.resource},
+        raise_on_error=False,
+        **arguments,
+    )
+
+
+def facts(result: dg.ExecuteInProcessResult, key: dg.AssetKey) -> dict[str, Any]:
+    """Metadata of the one materialization of an asset."""
+    (event,) = [event for event in result.get_asset_materialization_events() if event.asset_key == key]
+    return {name: value.value for name, value in event.materialization.metadata.items()}
+
+
+def materialized(result: dg.ExecuteInProcessResult) -> list[str]:
+    return [event.asset_key.to_user_string() for event in result.get_asset_materialization_events()]
+
+
+def failure(result: dg.ExecuteInProcessResult) -> str:
+    """What a person reads of the step that failed."""
+    assert not result.success
+    (event,) = [event for event in result.all_events if event.event_type_value == "STEP_FAILURE"]
+    return str(event.step_failure_data.error)
+
+
+# --- what it defines -----------------------------------------------------------------------------------
+
+
+def test_the_package_exports_what_it_says() -> None:
+    assert anybatch_dagster.__all__ == sorted(anybatch_dagster.__all__)
+    assert all(hasattr(anybatch_dagster, name) for name in anybatch_dagster.__all__)
+    assert anybatch_dagster.__all__ == [
+        "BatchAssets", "BatchResource", "SubmitConfig", "__version__", "batch_asset", "build_batch_sensor",
+    ]  # fmt: skip
+
+
+def test_the_library_is_registered_with_dagster() -> None:
+    from dagster_shared.libraries import DagsterLibraryRegistry
+
+    assert DagsterLibraryRegistry.get()["anybatch-dagster"] == anybatch_dagster.__version__
+
+
+def test_a_function_becomes_two_assets_and_a_check() -> None:
+    reviews = make_reviews(
+        key_prefix=["raw", "llm"],
+        group_name="texts",
+        tags={"team": "x"},
+        owners=["team:x"],
+        kinds={"openai"},
+        code_version="2",
+        deps=["upstream"],
+        retry_policy=dg.RetryPolicy(max_retries=2),
+        automation_condition=dg.AutomationCondition.eager(),
+        freshness_policy=dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=30)),
+        definition_metadata={"origin": "test"},
+    )
+    submit_key, key = dg.AssetKey(["raw", "llm", "reviews_batch"]), dg.AssetKey(["raw", "llm", "reviews"])
+    assert (reviews.submit.key, reviews.result.key, reviews.key) == (submit_key, key, key)
+    submit, result = reviews.submit.get_asset_spec(submit_key), reviews.result.get_asset_spec(key)
+    for spec in (submit, result):
+        assert spec.group_name == "texts"
+        assert spec.tags["team"] == "x"
+        assert spec.owners == ["team:x"]
+        assert spec.kinds == {"openai"}
+        assert spec.code_version == "2"
+        assert spec.metadata["origin"] == "test"
+    assert [dep.asset_key for dep in submit.deps] == [dg.AssetKey("upstream")]
+    assert [dep.asset_key for dep in result.deps] == [submit_key]
+    assert submit.automation_condition is not None
+    assert result.automation_condition is None
+    assert result.freshness_policy is not None
+    assert result.skippable
+    assert [check.key for check in reviews.result.check_specs] == [dg.AssetCheckKey(key, "error_rate")]
+    assert all(assets.node_def.retry_policy.max_retries == 2 for assets in reviews)
+
+
+def test_module_loaders_find_both_assets_and_a_prefix_changes_both_keys(
+    provider: Provider, instance: dg.DagsterInstance
+) -> None:
+    module = ModuleType("texts")
+    module.reviews = make_reviews(model="local:echo?delay=0")  # type: ignore[attr-defined]
+    loaded = dg.load_assets_from_modules([module], key_prefix="p")
+    assert {key.to_user_string() for assets in loaded for key in assets.keys} == {
+        "p/reviews",
+        "p/reviews_batch",
+    }
+    assert materialized(materialize(provider, instance, loaded)) == ["p/reviews_batch", "p/reviews"]
+
+
+class Threshold(SubmitConfig):
+    custom_id: str = "from-config"
+
+
+class Prefix(dg.ConfigurableResource[Any]):
+    text: str
+
+
+def plain() -> Iterator[dict[str, Any]]:
+    yield request("plain")
+
+
+def listed() -> list[dict[str, Any]]:
+    return [request("listed")]
+
+
+def with_context(context: dg.AssetExecutionContext) -> list[dict[str, Any]]:
+    return [request(context.asset_key.path[-1])]
+
+
+def with_config(config: Threshold) -> list[dict[str, Any]]:
+    return [request(config.custom_id)]
+
+
+def with_resource(prefix: Prefix) -> list[dict[str, Any]]:
+    return [request(prefix.text)]
+
+
+def with_table(table: list[str]) -> list[dict[str, Any]]:
+    return [request(name) for name in table]
+
+
+def with_strings(config: "Threshold", prefix: "Prefix", table: "list[str]") -> "list[dict[str, Any]]":
+    return [request(f"{config.custom_id}-{prefix.text}-{table[0]}")]
+
+
+def with_all(context: dg.AssetExecutionContext, config: Threshold, prefix: Prefix, table: list[str]) -> Any:
+    yield from (request(f"{prefix.text}-{name}") for name in table)
+
+
+@pytest.mark.parametrize(
+    ("function", "custom_id"),
+    [
+        (plain, "plain"),
+        (listed, "listed"),
+        (with_context, "x_batch"),
+        (with_config, "from-config"),
+        (with_resource, "pre"),
+        (with_table, "row"),
+        (with_strings, "from-config-pre-row"),
+        (with_all, "pre-row"),
+    ],
+)
+def test_the_function_is_written_as_for_an_asset(
+    function: Any, custom_id: str, provider: Provider, instance: dg.DagsterInstance
+) -> None:
+    @dg.asset
+    def table() -> list[str]:
+        return ["row"]
+
+    assets = [table, *batch_asset(name="x")(function)]
+    resources = {**provider.resources, "prefix": Prefix(text="pre")}
+    result = dg.materialize(assets, instance=instance, resources=resources)
+    folder = Path(facts(result, dg.AssetKey("x_batch"))["anybatch/folder"])
+    assert (folder / "ids.jsonl").read_text() == f'"{custom_id}"\n'
+
+
+# --- submitting and collecting -------------------------------------------------------------------------
+
+
+def test_a_batch_that_is_over_at_once_is_collected_in_the_same_run(
+    provider: Provider, instance: dg.DagsterInstance
+) -> None:
+    @dg.asset
+    def joined(reviews: str) -> list[dict[str, Any]]:
+        return list(join_results([{"id": "a"}, {"id": "b"}], reviews, id="id"))
+
+    reviews = make_reviews(model="local:echo?delay=0")
+    result = materialize(provider, instance, [*reviews, joined])
+    assert result.success
+    assert [row["outcome"] for row in result.output_for_node("joined")] == ["succeeded", "succeeded"]
+    told = facts(result, RESULT)
+    assert told["anybatch/batches"] == provider.ids()[0]
+    assert told["anybatch/requests"] == told["anybatch/succeeded"] == told["dagster/row_count"] == 2
+    assert told["anybatch/error_rate"] == 0
+    assert told["anybatch/input_tokens"] > 0
+    assert "| a | succeeded | hello" in told["preview"]
+    assert [check.passed for check in result.get_asset_check_evaluations()] == [True]
+
+
+def test_a_running_batch_yields_nothing_until_it_has_ended(
+    provider: Provider, instance: dg.DagsterInstance
+) -> None:
+    @dg.asset
+    def joined(reviews: str) -> str:
+        return reviews
+
+    reviews = make_reviews()
+    result = materialize(provider, instance, [*reviews, joined])
+    assert result.success
+    assert materialized(result) == ["reviews_batch"]
+    provider.pass_time(100)
+    again = materialize(provider, instance, [*reviews, joined], selection=["reviews", "joined"])
+    assert again.success
+    assert materialized(again) == ["reviews", "joined"]
+
+
+def test_the_same_requests_find_the_same_batch_and_then_the_landed_results(
+    provider: Provider, instance: dg.DagsterInstance
+) -> None:
+    reviews = make_reviews()
+    first = facts(materialize(provider, instance, reviews), SUBMIT)["anybatch/batches"]
+    assert facts(materialize(provider, instance, reviews), SUBMIT)["anybatch/batches"] == first
+    provider.pass_time(100)
+    landed = materialize(provider, instance, reviews)
+    assert materialized(landed) == ["reviews_batch", "reviews"]
+    for _ in range(2):
+        again = materialize(provider, instance, reviews)
+        assert facts(again, SUBMIT)["anybatch/batches"] == first
+        assert facts(again, RESULT)["anybatch/batches"] == first
+    assert provider.statuses() == ["completed"]
+
+
+def test_other_requests_replace_the_batch(provider: Provider, instance: dg.DagsterInstance) -> None:
+    materialize(provider, instance, make_reviews(["a"]))
+    result = materialize(provider, instance, make_reviews(["b"]))
+    assert result.success
+    provider.pass_time(100)
+    assert provider.statuses() == ["cancelled", "completed"]
+
+
+def test_force_submits_again_and_cancels_what_still_runs(
+    provider: Provider, instance: dg.DagsterInstance
+) -> None:
+    reviews = make_reviews()
+    force = {"ops": {"reviews_batch": {"config": {"force": True}}}}
+    materialize(provider, instance, reviews)
+    second = facts(materialize(provider, instance, reviews, run_config=force), SUBMIT)["anybatch/batches"]
+    provider.pass_time(100)
+    assert provider.statuses() == ["cancelled", "completed"]
+    assert provider.ids()[1] == second
+    materialize(provider, instance, reviews)  # lands
+    third = materialize(provider, instance, reviews, run_config=force)
+    assert facts(third, SUBMIT)["anybatch/batches"] == provider.ids()[2]
+    assert materialized(third) == ["reviews_batch"]
+
+
+def test_a_retried_step_does_not_submit_twice_even_when_forced(
+    provider: Provider, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from anybatch_dagster import steps
+
+    calls = []
+
+    def break_once(*arguments: Any, **others: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise ConnectionError("the worker lost its network after the batch was created")
+        return original(*arguments, **others)
+
+    original = steps.SubmissionMetadata
+    reviews = make_reviews(retry_policy=dg.RetryPolicy(max_retries=1))
+    materialize(provider, instance, reviews)
+    monkeypatch.setattr(steps, "SubmissionMetadata", break_once)
+    force = {"ops": {"reviews_batch": {"config": {"force": True}}}}
+    assert materialize(provider, instance, reviews, run_config=force).success
+    assert len(calls) == 2
+    assert len(provider.ids()) == 2
+
+
+@pytest.mark.parametrize("landed", [False, True])
+def test_a_cancelled_batch_is_submitted_again(
+    landed: bool, provider: Provider, instance: dg.DagsterInstance
+) -> None:
+    reviews = make_reviews()
+    materialize(provider, instance, reviews)
+    with provider.resource.client() as client:
+        client.cancel(provider.ids()[0])
+    provider.pass_time(100)
+    if landed:
+        assert (
+            facts(materialize(provider, instance, reviews, selection=[RESULT]), RESULT)["anybatch/cancelled"]
+            == 2
+        )
+    assert materialize(provider, instance, reviews, selection=[SUBMIT]).success
+    assert len(provider.ids()) == 2
+    provider.pass_time(100)
+    result = materialize(provider, instance, reviews, selection=[RESULT])
+    assert facts(result, RESULT)["anybatch/succeeded"] == 2
+
+
+def test_bad_input_fails_without_a_retry_and_sends_nothing(
+    provider: Provider, instance: dg.DagsterInstance
+) -> None:
+    reviews = make_reviews(["a", "a"], retry_policy=dg.RetryPolicy(max_retries=3))
+    result = materialize(provider, instance, reviews)
+    assert "line 2, custom_id" in failure(result)
+    assert not [event for event in result.all_events if event.event_type_value == "STEP_UP_FOR_RETRY"]
+    assert provider.ids() == []
+
+
+def test_a_refused_batch_fails_with_the_providers_reason(
+    provider: Provider, instance: dg.DagsterInstance
+) -> None:
+    reviews = make_reviews(model="local:echo?invalid=token_limit_exceeded")
+    materialize(provider, instance, reviews, selection=[SUBMIT])
+    provider.pass_time(100)
+    result = materialize(provider, instance, reviews, selection=[RESULT])
+    assert "token_limit_exceeded" in failure(result)
+
+
+def test_a_result_without_a_submission_says_what_to_do(
+    provider: Provider, instance: dg.DagsterInstance
+) -> None:
+    result = materialize(provider, instance, make_reviews(), selection=[RESULT])
+    assert "materialize reviews_batch first" in failure(result)
+
+
+def test_past_the_deadline_the_result_fails_and_can_be_taken_later(
+    provider: Provider, instance: dg.DagsterInstance
+) -> None:
+    reviews = make_reviews(timeout=0)
+    result = materialize(provider, instance, reviews)
+    assert "The deadline has passed; the batch is left running" in failure(result)
+    provider.pass_time(100)
+    assert materialize(provider, instance, reviews, selection=[RESULT]).success
+
+
+@pytest.mark.parametrize(
+    ("model", "max_failed_ratio", "passes"),
+    [
+        ("local:echo?delay=0", None, True),
+        ("local:echo?delay=0&fail=0.5", None, True),
+        ("local:echo?delay=0&fail=1", None, False),
+        ("local:echo?delay=0&fail=0.5", 0.9, True),
+        ("local:echo?delay=0&fail=0.5", 0.1, False),
+        ("local:echo?delay=0", 0.0, True),
+    ],
+)
+def test_the_check_looks_at_the_share_of_rows_without_a_result(
+    model: str, max_failed_ratio: float | None, passes: bool, provider: Provider, instance: dg.DagsterInstance
+) -> None:
+    ids = [str(number) for number in range(20)]
+    result = materialize(
+        provider, instance, make_reviews(ids, model=model, max_failed_ratio=max_failed_ratio)
+    )
+    assert result.success
+    assert [check.passed for check in result.get_asset_check_evaluations()] == [passes]
+
+
+def ids_of(report: Report) -> int:
+    return report.rows
+
+
+@pytest.mark.parametrize("value", ["path", "rows", "none", ids_of])
+def test_the_value_is_a_path_or_rows_or_nothing_or_what_a_function_makes(
+    value: Any, provider: Provider, instance: dg.DagsterInstance
+) -> None:
+    result = materialize(provider, instance, make_reviews(model="local:echo?delay=0", value=value))
+    told = facts(result, RESULT)
+    if value == "none":
+        assert "path" not in told  # nothing went through the IO manager
+        return
+    got = result.asset_value(RESULT)
+    if value == "rows":
+        assert [type(row) for row in got] == [Row, Row]
+        assert got[0].result.choices[0].message.content.startswith("hello")
+    else:
+        assert got == (told["anybatch/results"] if value == "path" else 2)
+
+
+# --- partitions ----------------------------------------------------------------------------------------
+
+STATIC = dg.StaticPartitionsDefinition(["north", "a/../b", "..", "x|y"])
+DAILY = dg.DailyPartitionsDefinition("2026-01-01", end_date="2026-02-01")
+MULTI = dg.MultiPartitionsDefinition({"day": DAILY, "place": dg.StaticPartitionsDefinition(["fr", "de"])})
+DYNAMIC = dg.DynamicPartitionsDefinition(name="files")
+
+
+@pytest.mark.parametrize(
+    ("definition", "key"),
+    [
+        (STATIC, "north"),
+        (STATIC, "a/../b"),
+        (STATIC, ".."),
+        (DAILY, "2026-01-03"),
+        (MULTI, "2026-01-03|fr"),
+        (DYNAMIC, "new.csv"),
+    ],
+)
+def test_each_partition_is_a_job_of_its_own(
+    definition: Any, key: str, provider: Provider, instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    instance.add_dynamic_partitions("files", ["new.csv"])
+    reviews = make_reviews(partitions_def=definition)
+    first = materialize(provider, instance, reviews, partition_key=key)
+    assert materialized(first) == ["reviews_batch"]
+    folder = Path(facts(first, SUBMIT)["anybatch/folder"])
+    assert folder.resolve().parent == (tmp_path / "jobs" / "reviews_batch").resolve()
+    provider.pass_time(100)
+    second = materialize(provider, instance, reviews, partition_key=key, selection=[RESULT])
+    (event,) = second.get_asset_materialization_events()
+    assert event.partition == key
+    assert provider.statuses() == ["completed"]
+
+
+def test_partitions_do_not_see_each_others_batches(provider: Provider, instance: dg.DagsterInstance) -> None:
+    reviews = make_reviews(partitions_def=DAILY)
+    materialize(provider, instance, reviews, partition_key="2026-01-01")
+    result = materialize(provider, instance, reviews, partition_key="2026-01-02", selection=[RESULT])
+    assert "Nothing was submitted yet for 2026-01-02" in failure(result)
+    materialize(provider, instance, reviews, partition_key="2026-01-02")
+    assert len(provider.ids()) == 2
+
+
+def test_a_run_over_a_range_is_one_batch_and_materializes_every_partition(
+    provider: Provider, instance: dg.DagsterInstance
+) -> None:
+    reviews = make_reviews(partitions_def=DAILY, backfill_policy=dg.BackfillPolicy.single_run())
+    tags = {
+        "dagster/asset_partition_range_start": "2026-01-01",
+        "dagster/asset_partition_range_end": "2026-01-03",
+    }
+    days = ["2026-01-01", "2026-01-02", "2026-01-03"]
+    first = materialize(provider, instance, reviews, tags=tags)
+    assert first.success
+    assert [event.partition for event in first.get_asset_materialization_events()] == days
+    provider.pass_time(100)
+    second = materialize(provider, instance, reviews, tags=tags, selection=[RESULT])
+    assert [event.partition for event in second.get_asset_materialization_events()] == days
+    assert provider.statuses() == ["completed"]
+    one = materialize(provider, instance, reviews, partition_key="2026-01-02", selection=[RESULT])
+    assert "one batch for 3 partitions, 2026-01-01 to 2026-01-03" in failure(one)
