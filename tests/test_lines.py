@@ -41,7 +41,14 @@ def plan(data: bytes, tmp_path: Path, at: Provider | None = None, **options: Any
     content = source if at.verbatim else spooled
     with source.open("rb") as file, spooled.open("wb") as spool, (tmp_path / "ids.jsonl").open("wb") as ids:
         return make_plan(
-            file, "in.jsonl", at, CHAT, content=content, spool=None if at.verbatim else spool, ids=ids, **options
+            file,
+            "in.jsonl",
+            at,
+            CHAT,
+            content=content,
+            ids=ids,
+            spool=None if at.verbatim else spool,
+            **options,
         )
 
 
@@ -92,7 +99,9 @@ def test_lines_are_cut_at_the_newline_byte_alone() -> None:
          1, None, "not JSON"),
     ],
 )  # fmt: skip
-def test_bad_lines_are_named(data: bytes, number: int | None, field: str | None, text: str, tmp_path: Path) -> None:
+def test_bad_lines_are_named(
+    data: bytes, number: int | None, field: str | None, text: str, tmp_path: Path
+) -> None:
     found = problems(data, tmp_path)
     assert (found[0].line, found[0].field) == (number, field)
     assert text in found[0].message
@@ -146,7 +155,9 @@ def test_untranslatable_parameters_name_line_and_parameter(tmp_path: Path) -> No
         (Limits(bytes=2 * len(jsonl(line("1")))), [2, 2, 2, 1]),
     ],
 )
-def test_shards_keep_within_the_limits_and_lose_nothing(limits: Limits, rows: list[int], tmp_path: Path) -> None:
+def test_shards_keep_within_the_limits_and_lose_nothing(
+    limits: Limits, rows: list[int], tmp_path: Path
+) -> None:
     data = jsonl(*[line(str(n)) for n in range(7)])
     made = plan(data, tmp_path, provider(limits=limits))
     assert [shard.rows for shard in made.shards] == rows
@@ -173,7 +184,10 @@ def test_lines_keep_their_numbers_behind_blank_ones(tmp_path: Path) -> None:
 
 
 def test_bytes_are_uploaded_as_they_are(tmp_path: Path) -> None:
-    odd = b'{ "custom_id" :"\\u00e9\xe2\x80\xa8","method":"POST","url":"' + CHAT.encode() + b'", "body":{"model":"m"}}\r\n'
+    odd = (
+        b'{ "custom_id" :"\\u00e9\xe2\x80\xa8","method":"POST","url":"%s", "body":{"model":"m"}}\r\n'
+        % CHAT.encode()
+    )
     assert uploaded(plan(odd, tmp_path)) == [odd]
     assert json.loads((tmp_path / "ids.jsonl").read_text()) == "é\u2028"
 

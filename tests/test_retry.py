@@ -17,7 +17,9 @@ FAST = RetryPolicy(attempts=4, first_delay=0.001, longest_delay=0.002)
 
 
 def answer(status: int, *, headers: dict[str, str] | None = None, **kwargs: object) -> httpx.Response:
-    request = httpx.Request("GET", "https://api.example/v1/batches", headers={"authorization": "Bearer sk-secret"})
+    request = httpx.Request(
+        "GET", "https://api.example/v1/batches", headers={"authorization": "Bearer sk-secret"}
+    )
     return httpx.Response(status, headers=headers, request=request, **kwargs)  # type: ignore[arg-type]
 
 
@@ -117,7 +119,13 @@ def test_retry_after(headers: dict[str, str], expected: float | None) -> None:
 
 @pytest.mark.parametrize(
     ("attempt", "asked", "chance", "expected"),
-    [(1, None, 0.0, 0.5), (3, None, 0.0, 2.0), (20, None, 0.0, 20.0), (1, None, 0.8, 0.4), (1, 5.0, 0.5, 5.5)],
+    [
+        (1, None, 0.0, 0.5),
+        (3, None, 0.0, 2.0),
+        (20, None, 0.0, 20.0),
+        (1, None, 0.8, 0.4),
+        (1, 5.0, 0.5, 5.5),
+    ],
 )
 def test_delays(attempt: int, asked: float | None, chance: float, expected: float) -> None:
     assert RetryPolicy().delay(attempt, asked, chance) == pytest.approx(expected)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import copy
 import heapq
 import logging
@@ -241,7 +242,10 @@ class Watcher:
         if self._task is None or self._task.done():
             self._wake = asyncio.Event()
             self._ready = False
-            self._task = asyncio.create_task(self._run(), name=f"anybatch watcher {self.key}")
+            # A context of its own: what it logs speaks for everyone who waits, not for who came first.
+            self._task = asyncio.create_task(
+                self._run(), name=f"anybatch watcher {self.key}", context=contextvars.Context()
+            )
         elif self._ready:
             self._look_soon(watched)
         return watched, waiter

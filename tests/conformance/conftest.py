@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from anybatch.providers import base
 from .world import MODES, Driver, LocalWorld, RemoteWorld, World, open_world
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def fast_folder() -> Iterator[Path]:
     """In memory where the machine has such a place: jobs write and sync many small files."""
     place = Path("/dev/shm")
@@ -26,10 +27,8 @@ def fast_folder() -> Iterator[Path]:
 
 
 @pytest.fixture
-def tmp_path(fast_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = Path(tempfile.mkdtemp(dir=fast_folder))
-    monkeypatch.setattr(tempfile, "tempdir", str(fast_folder))
-    return path
+def tmp_path(fast_folder: Path) -> Path:
+    return Path(tempfile.mkdtemp(dir=fast_folder))
 
 
 @pytest.fixture(scope="module")
@@ -65,22 +64,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("mode", MODES, indirect=True, scope="module")
 
 
-@pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key or address of the machine's own reaches a test."""
-    for name in os.environ:
-        if name.endswith(
-            ("_API_KEY", "_BASE_URL", "_API_BASE", "_TOKEN", "_ENDPOINT", "_ORG_ID", "_PROJECT_ID")
-        ):
-            monkeypatch.delenv(name)
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
+NOT_OURS = re.compile(
+    r".*_(API_KEY|API_BASE|BASE_URL|TOKEN|ENDPOINT|ORG_ID|PROJECT_ID)|(HTTPS?|ALL)_PROXY", re.I
+)
 
 
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pauses that are minutes in life are short here."""
-    monkeypatch.setattr(base, "_ASK_AFTER", (0.01, 0.01, 0.01))
-    monkeypatch.setattr(collect, "_SETTLING_POLL", 0.01)
-    monkeypatch.setattr(collect, "SETTLING", 0.1)
+@pytest.fixture(scope="package", autouse=True)
+def surroundings(fast_folder: Path) -> Iterator[None]:
+    """No key or address of the machine's own, and pauses that are minutes in life are short."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in filter(NOT_OURS.fullmatch, list(os.environ)):
+            patch.delenv(name)
+        patch.setattr(tempfile, "tempdir", str(fast_folder))
+        patch.setattr(base, "_ASK_AFTER", (0.01, 0.01, 0.01))
+        patch.setattr(collect, "_SETTLING_POLL", 0.01)
+        patch.setattr(collect, "SETTLING", 0.1)
+        yield

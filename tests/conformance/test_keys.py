@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CANARY = "sk-canary-4f1d9e"
 
 every_key_header = pytest.mark.parametrize(
-    "keyed_world", ["openai", "azure", "anthropic"], indirect=True, scope="module"
+    "keyed_world", ["openai", "anthropic"], indirect=True, scope="module"
 )
 
 

@@ -15,7 +15,6 @@ from anybatch import (
     BatchStatus,
     NotFoundError,
     Outcome,
-    UnknownOptionError,
 )
 
 from .world import MODES, PROVIDERS, REMOTE, Driver, RemoteWorld, World, landed, row_ids, said
@@ -43,6 +42,8 @@ def test_create_wait_results(world: World, driver: Driver, tmp_path: Path) -> No
     assert not batch.status.is_terminal
     assert batch.provider == world.name
     assert isinstance(batch.created_at, int)
+    assert batch.id in (told := driver.check())
+    assert world.name in told
     with pytest.raises(BatchNotCompleteError) as early:
         driver.results(batch.id)
     assert (early.value.batch_id, early.value.provider) == (batch.id, world.name)
@@ -147,14 +148,6 @@ def test_unknown_batch(world: World, driver: Driver) -> None:
         assert {call.path.count("%2F") for call in world.calls} == {1}, "ids are quoted"
 
 
-@every_provider
-def test_check_says_who_answers(world: World, driver: Driver, tmp_path: Path) -> None:
-    batch = created(world, driver, tmp_path, rows=1)
-    told = driver.check()
-    assert batch.id in told
-    assert world.name in told
-
-
 @every_remote_provider
 def test_wrong_key(world: RemoteWorld, mode: str) -> None:
     world.key = "another-key"
@@ -166,14 +159,6 @@ def test_wrong_key(world: RemoteWorld, mode: str) -> None:
         driver.check()
     assert caught.value.status_code == 401
     assert len(world.calls) == 1, "at once"
-
-
-@every_provider
-def test_unknown_options_are_named(world: World, driver: Driver, tmp_path: Path) -> None:
-    with pytest.raises(UnknownOptionError, match="no create option priority; it has"):
-        created(world, driver, tmp_path, priority=3)
-    with pytest.raises(UnknownOptionError, match="no list option sorted; it has"):
-        driver.list(sorted=True)
 
 
 @every_provider

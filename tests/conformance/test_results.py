@@ -58,16 +58,10 @@ def ended(outcome: Outcome, *ids: str) -> dict[str, Outcome]:
 FAILED_2 = ended(Outcome.FAILED, *IDS[:2])
 ALL_FAILED = ended(Outcome.FAILED, *IDS)
 
-WHOLE = {  # what happens to a batch as a whole: run at every provider
-    "both files": Case(failed=2, outcomes=FAILED_2),
-    "error file only": Case(failed=8, outcomes=ALL_FAILED),
+EVERYWHERE = {  # run at every provider
     "expired with partial results": Case(
         state=State.EXPIRED, done=5, failed=1,
         outcomes=ended(Outcome.FAILED, "row-0") | ended(Outcome.EXPIRED, *IDS[5:]),
-    ),
-    "cancelled with partial results": Case(
-        state=State.CANCELLED, done=3, failed=1,
-        outcomes=ended(Outcome.FAILED, "row-0") | ended(Outcome.CANCELLED, *IDS[3:]),
     ),
     "all at once": Case(
         Quirks(
@@ -80,7 +74,16 @@ WHOLE = {  # what happens to a batch as a whole: run at every provider
     ),
 }  # fmt: skip
 
-LINES = {  # what happens to single lines: run once for each format
+BY_SHAPE = {  # run once for each shape of the batch object
+    "both files": Case(failed=2, outcomes=FAILED_2),
+    "error file only": Case(failed=8, outcomes=ALL_FAILED),
+    "cancelled with partial results": Case(
+        state=State.CANCELLED, done=3, failed=1,
+        outcomes=ended(Outcome.FAILED, "row-0") | ended(Outcome.CANCELLED, *IDS[3:]),
+    ),
+}  # fmt: skip
+
+BY_FORMAT = {  # run once for each wire format
     "in one file": Case(Quirks(files="output"), failed=2, outcomes=FAILED_2),
     "all in the error file": Case(Quirks(files="error"), failed=2, outcomes=FAILED_2),
     "an empty file": Case(Quirks(files="both")),
@@ -99,9 +102,9 @@ LINES = {  # what happens to single lines: run once for each format
     "a missing line": Case(Quirks(missing={"row-5"}), outcomes=ended(Outcome.MISSING, "row-5")),
     "body as text": Case(Quirks(body_as_text=True), failed=2, outcomes=FAILED_2),
     "error as text": Case(Quirks(error_as_text=True), failed=2, outcomes=FAILED_2),
-    "blank lines": Case(Quirks(blank_lines=True), failed=2, outcomes=FAILED_2),
-    "CRLF": Case(Quirks(crlf=True), failed=2, outcomes=FAILED_2),
-    "no last line end": Case(Quirks(unterminated=True), failed=2, outcomes=FAILED_2),
+    "CRLF, blank lines and no last line end": Case(
+        Quirks(crlf=True, blank_lines=True, unterminated=True), failed=2, outcomes=FAILED_2
+    ),
     "files named later": Case(Quirks(files_after_looks=3), failed=2, outcomes=FAILED_2),
     "expired before anything was done": Case(
         state=State.EXPIRED, done=0, outcomes=ended(Outcome.EXPIRED, *IDS)
@@ -137,14 +140,20 @@ def account_for(world: RemoteWorld, driver: Driver, folder: Path, case: Case) ->
 
 
 @every_provider
-@pytest.mark.parametrize("case", WHOLE.values(), ids=WHOLE.keys())
-def test_batch_that_ends_like_this(world: RemoteWorld, driver: Driver, tmp_path: Path, case: Case) -> None:
+@pytest.mark.parametrize("case", EVERYWHERE.values(), ids=EVERYWHERE.keys())
+def test_results_at_every_provider(world: RemoteWorld, driver: Driver, tmp_path: Path, case: Case) -> None:
+    account_for(world, driver, tmp_path, case)
+
+
+@every_shape
+@pytest.mark.parametrize("case", BY_SHAPE.values(), ids=BY_SHAPE.keys())
+def test_results_in_every_shape(world: RemoteWorld, driver: Driver, tmp_path: Path, case: Case) -> None:
     account_for(world, driver, tmp_path, case)
 
 
 @every_format
-@pytest.mark.parametrize("case", LINES.values(), ids=LINES.keys())
-def test_result_lines_like_this(world: RemoteWorld, driver: Driver, tmp_path: Path, case: Case) -> None:
+@pytest.mark.parametrize("case", BY_FORMAT.values(), ids=BY_FORMAT.keys())
+def test_results_in_every_format(world: RemoteWorld, driver: Driver, tmp_path: Path, case: Case) -> None:
     if world.name == "anthropic" and case.quirks.files == "error":
         pytest.skip("Anthropic has one results file")
     account_for(world, driver, tmp_path, case)

@@ -38,9 +38,8 @@ for name in ("core", "tests", "examples", "benchmarks"):
 
 
 def run(*command: str | Path, cwd: Path, **env: str) -> str:
-    done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, env=os.environ | env, check=False
-    )
+    words = [str(part) for part in command]
+    done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, env=os.environ | env, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -60,7 +59,11 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> Non
     }  # fmt: skip
     for package in ("anybatch", "anybatch_airflow", "anybatch_dagster"):
         assert f"{package}/py.typed" in names
-    points = zipfile.ZipFile(wheel).read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
+    points = (
+        zipfile.ZipFile(wheel)
+        .read(next(name for name in names if name.endswith("entry_points.txt")))
+        .decode()
+    )
     assert "[apache_airflow_provider]" in points
     assert "anybatch = anybatch.cli:main" in points
 

@@ -1,0 +1,379 @@
+"""Every interleaving of concurrent attempts at one job, tried out on the product's own flows.
+
+A flow names its effects, so an attempt can be stopped before any of them. `World` holds attempts, a provider
+and a clock, and takes one step of one of them; `explore` visits every state that any order of steps can
+reach, by running the attempts anew for each path and cutting off where a state was seen before. Killing an
+attempt is taking no further step of it, so each state visited is also each place a process can die.
+
+What an attempt's next steps depend on is read off its suspended generators: the instruction each stands at,
+and its local values. Ids, attempts and times are replaced by their order and age, so that paths can meet.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from urllib.parse import parse_qs
+
+import httpx
+from upath import UPath
+
+from anybatch.errors import AnyBatchError, TransportError
+from anybatch.flow import Do, Download, Sleep
+from anybatch.ledger import JobFolder, Ledger, ShardRecord
+from anybatch.models import Batch
+from anybatch.retry import raise_for_status
+from tests.fakes.provider import DEAD, FakeProvider
+from tests.fakes.server import Request
+
+START = 1_800_000_000.0
+LEASE = 2.0  # seconds; all ages above it are the same
+
+Flow = Generator[Any, Any, Any]
+Step = tuple[str, str]  # (attempt, what happens)
+# What happens: "go" is the next effect, undisturbed; "deliver" the arrival of a late request; and these.
+FAULTS = {
+    "lost": "a create is done, but the answer is lost",
+    "never": "a create is lost on its way",
+    "late": "a create is given up by the client, but still under way",
+    "down": "the provider cannot be reached for longer than the retries last",
+    "kill": "the attempt ends here and now",
+}
+
+
+class Clock:
+    """Unix time that passes only while somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass(frozen=True)
+class Write:
+    """The second half of a commit, in a store where others can write between the comparison and this."""
+
+    folder: JobFolder
+    ledger: Ledger
+
+
+@dataclass
+class Attempt:
+    """A flow, stopped before `effect`; `returned` or `raised` once it has ended."""
+
+    name: str
+    flow: Flow
+    effect: Any = None
+    wake: float = 0.0
+    returned: Any = None
+    raised: AnyBatchError | None = None
+    ended: bool = False
+
+    def frames(self) -> Iterator[FrameType]:
+        """Where the flow stands: its frame, and those of the flows inside it."""
+        flow = self.flow
+        while flow is not None and getattr(flow, "gi_frame", None) is not None:
+            yield flow.gi_frame
+            flow = flow.gi_yieldfrom
+
+    @property
+    def may_create(self) -> bool:
+        """Whether it holds a claim: between its note that it creates, and its note of what it created."""
+        creating = (frame.f_locals.get("claimed") for frame in self.frames() if _name_of(frame) == "_create")
+        return any(creating)
+
+    @property
+    def is_writing(self) -> bool:
+        return isinstance(self.effect, Write)
+
+
+@dataclass
+class World:
+    """Attempts at jobs in `folder`, the provider they talk to, and the time."""
+
+    fake: FakeProvider
+    clock: Clock
+    folder: Path | UPath
+    key_header: tuple[str, str]
+    is_create: Callable[[httpx.Request], bool]
+    torn_commits: bool = False  # others may write between a commit's comparison and its write
+    attempts: dict[str, Attempt] = field(default_factory=dict)
+    pending: dict[str, httpx.Request] = field(default_factory=dict)
+    faults: int = 0
+    trace: list[str] = field(default_factory=list)
+    marks: dict[str, None] = field(default_factory=dict)  # how attempts sign the ledger
+
+    def begin(self, name: str, flow: Flow) -> Attempt:
+        attempt = self.attempts[name] = Attempt(name, flow)
+        self._resume(attempt, lambda: next(flow))
+        return attempt
+
+    def close(self) -> None:
+        for attempt in self.attempts.values():
+            attempt.flow.close()
+        if isinstance(self.folder, Path):
+            shutil.rmtree(self.folder, ignore_errors=True)
+        else:
+            self.folder.fs.rm(self.folder.path, recursive=True)
+
+    # steps
+
+    def steps(self, faults: frozenset[str], budget: int) -> Iterator[Step]:
+        """What can happen next."""
+        for attempt in self.attempts.values():
+            if attempt.ended:
+                continue
+            yield attempt.name, "go"
+            if self.faults < budget:
+                kinds = {"kill"}
+                if isinstance(attempt.effect, httpx.Request):
+                    kinds |= {"lost", "never", "late"} if self.is_create(attempt.effect) else {"down"}
+                yield from ((attempt.name, kind) for kind in sorted(kinds & faults))
+        yield from ((name, "deliver") for name in sorted(self.pending))
+
+    def step(self, step: Step) -> None:
+        name, kind = step
+        self.trace.append(f"{name} {kind}: {_told(self.attempts[name].effect) if kind != 'deliver' else ''}")
+        if kind == "deliver":
+            self._ask_provider(self.pending.pop(name))
+            return
+        attempt = self.attempts[name]
+        self.faults += kind != "go"
+        match kind:
+            case "go":
+                self._carry_out(attempt)
+                return
+            case "lost":
+                self._ask_provider(attempt.effect)
+            case "late":
+                self.pending[name] = attempt.effect
+            case "kill":
+                attempt.flow.close()
+                attempt.ended, attempt.effect = True, None
+                return
+        broken = TransportError("the connection was reset", sent=True)
+        self._resume(attempt, lambda: attempt.flow.throw(broken))
+
+    def run(self, attempt: Attempt, limit: int = 500) -> Attempt:
+        """Let one attempt go on to its end, undisturbed."""
+        for _ in range(limit):
+            if attempt.ended:
+                return attempt
+            self.step((attempt.name, "go"))
+        raise AssertionError(f"{attempt.name} does not end")
+
+    def _carry_out(self, attempt: Attempt) -> None:
+        effect = attempt.effect
+        try:
+            match effect:
+                case httpx.Request():
+                    result: Any = raise_for_status(answer := self._ask_provider(effect)) or answer
+                case Download(request, path):
+                    result = path.write_bytes(self._ask_provider(request).content) and None
+                case Sleep(_):
+                    result = None
+                    self.clock.now = max(self.clock.now, attempt.wake)
+                case Do(function) if self.torn_commits and (halves := _halves(function)):
+                    folder, before, after = halves
+                    if folder.read() == before:
+                        attempt.effect = Write(folder, after)
+                        return
+                    result = None
+                case Do(function):
+                    result = function()
+                case Write(folder, result):
+                    folder.replace("job.json", result.model_dump_json().encode())
+        except AnyBatchError as error:
+            thrown = error
+            self._resume(attempt, lambda: attempt.flow.throw(thrown))
+        else:
+            self._resume(attempt, lambda: attempt.flow.send(result))
+
+    def _resume(self, attempt: Attempt, go_on: Callable[[], Any]) -> None:
+        try:
+            attempt.effect = go_on()
+        except StopIteration as stop:
+            attempt.ended, attempt.effect, attempt.returned = True, None, stop.value
+        except AnyBatchError as error:
+            attempt.ended, attempt.effect, attempt.raised = True, None, error
+        if isinstance(attempt.effect, Sleep):
+            attempt.wake = self.clock.now + attempt.effect.seconds
+        if not attempt.ended and (mark := attempt.flow.gi_frame.f_locals.get("attempt")):
+            self.marks.setdefault(mark)
+
+    def _ask_provider(self, request: httpx.Request) -> httpx.Response:
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        headers |= dict([self.key_header])
+        query = parse_qs(request.url.query.decode(), keep_blank_values=True)
+        reply = self.fake(Request(request.method, request.url.path, query, headers, request.read()))
+        return httpx.Response(reply.status, headers=dict(reply.headers), content=reply.body, request=request)
+
+    # what a state is
+
+    def shared(self, ledger: Ledger | None) -> Any:
+        """What a later attempt can find: the ledger, and the provider's batches."""
+        return self._value(ledger), self._batches(), tuple(sorted(self.pending))
+
+    def state(self, ledger: Ledger | None) -> Any:
+        """All that the future can depend on."""
+        return self.shared(ledger), self.faults, tuple(map(self._position, self.attempts.values()))
+
+    def _batches(self) -> Any:
+        times = sorted({int(batch.created_at) for batch in self.fake.batches.values()})
+        return tuple(
+            (times.index(int(batch.created_at)), str(batch.state) if batch.state in DEAD else "live",
+             self._name(batch.input_file_id or ""))
+            for batch in self.fake.batches.values()
+        )  # fmt: skip
+
+    def _position(self, attempt: Attempt) -> Any:
+        if attempt.ended:
+            return attempt.name, type(attempt.raised), self._value(attempt.returned)
+        frames = []
+        for frame in attempt.frames():
+            local = {name: self._value(value) for name, value in frame.f_locals.items() if name != "scratch"}
+            frames.append((_name_of(frame), frame.f_lasti, tuple(sorted(local.items(), key=str))))
+        return attempt.name, tuple(frames), self._age(attempt.wake), attempt.is_writing
+
+    def _age(self, at: float) -> float:
+        return max(min(self.clock.now - at, LEASE), -LEASE)
+
+    def _name(self, text: str) -> str:
+        """Attempts, batches and files by their order."""
+        for number, known in enumerate((self.marks, self.fake.batches, self.fake.files)):  # type: ignore[attr-defined]
+            if text in known:
+                return f"{number}.{list(known).index(text)}"
+        return text
+
+    def _value(self, value: Any) -> Any:
+        match value:
+            case None | bool() | int():
+                return value
+            case float():
+                return self._age(value)
+            case str():
+                return self._name(value)
+            case Batch():
+                return self._name(value.id), str(value.status)
+            case Ledger():
+                fixed = value.revision, value.fingerprint, value.landed_at is not None
+                return fixed, self._value(value.shards), self._value(value.stopping)
+            case ShardRecord():
+                names = tuple(
+                    self._name(name or "") for name in (value.file_id, value.batch_id, value.attempt)
+                )
+                return value.step, value.tries, names, self._age(value.creating_at or 0.0)
+            case list() | tuple():
+                return tuple(map(self._value, value))
+            case Mapping():
+                return tuple((self._value(name), self._value(item)) for name, item in value.items())
+            case BaseException():
+                return type(value).__name__
+            case _ if type(value).__name__ == "Submission":
+                return value.unanswered
+            case _:
+                return type(value).__name__
+
+
+def _name_of(frame: FrameType) -> str:
+    return frame.f_code.co_name
+
+
+def _halves(function: Any) -> tuple[JobFolder, Ledger, Ledger] | None:
+    """What a commit compares and writes."""
+    call = getattr(function, "func", None)
+    if call is None or call.__name__ != "commit":
+        return None
+    before, after = function.args
+    return call.__self__, before, after.model_copy(update={"revision": before.revision + 1})
+
+
+def _told(effect: Any) -> str:
+    match effect:
+        case httpx.Request():
+            return f"{effect.method} {effect.url.path}"
+        case Do(function):
+            return getattr(function, "func", function).__qualname__
+        case _:
+            return str(effect)
+
+
+@dataclass
+class Findings:
+    """What an exploration came to."""
+
+    states: int = 0
+    endings: int = 0
+    most_batches: int = 0
+    faults: list[str] = field(default_factory=list)
+
+
+def explore(
+    open_world: Callable[[], World],
+    read: Callable[[World], Ledger | None],
+    check: Callable[[World], None],
+    *,
+    faults: frozenset[str] = frozenset(),
+    budget: int = 0,
+    allowed: Callable[[World, Step], bool] = lambda world, step: True,
+    most_failures: int = 1,
+) -> Findings:
+    """Visit every state; `check` sees each state of ledger and provider once, in a world of its own."""
+    found = Findings()
+    seen: set[Any] = set()
+    checked: set[Any] = set()
+    paths: list[list[Step]] = [[]]
+    while paths and len(found.faults) < most_failures:
+        path = paths.pop()
+        world = _replayed(open_world, path)
+        try:
+            while True:
+                ledger = read(world)
+                state = world.state(ledger)
+                if state in seen:
+                    break
+                seen.add(state)
+                found.most_batches = max(found.most_batches, len(world.fake.batches))
+                steps = [step for step in world.steps(faults, budget) if allowed(world, step)]
+                ends = all(attempt.ended for attempt in world.attempts.values())
+                found.endings += ends
+                shared = world.shared(ledger)
+                if ends or shared not in checked:
+                    checked.add(shared)
+                    now = world.clock.now  # the clock is the process's: all worlds set it
+                    _check(open_world, path, check, found)
+                    world.clock.now = now
+                if not steps:
+                    break
+                paths += [[*path, step] for step in steps[1:]]
+                world.step(steps[0])
+                path = [*path, steps[0]]
+        finally:
+            world.close()
+    found.states = len(seen)
+    return found
+
+
+def _replayed(open_world: Callable[[], World], path: list[Step]) -> World:
+    world = open_world()
+    for step in path:
+        world.step(step)
+    return world
+
+
+def _check(
+    open_world: Callable[[], World], path: list[Step], check: Callable[[World], None], found: Findings
+) -> None:
+    world = _replayed(open_world, path)
+    try:
+        check(world)
+    except AssertionError as error:
+        found.faults.append("\n  ".join([f"{error}", *world.trace]))
+    finally:
+        world.close()

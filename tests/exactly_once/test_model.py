@@ -1,0 +1,241 @@
+"""Proof by exhaustion: two attempts in every order, each dying at any step, then a third that is left alone.
+
+Here an attempt is the product's own flow, taken effect by effect, on a clock that moves only when somebody
+sleeps; so a process that is stopped for any length of time is among the orders. After every state that two
+attempts can reach, a third attempt must come to exactly one live batch, the one in the ledger.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from upath import UPath
+
+from anybatch import Job, get_provider, shards
+from anybatch.flow import Sleep
+from anybatch.job import job_metadata
+from anybatch.ledger import Ledger, Step
+from anybatch.providers import base
+from anybatch.shards import Submission
+from anybatch.submit import new_ledger, prepare, submit
+from tests.exactly_once.explore import LEASE, START, Clock, Findings, World, explore
+from tests.exactly_once.stage import requests, write
+from tests.fakes.openai import OpenAIFake
+
+PRINT = "fingerprint"
+
+
+def is_create(request: httpx.Request) -> bool:
+    return request.method == "POST" and request.url.path == "/v1/batches"
+
+
+class Model:
+    """Makes worlds in which attempts A and B have just begun, and lets a third one finish."""
+
+    def __init__(self, home: Path, clock: Clock, step: Step | None, *, store: bool = False) -> None:
+        """`step` is where the shard stands at first; None: there is no ledger yet, and attempts submit."""
+        self.home, self.clock, self.step, self.store = home, clock, step, store
+        self.provider = get_provider("openai", api_key="test-key", api_base="http://provider/v1")
+        self.inputs = [write(home / f"{n}.jsonl", requests("m", n)) for n in (2, 3)]
+        self.job = Job(input=self.inputs[0], output=home / "none", id="job", lease=LEASE)
+        self.plan = prepare(self.job, self.provider, home)
+        self.metadata = job_metadata(self.job, self.provider)
+        self._numbers = count()
+
+    def open(self, second: int = 0) -> World:
+        """A new world; B has input number `second`, A the first."""
+        self.clock.now = START
+        fake = OpenAIFake(clock=self.clock)
+        home = (
+            UPath(f"memory://model/{next(self._numbers)}")
+            if self.store
+            else self.home / f"w{next(self._numbers)}"
+        )
+        world = World(
+            fake,
+            self.clock,
+            home,
+            ("authorization", f"Bearer {fake.key}"),
+            is_create,
+            torn_commits=self.store,
+        )
+        if self.step is not None:
+            self._write_ledger(world)
+        self.begin(world, "A")
+        self.begin(world, "B", second)
+        return world
+
+    def _write_ledger(self, world: World) -> None:
+        assert self.plan is not None
+        ledger = new_ledger(self.job, self.provider, self.plan, PRINT)
+        if self.step is Step.UPLOADED:
+            file = world.fake._store_file("in.jsonl", "batch", self.inputs[0].read_bytes())  # type: ignore[attr-defined]
+            ledger = ledger.with_shard(
+                ledger.shards[0].model_copy(update={"step": Step.UPLOADED, "file_id": file.id})
+            )
+        world.folder.mkdir(parents=True)
+        folder = replace(self.job, output=world.folder).folder
+        folder.replace("job.json", ledger.model_dump_json().encode())
+
+    def begin(self, world: World, name: str, number: int = 0) -> Any:
+        job = replace(self.job, output=world.folder, input=self.inputs[number])
+        if self.step is None:
+            attempt = world.begin(name, submit(job, self.provider))
+            world.step((name, "go"))  # reading the input concerns nobody else
+            return attempt
+        return world.begin(
+            name, Submission(job, self.provider, self.plan, 0, self.metadata, name, PRINT).run()
+        )
+
+    def read(self, world: World) -> Ledger | None:
+        return replace(self.job, output=world.folder).ledger()
+
+    def check(self, world: World, number: int = 0) -> None:
+        """A third attempt, left alone, comes to the one live batch."""
+        ended = [attempt for attempt in world.attempts.values() if attempt.returned is not None]
+        live = [batch.id for batch in world.fake.live_batches()]
+        if len(ended) == len(world.attempts) and not world.faults and self.same:
+            assert {_id_of(attempt.returned) for attempt in ended} == set(live), "both have one batch"
+        third = world.run(self.begin(world, "C", number))
+        assert third.raised is None, repr(third.raised)
+        live = [batch.id for batch in world.fake.live_batches()]
+        states = {batch.id: str(batch.state) for batch in world.fake.batches.values()}
+        assert [_id_of(third.returned)] == live, states
+        assert len(states) <= self.most, states
+        ledger = self.read(world)
+        assert ledger is not None
+        assert ledger.batch_ids == live
+        assert world.fake.batches[live[0]].input_file_id == ledger.shards[0].file_id
+
+    same = True  # both attempts have the same input
+    most = 3  # batches that may ever be created
+
+
+def _id_of(returned: Any) -> str:
+    batch = returned[0] if isinstance(returned, list) else returned
+    return str(batch.id)
+
+
+def fair(world: World, step: tuple[str, str]) -> bool:
+    """No time passes while another attempt is creating or writing: nobody is stopped for a whole lease."""
+    name, kind = step
+    asleep = kind == "go" and isinstance(world.attempts[name].effect, Sleep)
+    return not asleep or not any(
+        other.may_create or other.is_writing
+        for other in world.attempts.values()
+        if other.name != name and not other.ended
+    )
+
+
+def only_a(world: World, step: tuple[str, str]) -> bool:
+    """Faults befall A alone: A and B are alike, so one fault may as well be A's."""
+    return step[0] == "A" or step[1] in ("go", "deliver")
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Model]]:
+    clock = Clock()
+    monkeypatch.setattr(time, "time", clock)
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr(base, "_ASK_AFTER", (1.0,))
+    monkeypatch.setattr(shards, "_LEASE_POLL", LEASE)
+    monkeypatch.setattr(shards, "_WRITE_TIME", 1.0)
+    monkeypatch.setattr(logging.getLogger("anybatch"), "disabled", True)
+    ram = Path("/dev/shm")
+    home = ram / f"anybatch-{os.getpid()}" if ram.is_dir() else tmp_path
+    home.mkdir(exist_ok=True)
+    yield lambda step, **options: Model(home, clock, step, **options)
+    if home != tmp_path:
+        shutil.rmtree(home)
+
+
+def explored(model: Model, *faults: str, budget: int = 0, **options: Any) -> Findings:
+    found = explore(
+        options.pop("open_world", model.open),
+        model.read,
+        options.pop("check", model.check),
+        faults=frozenset(faults),
+        budget=budget,
+        **options,
+    )
+    assert not found.faults, found.faults[0]
+    assert found.endings > 1
+    return found
+
+
+def test_two_attempts_in_any_order(model: Callable[..., Model]) -> None:
+    """Stopped for any time and killed anywhere: two batches at the most, and one in the end."""
+    world = model(Step.PLANNED)
+    world.most = 2
+    assert explored(world).states > 500
+
+
+def test_two_attempts_that_are_not_stopped_for_long(model: Callable[..., Model]) -> None:
+    """Killed anywhere, in every order, but nobody is stopped for a whole lease: never a second batch."""
+    world = model(Step.PLANNED)
+    world.most = 1
+    assert explored(world, "kill", budget=1, allowed=fair).states > 300
+
+
+def test_a_create_that_is_lost(model: Callable[..., Model]) -> None:
+    world = model(Step.UPLOADED)
+    world.most = 2
+    assert explored(world, "lost", budget=1, allowed=only_a).states > 1000
+
+
+@pytest.mark.deployment
+@pytest.mark.parametrize(
+    ("faults", "budget", "most"),
+    [
+        (("lost", "never"), 1, 2),
+        (("late",), 1, 3),  # on top of the two that stopped attempts can make
+        (("down", "lost"), 2, 2),
+        (("kill", "lost"), 2, 2),
+    ],
+)
+def test_more_faults(model: Callable[..., Model], faults: tuple[str, ...], budget: int, most: int) -> None:
+    world = model(Step.UPLOADED)
+    world.most = most
+    explored(world, *faults, budget=budget, allowed=only_a)
+
+
+@pytest.mark.deployment
+def test_two_submissions_from_nothing(model: Callable[..., Model]) -> None:
+    """The opening of the ledger is among the steps."""
+    world = model(None)
+    world.most = 2
+    explored(world)
+
+
+@pytest.mark.deployment
+@pytest.mark.parametrize("last", [0, 1])
+def test_two_inputs(model: Callable[..., Model], last: int) -> None:
+    """B has other input than A, one of them may be killed, the third has either: one batch, of its own."""
+    world = model(None)
+    world.most, world.same = 3, False
+    explored(
+        world,
+        "kill",
+        budget=1,
+        allowed=fair,
+        open_world=lambda: world.open(second=1),
+        check=lambda found: world.check(found, last),
+    )
+
+
+@pytest.mark.deployment
+def test_a_store_where_writes_can_overwrite_each_other(model: Callable[..., Model]) -> None:
+    """Comparing and writing are two steps there; as long as no write takes long, never a second batch."""
+    world = model(Step.UPLOADED, store=True)
+    world.most = 1
+    explored(world, "kill", budget=1, allowed=fair)
