@@ -153,10 +153,10 @@ def report(manifest: dict[str, Any], joined: dict[str, Any], watch: Watch, show:
     print(f"\nresults      {manifest['results']}\njoined table {joined['table']}\n")
     with open(joined["table"], newline="", encoding="utf-8") as file:
         for row in islice(csv.DictReader(file), 8):
-            print(f"  {row['operation_id']:<52} {row['outcome']:<10} {row['kind']}")
-    kinds = sorted(joined["kinds"].items(), key=lambda item: -item[1])
+            print(f"  {row['operation_id']:<52} {row['category']:<8} {row['summary'][:60]}")
+    categories = sorted(joined["categories"].items(), key=lambda item: -item[1])
     print("  …" + ("  (the stand-in model draws its answers by lot)" if PROVIDER == "local" else ""))
-    print("\nanswers: " + ", ".join(f"{count:,} {kind}" for kind, count in kinds))
+    print("\nanswers: " + ", ".join(f"{count:,} {kind}" for kind, count in categories))
     counts = ", ".join(f"{count:,} {outcome}" for outcome, count in manifest["counts"].items() if count)
     print(f"rows:    {manifest['rows']:,}: {counts}")
     looks = sum(watch.while_waiting.values())

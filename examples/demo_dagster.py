@@ -140,9 +140,9 @@ def report(facts: dict[str, Any], rows: list[dict[str, Any]], watch: Watch, show
     print(f"\nresults      {facts['anybatch/results']}")
     print(f"joined table {TABLE.to_user_string()}, {len(rows):,} rows\n")
     for row in islice(rows, 8):
-        print(f"  {row['operation_id']:<52} {row['outcome']:<10} {row.get('kind', '')}")
-    kinds = Counter(row.get("kind") or "none" for row in rows)
-    print("  …\n\nanswers: " + ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common()))
+        print(f"  {row['operation_id']:<52} {row.get('category', ''):<8} {row.get('summary', '')[:60]}")
+    categories = Counter(row.get("category") or "none" for row in rows)
+    print("  …\n\nanswers: " + ", ".join(f"{count:,} {kind}" for kind, count in categories.most_common()))
     outcomes = Counter(str(row["outcome"]) for row in rows)
     print("rows:    " + ", ".join(f"{count:,} {outcome}" for outcome, count in outcomes.most_common()))
     looks = sum(watch.while_waiting.values())

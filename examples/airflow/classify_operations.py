@@ -36,8 +36,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "examples" / "data" / "api_operations.csv"
 OUTPUT = os.environ.get("ANYBATCH_OUTPUT") or f"{ROOT}/out/airflow"  # or "s3://my_aws_conn@bucket/…"
 
-QUESTION = "Service: {service}\nOperation: {operation}\nWhat it does: {description}"
-SYSTEM = "Say what this API operation does to the caller's resources."
+QUESTION = "{description}\n\n(Operation {operation} of {service})"
+SYSTEM = "Say what this API operation does to the caller's data, and sum it up in one short sentence."
 ANSWER = {
     "type": "json_schema",
     "json_schema": {
@@ -45,8 +45,11 @@ ANSWER = {
         "strict": True,
         "schema": {
             "type": "object",
-            "properties": {"kind": {"enum": ["read", "create", "update", "delete", "run"]}},
-            "required": ["kind"],
+            "properties": {
+                "category": {"type": "string", "enum": ["read", "write", "delete", "admin"]},
+                "summary": {"type": "string"},
+            },
+            "required": ["category", "summary"],
             "additionalProperties": False,
         },
     },
@@ -85,15 +88,15 @@ with DAG(
 
         results = Path(manifest["results"])
         table = results.with_name("joined.csv")
-        kinds: Counter[str] = Counter()
+        categories: Counter[str] = Counter()
         with table.open("w", newline="", encoding="utf-8") as file:
             rows = join_results(TABLE, results, id="operation_id", parse="json")
-            columns = ["operation_id", "service", "kind", "outcome", "error"]
+            columns = ["operation_id", "service", "operation", "category", "summary", "outcome", "error"]
             writer = csv.DictWriter(file, columns, extrasaction="ignore")
             writer.writeheader()
             for row in rows:
                 writer.writerow(row)
-                kinds[row.get("kind") or "none"] += 1
-        return {"table": str(table), "kinds": dict(kinds)}
+                categories[row.get("category") or "none"] += 1
+        return {"table": str(table), "categories": dict(categories)}
 
     join(classify.output)

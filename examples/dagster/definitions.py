@@ -33,8 +33,8 @@ MODEL = os.environ.get("ANYBATCH_MODEL") or {
 }.get(PROVIDER, "gpt-4o-mini")
 TABLE = Path(__file__).resolve().parents[1] / "data" / "api_operations.csv"
 
-QUESTION = "Service: {service}\nOperation: {operation}\nWhat it does: {description}"
-SYSTEM = "Say what this API operation does to the caller's resources, and sum it up in one sentence."
+QUESTION = "{description}\n\n(Operation {operation} of {service})"
+SYSTEM = "Say what this API operation does to the caller's data, and sum it up in one short sentence."
 ANSWER = {
     "type": "json_schema",
     "json_schema": {
@@ -43,10 +43,10 @@ ANSWER = {
         "schema": {
             "type": "object",
             "properties": {
-                "kind": {"enum": ["read", "write", "delete", "admin"]},
+                "category": {"type": "string", "enum": ["read", "write", "delete", "admin"]},
                 "summary": {"type": "string"},
             },
-            "required": ["kind", "summary"],
+            "required": ["category", "summary"],
             "additionalProperties": False,
         },
     },
@@ -74,8 +74,8 @@ def classified_operations(
 ) -> dg.MaterializeResult[list[dict[str, Any]]]:
     """The table with the answers beside its rows, those without an answer included."""
     rows = list(join_results(operations, operation_kinds, id="operation_id", parse="json"))
-    kinds = Counter(row.get("kind") or "none" for row in rows)
-    return dg.MaterializeResult(value=rows, metadata={"dagster/row_count": len(rows), **kinds})
+    categories = Counter(row.get("category") or "none" for row in rows)
+    return dg.MaterializeResult(value=rows, metadata={"dagster/row_count": len(rows), **categories})
 
 
 defs = dg.Definitions(

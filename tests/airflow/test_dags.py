@@ -62,8 +62,8 @@ def test_the_example_classifies_its_table(settings: Path) -> None:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2400
     assert {row["outcome"] for row in rows} == {"succeeded", "failed"}
-    kinds = {row["kind"] for row in rows if row["outcome"] == "succeeded"}
-    assert kinds == {"read", "create", "update", "delete", "run"}
+    categories = {row["category"] for row in rows if row["outcome"] == "succeeded"}
+    assert categories == {"read", "write", "delete", "admin"}
     with Client("local") as client:
         assert len(client.list()) == 1
 
