@@ -86,6 +86,8 @@ class DagsterStack:
             yaml.safe_load(RULES.read_text()), {"telemetry": {"enabled": False}, **(config or {})}
         )
         self._env = {**os.environ, "DAGSTER_HOME": str(home), "PYTHONUNBUFFERED": "1", **(env or {})}
+        # Images for containers like to set it, and then every run compiles Dagster anew: 8 s of CPU, not 3.
+        self._env.pop("PYTHONDONTWRITEBYTECODE", None)
         self._say = say
         self._process: subprocess.Popen[bytes] | None = None
         self._instance: dg.DagsterInstance | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -22,7 +23,7 @@ UNDECODABLE = "undecodable_line"
 
 
 def decode_line(raw: bytes, provider: Provider, endpoint: str | None) -> tuple[Row, dict[str, Any] | None]:
-    """One result line as a row, and its JSON.
+    """One result line as a row (without its `raw`, for whoever has it), and its JSON.
 
     A broken line costs its own row only: it becomes a failed row with the code `undecodable_line`, and an
     empty custom_id where not even that can be read.
@@ -33,10 +34,8 @@ def decode_line(raw: bytes, provider: Provider, endpoint: str | None) -> tuple[R
             raise ValueError("not a JSON object")
         row = provider.decode(record, endpoint)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return Row(
-            _salvaged_id(raw), Outcome.FAILED, None, RowError(UNDECODABLE, str(error)), None, raw
-        ), None
-    return Row(row.custom_id, row.outcome, row.result, row.error, row.status_code, raw), record
+        return Row(_salvaged_id(raw), Outcome.FAILED, None, RowError(UNDECODABLE, str(error))), None
+    return row, record
 
 
 def _salvaged_id(raw: bytes) -> str:
@@ -52,7 +51,8 @@ def iter_rows(path: Path, provider: Provider, endpoint: str | None) -> Iterator[
     with path.open("rb") as file:
         for _, raw in iter_lines(file):
             if not raw.isspace():
-                yield decode_line(raw.rstrip(b"\r\n"), provider, endpoint)[0]
+                raw = raw.rstrip(b"\r\n")
+                yield replace(decode_line(raw, provider, endpoint)[0], raw=raw)
 
 
 def landed_line(row: Row) -> bytes:

@@ -23,16 +23,14 @@ from anybatch import (
 )
 from anybatch.providers.compatible import DIALECTS
 
-from .world import PROVIDERS, REMOTE, Driver, RemoteWorld, World, landed, row_ids
+from .world import FORMATS, PROVIDERS, REMOTE, Driver, RemoteWorld, World, landed, row_ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
 every_provider = pytest.mark.parametrize("shared_world", PROVIDERS, indirect=True, scope="module")
-three_formats = pytest.mark.parametrize(
-    "shared_world", ["openai", "mistral", "anthropic", "novita"], indirect=True, scope="module"
-)
+three_formats = pytest.mark.parametrize("shared_world", FORMATS, indirect=True, scope="module")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from anybatch import (
     Outcome,
 )
 
-from .world import MODES, PROVIDERS, REMOTE, Driver, RemoteWorld, World, landed, row_ids, said
+from .world import MODES, PROVIDERS, REMOTE, SHAPES, Driver, RemoteWorld, World, landed, row_ids, said
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from anybatch import Batch, Page
 
 every_provider = pytest.mark.parametrize("shared_world", PROVIDERS, indirect=True, scope="module")
+every_shape = pytest.mark.parametrize("shared_world", [*SHAPES, "local"], indirect=True, scope="module")
 every_remote_provider = pytest.mark.parametrize("shared_world", REMOTE, indirect=True, scope="module")
 
 
@@ -127,7 +128,7 @@ def test_cancel(world: World, driver: Driver, tmp_path: Path) -> None:
     assert driver.cancel(batch.id).status is BatchStatus.CANCELLED, "asking again does no harm"
 
 
-@every_provider
+@every_shape
 def test_cancel_of_a_batch_that_has_ended(world: World, driver: Driver, tmp_path: Path) -> None:
     batch = created(world, driver, tmp_path)
     world.finish(batch.id)
@@ -186,7 +187,7 @@ def test_job_is_run_once(world: World, driver: Driver, tmp_path: Path) -> None:
         assert world.calls == [], "done is done, at no cost"
 
 
-@every_provider
+@every_shape
 def test_job_is_taken_up_where_it_stands(world: World, driver: Driver, tmp_path: Path) -> None:
     job = world.job(tmp_path)
     (batch,) = driver.submit(job)
