@@ -97,9 +97,7 @@ class Submission:
             if ledger is None:
                 raise LedgerConflictError(f"{folder.path / 'job.json'} was removed while the job was running")
             if ledger.fingerprint != self.fingerprint:
-                raise LedgerConflictError(
-                    f"job {self.job.identity} was submitted with other input by another attempt meanwhile"
-                )
+                raise replaced_meanwhile(self.job)
             record = ledger.shards[self.number]
             batch: Batch | None = None
             match next_move(record, self.attempt, time.time(), self.job.lease):
@@ -234,6 +232,12 @@ class Submission:
         )
         yield from self._commit(ledger, fresh)
         return None
+
+
+def replaced_meanwhile(job: Job) -> LedgerConflictError:
+    return LedgerConflictError(
+        f"job {job.identity} was submitted with other input by another attempt meanwhile"
+    )
 
 
 def _released(record: ShardRecord) -> ShardRecord:

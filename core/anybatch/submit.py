@@ -18,7 +18,7 @@ from .flow import Flow, do
 from .job import fingerprint, job_metadata
 from .ledger import JobFolder, Ledger, ShardRecord, Step, is_path, local_path, open_path
 from .lines import Plan, make_plan
-from .shards import Submission, stop, traces
+from .shards import Submission, replaced_meanwhile, stop, traces
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -105,7 +105,7 @@ def _spool_requests(requests: Iterable[Mapping[str, Any]], path: Path) -> Path:
 
 def open_ledger(job: Job, provider: Provider, plan: Plan | None, scratch: Path) -> Flow[Ledger]:
     """The ledger of this job and this input, made if there is none."""
-    folder = job.folder
+    folder, opened = job.folder, False
     while True:
         ledger = yield from do(folder.read)
         if ledger is not None and ledger.job != job.identity:
@@ -117,8 +117,11 @@ def open_ledger(job: Job, provider: Provider, plan: Plan | None, scratch: Path) 
             return ledger
         mark = fingerprint(job, provider, plan.digest)
         if ledger is None or ledger.fingerprint != mark:
+            if ledger is not None and opened:  # two live attempts must not replace each other for ever
+                raise replaced_meanwhile(job)
             new = new_ledger(job, provider, plan, mark, replaces=ledger)
             ledger = yield from do(partial(_open, folder, ledger, new))
+            opened = ledger is not None
         if ledger is not None and ledger.stopping:
             ledger = yield from _stop_replaced(job, provider, ledger)
         if ledger is None:

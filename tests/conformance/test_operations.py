@@ -81,6 +81,18 @@ def test_create_wait_results(world: World, driver: Driver, tmp_path: Path) -> No
     } == set(row_ids(3))
 
 
+@pytest.mark.parametrize("shared_world", ["litellm", "mistral"], indirect=True, scope="module")
+def test_downloads_of_two_batches_share_a_folder(world: World, driver: Driver, tmp_path: Path) -> None:
+    """LiteLLM's ids are longer than a file name may be, and most of them is alike."""
+    batches = [created(world, driver, tmp_path, rows=rows) for rows in (2, 3)]
+    paths = []
+    for batch in batches:
+        world.finish(batch.id)
+        paths += driver.download(batch.id, tmp_path / "files")
+    assert [path.read_bytes().count(b"\n") for path in paths] == [2, 3]
+    assert all(path.parent == tmp_path / "files" and len(path.name) < 200 for path in paths)
+
+
 @every_provider
 def test_list_is_paged_to_its_end(world: World, driver: Driver, tmp_path: Path) -> None:
     """Also where the listing never says that it has one."""

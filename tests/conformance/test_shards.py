@@ -11,7 +11,7 @@ import pytest
 from anybatch import BatchFailedError, BatchStatus, Job, Outcome
 from tests.fakes.rows import Quirks
 
-from .world import FORMATS, SHAPES, Driver, RemoteWorld, landed, row_ids
+from .world import FORMATS, Driver, RemoteWorld, landed, row_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +23,6 @@ ROWS = 20
 IDS = row_ids(ROWS)
 SIZES = [3, 3, 3, 3, 3, 3, 2]
 
-every_shape = pytest.mark.parametrize("shared_world", SHAPES, indirect=True, scope="module")
 every_format = pytest.mark.parametrize("shared_world", FORMATS, indirect=True, scope="module")
 
 
@@ -52,7 +51,7 @@ def end_by_number(fake: FakeProvider, batch_id: str) -> None:
             fake.finish(batch_id, quirks=quirks)
 
 
-@every_shape
+@every_format
 def test_seven_shards(world: RemoteWorld, small: Driver, tmp_path: Path) -> None:
     world.end_with(end_by_number)
     job = world.job(tmp_path, count=ROWS)

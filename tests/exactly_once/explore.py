@@ -83,10 +83,10 @@ class Attempt:
             flow = flow.gi_yieldfrom
 
     @property
-    def may_create(self) -> bool:
-        """Whether it holds a claim: between its note that it creates, and its note of what it created."""
-        creating = (frame.f_locals.get("claimed") for frame in self.frames() if _name_of(frame) == "_create")
-        return any(creating)
+    def has_claim(self) -> bool:
+        """Whether it is between its note that it creates, and its note of what it has created."""
+        inside = (frame for frame in self.frames() if _name_of(frame) in ("_claim", "_create"))
+        return any(frame.f_locals.get("claimed") is not None for frame in inside)
 
     @property
     def is_writing(self) -> bool:

@@ -129,11 +129,14 @@ def _id_of(returned: Any) -> str:
 def fair(world: World, step: tuple[str, str]) -> bool:
     """No time passes while another attempt is creating or writing: nobody is stopped for a whole lease."""
     name, kind = step
-    asleep = kind == "go" and isinstance(world.attempts[name].effect, Sleep)
-    return not asleep or not any(
-        other.may_create or other.is_writing
+    sleeper = world.attempts[name]
+    if kind != "go" or not isinstance(sleeper.effect, Sleep):
+        return True
+    return not any(
+        (other.has_claim or other.is_writing)
+        and not (isinstance(other.effect, Sleep) and other.wake >= sleeper.wake)
         for other in world.attempts.values()
-        if other.name != name and not other.ended
+        if other is not sleeper and not other.ended
     )
 
 
