@@ -74,8 +74,8 @@ class ShardRecord(BaseModel):
 class Ledger(BaseModel):
     """What is known of a job.
 
-    `revision` grows with every write. `stopping` holds what was begun with earlier input, until its batches
-    are cancelled.
+    `revision` grows with every write. `stopping` holds what was begun with earlier input, until all of its
+    batches are known and cancelled.
     """
 
     model_config = ConfigDict(frozen=True, defer_build=True)

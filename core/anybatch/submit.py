@@ -122,7 +122,7 @@ def open_ledger(job: Job, provider: Provider, plan: Plan | None, scratch: Path) 
             new = new_ledger(job, provider, plan, mark, replaces=ledger)
             ledger = yield from do(partial(_open, folder, ledger, new))
             opened = ledger is not None
-        if ledger is not None and ledger.stopping:
+        if ledger is not None and ledger.stopping and ledger.landed_at is None:
             ledger = yield from _stop_replaced(job, provider, ledger)
         if ledger is None:
             continue
@@ -183,7 +183,15 @@ def _stop_replaced(job: Job, provider: Provider, ledger: Ledger) -> Flow[Ledger 
         for record in old.shards:
             for batch in (yield from traces(job, provider, old, record, metadata)):
                 yield from stop(job, provider, batch)
-    done = ledger.model_copy(update={"stopping": ()})
+    # A create that nobody has heard of may come yet: every attempt looks for it again.
+    left = tuple(
+        old
+        for old in ledger.stopping
+        if any(record.batch_id is None and record.tries and provider.can_find for record in old.shards)
+    )
+    if left == ledger.stopping:
+        return ledger
+    done = ledger.model_copy(update={"stopping": left})
     return (yield from do(partial(job.folder.commit, ledger, done)))
 
 

@@ -223,14 +223,11 @@ def test_two_submissions_from_nothing(model: Callable[..., Model]) -> None:
 @pytest.mark.deployment
 @pytest.mark.parametrize("last", [0, 1])
 def test_two_inputs(model: Callable[..., Model], last: int) -> None:
-    """B has other input than A, one of them may be killed, the third has either: one batch, of its own."""
+    """B has other input than A, and the third either: one live batch, of its own."""
     world = model(None)
-    world.most, world.same = 3, False
+    world.most, world.same = 4, False
     explored(
         world,
-        "kill",
-        budget=1,
-        allowed=fair,
         open_world=lambda: world.open(second=1),
         check=lambda found: world.check(found, last),
     )

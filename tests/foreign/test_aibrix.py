@@ -42,7 +42,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if not program.exists():
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", VENV], check=True)
         uv = Path(sys.executable).with_name("uv")
-        install = [uv, "pip", "install", "-q", "--python", VENV / "bin/python", "-c", PINS, "aibrix"]
+        install = [
+            uv,
+            "pip",
+            "install",
+            "-q",
+            "--system-certs",
+            "--python",
+            VENV / "bin/python",
+            "-c",
+            PINS,
+            "aibrix",
+        ]
         subprocess.run(install, check=True)
     port, folder = free_port(), tmp_path_factory.mktemp("aibrix")
     with (folder / "log").open("wb") as log:

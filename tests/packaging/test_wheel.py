@@ -72,7 +72,18 @@ def test_the_core_works_alone(wheel: Path, tmp_path: Path) -> None:
     venv = tmp_path / "venv"
     run(sys.executable, "-m", "venv", "--without-pip", venv, cwd=tmp_path)
     python = venv / "bin" / "python"
-    run(UV, "pip", "install", "--python", python, "-c", ROOT / "constraints.txt", wheel, cwd=tmp_path)
+    run(
+        UV,
+        "pip",
+        "install",
+        "--system-certs",
+        "--python",
+        python,
+        "-c",
+        ROOT / "constraints.txt",
+        wheel,
+        cwd=tmp_path,
+    )
     told = run(python, "-c", JOB, str(tmp_path), cwd=tmp_path, HOME=str(tmp_path))
     assert str(venv) in told
     version = run(venv / "bin" / "anybatch", "--version", cwd=tmp_path, HOME=str(tmp_path))
