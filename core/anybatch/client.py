@@ -178,7 +178,7 @@ def _one_batch(
             content=path if provider.verbatim else spooled,
             spool=None if provider.verbatim else spool,
         )
-    if len(plan.shards) > 1:
+    if len(plan.shards) != 1:
         limits = provider.limits
         raise ConfigurationError(
             f"{path} has {plan.rows} requests; a batch at {provider.name} holds {limits.requests} requests "

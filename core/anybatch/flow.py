@@ -186,27 +186,27 @@ def _redirected(request: httpx.Request, response: httpx.Response, hops: int) -> 
 
 
 def _send(http: httpx.Client, request: httpx.Request) -> httpx.Response:
-    for hops in range(_MAX_REDIRECTS + 1):
+    hops = 0
+    while True:
         with retry.transport_errors(request):
             response = http.send(_prepare(http, request))
         following = _redirected(request, response, hops)
         if following is None:
-            break
-        request = following
-    retry.raise_for_status(response)
-    return response
+            retry.raise_for_status(response)
+            return response
+        request, hops = following, hops + 1
 
 
 async def _asend(http: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
-    for hops in range(_MAX_REDIRECTS + 1):
+    hops = 0
+    while True:
         with retry.transport_errors(request):
             response = await http.send(_prepare(http, request))
         following = _redirected(request, response, hops)
         if following is None:
-            break
-        request = following
-    retry.raise_for_status(response)
-    return response
+            retry.raise_for_status(response)
+            return response
+        request, hops = following, hops + 1
 
 
 # --- one download ------------------------------------------------------------------------------------
@@ -258,8 +258,8 @@ def _download(http: httpx.Client, policy: retry.RetryPolicy, first: httpx.Reques
         body = _Resumable(first, file)
 
         def attempt() -> None:
-            request = body.request()
-            for hops in range(_MAX_REDIRECTS + 1):
+            request, hops = body.request(), 0
+            while True:
                 with retry.transport_errors(request):
                     response = http.send(_prepare(http, request), stream=True)
                     try:
@@ -273,10 +273,10 @@ def _download(http: httpx.Client, policy: retry.RetryPolicy, first: httpx.Reques
                     finally:
                         response.close()
                 if following is None:
-                    break
-                request = following
-            if not _finished(response, body):
-                retry.raise_for_status(response)
+                    if not _finished(response, body):
+                        retry.raise_for_status(response)
+                    return
+                request, hops = following, hops + 1
 
         while True:
             before = body.size
@@ -294,8 +294,8 @@ async def _adownload(
         body = _Resumable(first, file)
 
         async def attempt() -> None:
-            request = body.request()
-            for hops in range(_MAX_REDIRECTS + 1):
+            request, hops = body.request(), 0
+            while True:
                 with retry.transport_errors(request):
                     response = await http.send(_prepare(http, request), stream=True)
                     try:
@@ -309,10 +309,10 @@ async def _adownload(
                     finally:
                         await response.aclose()
                 if following is None:
-                    break
-                request = following
-            if not _finished(response, body):
-                retry.raise_for_status(response)
+                    if not _finished(response, body):
+                        retry.raise_for_status(response)
+                    return
+                request, hops = following, hops + 1
 
         while True:
             before = body.size

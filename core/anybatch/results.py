@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -29,13 +30,32 @@ def decode_line(raw: bytes, provider: Provider, endpoint: str | None) -> tuple[R
     empty custom_id where not even that can be read.
     """
     try:
-        record = orjson.loads(raw)
+        record = _record(raw)
         if not isinstance(record, dict):
             raise ValueError("not a JSON object")
         row = provider.decode(record, endpoint)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return Row(_salvaged_id(raw), Outcome.FAILED, None, RowError(UNDECODABLE, str(error))), None
     return row, record
+
+
+class _Mended(dict[str, Any]):
+    """A record whose line is not JSON to the letter, and cannot land as it is."""
+
+
+def _record(raw: bytes) -> Any:
+    try:
+        return orjson.loads(raw)
+    except ValueError:
+        mended = mended_json(raw)
+        return _Mended(mended) if isinstance(mended, dict) else mended
+
+
+def mended_json(text: bytes | str) -> Any:
+    """JSON as some servers spoil it: with NaN, which becomes null, or half a surrogate pair, as of an emoji
+    that was cut in two, which becomes a question mark. Raises ValueError for what is no JSON at all."""
+    value = json.loads(text, parse_constant=lambda _: None)
+    return orjson.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
 
 
 def _salvaged_id(raw: bytes) -> str:
@@ -68,7 +88,7 @@ def landed_line(row: Row) -> bytes:
 def has_openai_shape(record: dict[str, Any], custom_id: str, outcome: Outcome) -> bool:
     """Whether a provider's line is an output line of OpenAI's to the letter."""
     response, error = record.get("response"), record.get("error")
-    if record.get("custom_id") != custom_id or "outcome" in record:
+    if record.get("custom_id") != custom_id or "outcome" in record or isinstance(record, _Mended):
         return False
     if outcome is Outcome.SUCCEEDED:
         return (

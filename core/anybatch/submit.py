@@ -187,7 +187,7 @@ def _stop_replaced(job: Job, provider: Provider, ledger: Ledger) -> Flow[Ledger 
     left = tuple(
         old
         for old in ledger.stopping
-        if any(record.batch_id is None and record.tries and provider.can_find for record in old.shards)
+        if provider.can_find and any(record.tries > bool(record.batch_id) for record in old.shards)
     )
     if left == ledger.stopping:
         return ledger

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
 from anybatch import collect, shards
 from anybatch.providers import base
-
-LOOKS = (0.01, 0.05, 0.2)
-POLL = 0.02
+from tests.exactly_once.forge import Forge
+from tests.exactly_once.stage import LOOKS, POLL
 
 
 @pytest.fixture(autouse=True)
@@ -27,3 +27,16 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.upper().endswith(("_API_KEY", "_BASE_URL", "_API_BASE", "_PROXY")):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def forge() -> Iterator[Forge]:
+    with Forge() as forge:
+        yield forge
+
+
+@pytest.fixture(scope="session")
+def other_forge() -> Iterator[Forge]:
+    """For a second process at the same time."""
+    with Forge() as forge:
+        yield forge

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from tests.exactly_once import child
-from tests.exactly_once.conftest import LOOKS, POLL
+from tests.exactly_once.stage import LOOKS, POLL
 
 if TYPE_CHECKING:
     from anybatch import Job

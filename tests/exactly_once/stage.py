@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 FINDABLE = ("openai", "mistral")  # remote formats whose batches can be looked up
 JOBS = {"openai": "/v1/batches", "mistral": "/v1/batch/jobs", "anthropic": "/v1/messages/batches"}
 ROWS = 6
+LOOKS = (0.01, 0.05, 0.2)  # the pauses before a lost create is looked for, seconds
+POLL = 0.02
 QUICK = RetryPolicy(attempts=4, first_delay=0.001, longest_delay=0.005)
 MODEL = {"local": "local:echo?delay=0.05"}
 _DEAD = {BatchStatus.FAILED, BatchStatus.EXPIRED, BatchStatus.CANCELLED, BatchStatus.CANCELLING}

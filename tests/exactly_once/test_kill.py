@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,13 +11,7 @@ from tests.exactly_once.stage import FINDABLE, Stage
 from tests.exactly_once.test_connections import STEPS, request_of
 
 # How many of the points the quick run takes: each second, and so on.
-STRIDES = {"openai": 1, "mistral": 3, "local": 2}
-
-
-@pytest.fixture(scope="module")
-def forge() -> Iterator[Forge]:
-    with Forge() as forge:
-        yield forge
+STRIDES = {"openai": 2, "mistral": 4, "local": 4}
 
 
 def sweep(forge: Forge, name: str, home: Path, stride: int) -> None:

@@ -20,7 +20,7 @@ from anybatch.errors import LedgerConflictError
 from tests.exactly_once.forge import Forge, fresh
 from tests.exactly_once.stage import FINDABLE, Stage, requests, write
 
-REPEATS = {"openai": 8, "mistral": 4, "local": 8}
+REPEATS = {"openai": 6, "mistral": 3, "local": 6}
 LEASE = 0.3
 
 
@@ -63,15 +63,14 @@ def test_at_once_in_threads(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["openai", "local"])
-def test_at_once_in_processes(name: str, tmp_path: Path) -> None:
-    with Forge() as one, Forge() as two:
-        for number in range(4):
-            with Stage(name, fresh(tmp_path, str(number))) as stage:
-                job = stage.job(lease=60)
-                for forge in (one, two):
-                    forge.start(stage, job)
-                assert (one.ended(), two.ended()) == ("0", "0")
-                stage.check(stage.run(job), job)
+def test_at_once_in_processes(name: str, tmp_path: Path, forge: Forge, other_forge: Forge) -> None:
+    for number in range(4):
+        with Stage(name, fresh(tmp_path, str(number))) as stage:
+            job = stage.job(lease=60)
+            for one in (forge, other_forge):
+                one.start(stage, job)
+            assert (forge.ended(), other_forge.ended()) == ("0", "0")
+            stage.check(stage.run(job), job)
 
 
 def begin(threads: ThreadPoolExecutor, stage: Stage, job: Job) -> Future[Report]:
@@ -114,9 +113,9 @@ def test_a_create_slower_than_its_lease_is_overtaken_and_cancelled(
 
 
 @pytest.mark.parametrize("name", FINDABLE)
-def test_a_process_stopped_at_its_create_comes_back_too_late(name: str, tmp_path: Path) -> None:
+def test_a_process_stopped_at_its_create_comes_back_too_late(name: str, tmp_path: Path, forge: Forge) -> None:
     """SIGSTOP, a rival does the whole job's submission, SIGCONT: the late batch is cancelled by its maker."""
-    with Stage(name, tmp_path, ends=False) as stage, Forge() as forge:
+    with Stage(name, tmp_path, ends=False) as stage:
         job, process, batch_id = overtaken(stage, forge)
         os.kill(process, signal.SIGCONT)
         assert forge.ended() == "0"
@@ -127,9 +126,9 @@ def test_a_process_stopped_at_its_create_comes_back_too_late(name: str, tmp_path
 
 
 @pytest.mark.parametrize("name", FINDABLE)
-def test_a_process_that_comes_back_too_late_and_is_killed(name: str, tmp_path: Path) -> None:
+def test_a_process_that_comes_back_too_late_and_is_killed(name: str, tmp_path: Path, forge: Forge) -> None:
     """It could create but not cancel: nobody alive knows of its batch, until the next attempt looks."""
-    with Stage(name, tmp_path, ends=False) as stage, Forge() as forge:
+    with Stage(name, tmp_path, ends=False) as stage:
         job, process, batch_id = overtaken(stage, forge)
         hold = stage.server.hold("POST", stage.jobs, handled=True)
         os.kill(process, signal.SIGCONT)

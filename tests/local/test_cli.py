@@ -55,7 +55,7 @@ def test_status_of_a_job_under_way(tmp_path, capsys, requests):
         ),
         (
             ["run", "{tmp}/bad", "{tmp}/o", "--provider", "local", "--api-base", "{tmp}/bad/x.db"],
-            1,
+            2,
             "Cannot open",
         ),
         (["run", "{tmp}/bad", "{tmp}/out", "--provider", "local", "--metadata", "x"], 2, "KEY=VALUE"),

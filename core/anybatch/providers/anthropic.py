@@ -182,7 +182,7 @@ def parse_batch(raw: dict[str, Any]) -> Batch:
     }
     status = _status(raw, count)
     ended_at = unix_time(raw.get("ended_at"))
-    ended = {f"{status}_at": ended_at} if status.is_terminal else {}
+    ended: dict[str, Any] = {f"{status}_at": ended_at} if status.is_terminal else {}
     return Batch(
         id=id_of(raw, "batch"),
         status=status,

@@ -170,7 +170,9 @@ def parse_job(raw: dict[str, Any]) -> Batch:
     raw_status = str(raw.get("status") or "")
     status = _STATUSES.get(raw_status.upper(), BatchStatus.UNKNOWN)
     input_files = raw.get("input_files") or [None]
-    ended = {_ENDED_AT[status]: unix_time(raw.get("completed_at"))} if status in _ENDED_AT else {}
+    ended: dict[str, Any] = (
+        {_ENDED_AT[status]: unix_time(raw.get("completed_at"))} if status in _ENDED_AT else {}
+    )
     problems = tuple(
         BatchProblem(message=f"{item.get('message')} ({item.get('count', 1)} times)")
         for item in raw.get("errors") or []

@@ -28,6 +28,7 @@ from ..models import (
     Row,
     RowError,
 )
+from ..results import mended_json
 from .account import Account
 from .base import Limits, NewBatch, Provider, failed_row, get, id_of, json_of, post
 
@@ -232,10 +233,14 @@ def parse_batch(raw: dict[str, Any], provider: str) -> Batch:
     raw_status = str(raw.get("status") or "")
     fields = {name: raw.get(name) for name in ("endpoint", "model", "completion_window")}
     files = {name: raw.get(name) or None for name in ("input_file_id", "output_file_id", "error_file_id")}
+    texts: dict[str, Any] = {
+        name: None if value is None else str(value) for name, value in (fields | files).items()
+    }
+    times: dict[str, Any] = {name: unix_time(raw.get(name)) for name in _TIMES}
     return Batch(
         id=id_of(raw, "batch"),
-        **{name: None if value is None else str(value) for name, value in (fields | files).items()},
-        **{name: unix_time(raw.get(name)) for name in _TIMES},
+        **texts,
+        **times,
         errors=_errors(raw.get("errors")),
         status=_STATUSES.get(raw_status.lower(), BatchStatus.UNKNOWN),
         request_counts=_counts(raw),
@@ -336,7 +341,7 @@ def _response(response: Any) -> tuple[int | None, Body | None]:
     body = response.get("body")
     if isinstance(body, str):
         try:
-            body = json.loads(body)
+            body = mended_json(body)
         except ValueError:
             body = {"error": {"message": body}} if isinstance(status, int) and status >= 400 else None
     return status if isinstance(status, int) else None, Body(body) if isinstance(body, dict) else None
