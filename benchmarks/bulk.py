@@ -34,6 +34,8 @@ RUNS = 3
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else every answer waits 40 ms for an acknowledgement
+    wbufsize = 1 << 16
     outputs: list[Path]
 
     def log_message(self, *args: object) -> None:
@@ -68,6 +70,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("content-length", str(path.stat().st_size))
         self.end_headers()
+        self.wfile.flush()
         with path.open("rb") as file:
             self.connection.sendfile(file)
         return None
