@@ -63,8 +63,7 @@ if TYPE_CHECKING:
     )
     from .providers import LLMProvider, get_provider, provider_names
     from .retry import RetryPolicy
-
-    # TABLES from .tables import build_requests, join_results, write_jsonl
+    from .tables import build_requests, join_results, write_jsonl
 
 __all__ = [
     "APIError",
