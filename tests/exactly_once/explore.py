@@ -204,8 +204,9 @@ class World:
             attempt.ended, attempt.effect, attempt.raised = True, None, error
         if isinstance(attempt.effect, Sleep):
             attempt.wake = self.clock.now + attempt.effect.seconds
-        if not attempt.ended and (mark := attempt.flow.gi_frame.f_locals.get("attempt")):
-            self.marks.setdefault(mark)
+        if not attempt.ended:
+            local = attempt.flow.gi_frame.f_locals
+            self.marks.setdefault(local["attempt"] if "attempt" in local else local["self"].attempt)
 
     def _ask_provider(self, request: httpx.Request) -> httpx.Response:
         headers = {name.lower(): value for name, value in request.headers.items()}
@@ -224,6 +225,15 @@ class World:
         """All that the future can depend on."""
         return self.shared(ledger), self.faults, tuple(map(self._position, self.attempts.values()))
 
+    def mirrored(self, ledger: Ledger | None) -> Any:
+        """The state as it would be had the attempts changed their parts."""
+        attempts, marks = self.attempts, self.marks
+        self.attempts, self.marks = dict(reversed(attempts.items())), dict(reversed(marks.items()))
+        try:
+            return self.state(ledger)
+        finally:
+            self.attempts, self.marks = attempts, marks
+
     def _batches(self) -> Any:
         times = sorted({int(batch.created_at) for batch in self.fake.batches.values()})
         return tuple(
@@ -234,12 +244,12 @@ class World:
 
     def _position(self, attempt: Attempt) -> Any:
         if attempt.ended:
-            return attempt.name, type(attempt.raised), self._value(attempt.returned)
+            return type(attempt.raised), self._value(attempt.returned)
         frames = []
         for frame in attempt.frames():
             local = {name: self._value(value) for name, value in frame.f_locals.items() if name != "scratch"}
             frames.append((_name_of(frame), frame.f_lasti, tuple(sorted(local.items(), key=str))))
-        return attempt.name, tuple(frames), self._age(attempt.wake), attempt.is_writing
+        return tuple(frames), self._age(attempt.wake), attempt.is_writing
 
     def _age(self, at: float) -> float:
         return max(min(self.clock.now - at, LEASE), -LEASE)
@@ -322,9 +332,13 @@ def explore(
     faults: frozenset[str] = frozenset(),
     budget: int = 0,
     allowed: Callable[[World, Step], bool] = lambda world, step: True,
+    alike: bool = False,
     most_failures: int = 1,
 ) -> Findings:
-    """Visit every state; `check` sees each state of ledger and provider once, in a world of its own."""
+    """Visit every state; `check` sees each state of ledger and provider once, in a world of its own.
+
+    Where all attempts are `alike`, so are the states in which they have changed their parts.
+    """
     found = Findings()
     seen: set[Any] = set()
     checked: set[Any] = set()
@@ -336,7 +350,7 @@ def explore(
             while True:
                 ledger = read(world)
                 state = world.state(ledger)
-                if state in seen:
+                if state in seen or (alike and world.mirrored(ledger) in seen):
                     break
                 seen.add(state)
                 found.most_batches = max(found.most_batches, len(world.fake.batches))

@@ -180,14 +180,14 @@ def test_two_attempts_in_any_order(model: Callable[..., Model]) -> None:
     """Stopped for any time and killed anywhere: two batches at the most, and one in the end."""
     world = model(Step.PLANNED)
     world.most = 2
-    assert explored(world).states > 500
+    assert explored(world, alike=True).states > 200
 
 
 def test_two_attempts_that_are_not_stopped_for_long(model: Callable[..., Model]) -> None:
     """Killed anywhere, in every order, but nobody is stopped for a whole lease: never a second batch."""
     world = model(Step.PLANNED)
     world.most = 1
-    assert explored(world, "kill", budget=1, allowed=fair).states > 300
+    assert explored(world, "kill", budget=1, allowed=fair, alike=True).states > 100
 
 
 def test_a_create_that_is_lost(model: Callable[..., Model]) -> None:
@@ -217,7 +217,7 @@ def test_two_submissions_from_nothing(model: Callable[..., Model]) -> None:
     """The opening of the ledger is among the steps."""
     world = model(None)
     world.most = 2
-    explored(world)
+    explored(world, alike=True)
 
 
 @pytest.mark.deployment
@@ -233,9 +233,8 @@ def test_two_inputs(model: Callable[..., Model], last: int) -> None:
     )
 
 
-@pytest.mark.deployment
 def test_a_store_where_writes_can_overwrite_each_other(model: Callable[..., Model]) -> None:
     """Comparing and writing are two steps there; as long as no write takes long, never a second batch."""
     world = model(Step.UPLOADED, store=True)
     world.most = 1
-    explored(world, "kill", budget=1, allowed=fair)
+    explored(world, "kill", budget=1, allowed=fair, alike=True)
