@@ -207,7 +207,10 @@ class JobFolder:
             if _TEMPORARY.fullmatch(path.name):  # whoever writes one holds the lock, as we do now
                 path.unlink()
             elif path.name.startswith(_SCRATCH):
-                handle = os.open(path, os.O_RDONLY)
+                try:
+                    handle = os.open(path, os.O_RDONLY)
+                except FileNotFoundError:  # its owner has just removed it
+                    continue
                 with contextlib.suppress(BlockingIOError):  # in use
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(path, ignore_errors=True)

@@ -63,7 +63,7 @@ def attempt(order: dict[str, Any]) -> None:
 
     base._ASK_AFTER, shards._LEASE_POLL = tuple(order["looks"]), order["poll"]
     provider = get_provider(order["provider"], api_key=order["key"], api_base=order["api_base"])
-    provider.poll_seconds = (0.05, 0.05)
+    provider.poll_seconds, provider.limits = (0.05, 0.05), base.Limits(requests=order["rows"])
     job = Job(**order["job"])
     root, at = order["root"], order.get("at", 0)
     how = signal.Signals[order.get("how", "SIGKILL")]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from tests.exactly_once import child
-from tests.exactly_once.stage import LOOKS, POLL
+from tests.exactly_once.stage import LOOKS, POLL, ROWS
 
 if TYPE_CHECKING:
     from anybatch import Job
@@ -43,6 +43,7 @@ class Forge:
             "root": f"{stage.home}/",
             "looks": LOOKS,
             "poll": POLL,
+            "rows": ROWS // stage.shards,
             "verb": "run",
             "job": {"input": str(job.input), "output": str(job.output), "lease": job.lease,
                     "on_orphan": job.on_orphan},

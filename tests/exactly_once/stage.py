@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from anybatch import AsyncClient, Client, Job, Outcome, Report, RetryPolicy, get_provider
 from anybatch.models import BatchStatus
+from anybatch.providers.base import Limits
 from tests.fakes.anthropic import AnthropicFake
 from tests.fakes.mistral import MistralFake
 from tests.fakes.openai import OpenAIFake
@@ -63,13 +64,20 @@ class Stage:
     """One provider, remote or local, and a folder for a job's input and output.
 
     Remote batches end at the first look at them, with the first `failed` rows in an error file; unless `ends`
-    is False, then `finish` ends them.
+    is False, then `finish` ends them. A job of ROWS rows takes `shards` batches.
     """
 
     def __init__(
-        self, name: str, home: Path, *, ends: bool = True, failed: int = 0, proxy: bool = False
+        self,
+        name: str,
+        home: Path,
+        *,
+        ends: bool = True,
+        failed: int = 0,
+        shards: int = 1,
+        proxy: bool = False,
     ) -> None:
-        self.name, self.home, self.failed = name, home, failed
+        self.name, self.home, self.failed, self.shards = name, home, failed, shards
         self.model = MODEL.get(name, "m-1")
         self.input = write(home / "in.jsonl", requests(self.model))
         self._exits = ExitStack()
@@ -105,6 +113,7 @@ class Stage:
     def provider(self) -> Provider:
         provider = get_provider(self.name, api_key=self.key, api_base=self.api_base)
         provider.poll_seconds = (0.05, 0.05)
+        provider.limits = Limits(requests=ROWS // self.shards)
         return provider
 
     def client(self, *, retry: RetryPolicy = QUICK, timeout: float = 10.0) -> Client:
@@ -147,13 +156,13 @@ class Stage:
     def check(
         self, report: Report, job: Job | None = None, *, created: int | None = 1, rows: int = ROWS
     ) -> None:
-        """One live batch, of `created` in all; each row is there once; and doing it again costs nothing."""
+        """One live batch a shard, `created` times as many in all; each row once; and again costs nothing."""
         job = job or self.job()
         batches, live = self.batches(), self.live()
-        assert len(live) == 1, f"live: {live} of {batches}"
+        assert len(live) == self.shards, f"live: {live} of {batches}"
         if created is not None:
-            assert len(batches) == created, f"created: {batches}"
-        assert [batch.id for batch in report.batches] == live
+            assert len(batches) == created * self.shards, f"created: {batches}"
+        assert sorted(batch.id for batch in report.batches) == sorted(live)
         check_results(job, report, rows, self.failed)
         before = self.server.count() if self.name != "local" else 0
         assert self.run(job) == report

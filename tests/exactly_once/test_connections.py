@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations, product
 from pathlib import Path
 
@@ -135,28 +136,33 @@ def test_two_breaks_are_ridden_out(name: str, breaks: Mapping[str, str], tmp_pat
 
 
 LONG = [
-    (step, fault)
-    for step, fault in product([*STEPS, "find"], BRIEF)
+    pytest.param(
+        name,
+        step,
+        fault,
+        marks=[pytest.mark.deployment] if name == "mistral" and step not in ("create", "find") else [],
+    )
+    for name, step, fault in product(FINDABLE, [*STEPS, "find"], BRIEF)
     if fault != "cut in the body" and (fault != "not JSON" or not step.startswith("download"))
 ]
 
 
-@pytest.mark.parametrize(("step", "fault"), LONG)
+@pytest.mark.parametrize(("name", "step", "fault"), LONG)
 def test_an_outage_longer_than_the_retries_is_made_good_by_the_next_attempt(
-    stage: Stage, step: str, fault: str
+    name: str, step: str, fault: str, tmp_path: Path
 ) -> None:
     """Of one request only, the others work; for `find` the create is lost first, so that it is asked for."""
-    if step == "find":
-        fail(stage, "create", ResetAfter())
-    fail(stage, step, BRIEF[fault], times=1000)
-    answered = step == "create" and fault in ("reset after", "stalled")  # the batch exists, and is found
-    if answered:
-        attempt(stage, "sync", GIVES_UP)
-    else:
-        with pytest.raises(AnyBatchError):
+    with Stage(name, tmp_path, failed=1) as stage:
+        if step == "find":
+            fail(stage, "create", ResetAfter())
+        fail(stage, step, BRIEF[fault], times=1000)
+        if step == "create" and fault in ("reset after", "stalled"):  # the batch exists, and is found
             attempt(stage, "sync", GIVES_UP)
-    stage.server.clear_faults()
-    stage.check(attempt(stage, "sync"))
+        else:
+            with pytest.raises(AnyBatchError):
+                attempt(stage, "sync", GIVES_UP)
+        stage.server.clear_faults()
+        stage.check(attempt(stage, "sync"))
 
 
 def test_a_create_that_is_never_answered_is_tried_twice_and_then_left(stage: Stage) -> None:
@@ -187,3 +193,30 @@ def test_refused_connections_leave_nothing_open(name: str, mode: str, tmp_path: 
         with stage.proxy.refusing(), pytest.raises(TransportError, match="no answer"):
             attempt(stage, mode, GIVES_UP)
         stage.check(attempt(stage, mode))
+
+
+# --- a single batch, without a job and so without a ledger ---------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["reset before", "reset after", "stalled", "500", "not JSON"])
+def test_a_lost_create_of_a_single_batch(stage: Stage, fault: str) -> None:
+    fail(stage, "create", BRIEF[fault])
+    with stage.client(timeout=TIMEOUT) as client:
+        batch = client.create(stage.input, "/v1/chat/completions")
+    assert [*stage.batches()] == stage.live() == [batch.id]
+
+
+def test_a_create_that_was_slow_and_not_lost(tmp_path: Path) -> None:
+    """It comes through while the second one is answered: the older batch is kept, the other cancelled."""
+    with Stage("openai", tmp_path, ends=False) as stage, ThreadPoolExecutor(1) as threads:
+        first = stage.server.hold("POST", stage.jobs, handled=False)
+        second = stage.server.hold("POST", stage.jobs, handled=False)
+        with stage.client(timeout=1.0) as client:
+            creating = threads.submit(client.create, stage.input, "/v1/chat/completions")
+            second.wait()
+            first.release()
+            stage.server.wait_for("POST", stage.jobs)
+            second.release()
+            batch = creating.result(20)
+        assert len(stage.batches()) == 2
+        assert stage.live() == [batch.id] == [next(iter(stage.batches()))]

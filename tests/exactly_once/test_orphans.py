@@ -63,16 +63,15 @@ def test_an_unanswered_create_stops_and_says_what_to_check(stage: Stage, fault: 
     assert ("none is listed now" in said) == (not done)
 
 
-def test_the_message_names_no_batch_of_the_jobs_own(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_message_names_no_batch_of_the_jobs_own(tmp_path: Path) -> None:
     """Two shards; the first is on record, and must not be offered for cancelling."""
-    stage.server.fail("POST", stage.jobs, ResetAfter(), skip=1)
-    with stage.client() as client:
-        monkeypatch.setattr(client.provider, "limits", type(client.provider.limits)(requests=ROWS // 2))
+    with Stage("anthropic", tmp_path, shards=2) as stage:
+        stage.server.fail("POST", stage.jobs, ResetAfter(), skip=1)
         with pytest.raises(OrphanError) as caught:
-            client.submit(stage.job())
-    first, second = stage.batches()
-    assert first not in str(caught.value)
-    assert f"{second} ({ROWS // 2} requests)" in str(caught.value)
+            attempt(stage)
+        first, second = stage.batches()
+        assert first not in str(caught.value)
+        assert f"{second} ({ROWS // 2} requests)" in str(caught.value)
 
 
 @pytest.mark.parametrize("fault", UNANSWERED)

@@ -20,7 +20,7 @@ from anybatch.errors import LedgerConflictError
 from tests.exactly_once.forge import Forge, fresh
 from tests.exactly_once.stage import FINDABLE, Stage, requests, write
 
-REPEATS = {"openai": 6, "mistral": 3, "local": 6}
+REPEATS = {"openai": 5, "mistral": 2, "local": 4}
 LEASE = 0.3
 
 
@@ -50,12 +50,13 @@ def together(stage: Stage, job: Job, count: int, offset: Callable[[], float]) ->
         return [one.result(60) for one in [threads.submit(attempt, offset()) for _ in range(count)]]
 
 
+@pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("name", REPEATS)
-def test_at_once_in_threads(name: str, tmp_path: Path) -> None:
-    """No lease runs out, so one attempt creates and the others find; all have the same report."""
+def test_at_once_in_threads(name: str, shards: int, tmp_path: Path) -> None:
+    """No lease runs out, so for each shard one attempt creates and the others find; all report the same."""
     chance = random.Random(7)
     for number in range(REPEATS[name]):
-        with Stage(name, fresh(tmp_path, str(number))) as stage:
+        with Stage(name, fresh(tmp_path, str(number)), shards=shards) as stage:
             job = stage.job(lease=60)
             first, *others = together(stage, job, 3, lambda: chance.uniform(0, 0.04))
             assert all(report == first for report in others)
