@@ -13,6 +13,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
+import orjson
+
 from .lines import iter_lines
 from .models import BatchStatus, Outcome, Row, RowError, TokenUsage
 from .results import decode_line, has_openai_shape, landed_line
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from .models import Body
     from .providers.base import Provider
 
 # A landed line is a provider's own behind one more member, wherever that is in OpenAI's shape already.
@@ -41,7 +42,7 @@ class Tally:
     cached_tokens: int = 0
     cost: float | None = None
 
-    def add_body(self, body: Body) -> None:
+    def add_body(self, body: dict[str, Any]) -> None:
         """Add one response's model and tokens."""
         model, usage = body.get("model"), body.get("usage")
         if isinstance(model, str):
@@ -121,6 +122,15 @@ class _Index:
                     self._note(number, offset, raw)
 
     def _note(self, number: int, offset: int, raw: bytes) -> None:
+        if self._provider.decodes_as_openai and (found := _plain_success(raw)) is not None:
+            custom_id, body = found
+            if custom_id in self._expected and custom_id not in self.places:
+                self.places[custom_id] = _Place(number, offset, len(raw), Outcome.SUCCEEDED, True)
+                self._tally.add_body(body)
+                return
+        self._note_any(number, offset, raw)
+
+    def _note_any(self, number: int, offset: int, raw: bytes) -> None:
         row, record = decode_line(raw, self._provider, self._endpoint)
         custom_id = self._original.get(row.custom_id, row.custom_id)
         known = self.places.get(custom_id)
@@ -152,6 +162,29 @@ class _Index:
     def read(self, place: _Place) -> bytes:
         """A line, without moving the file for whoever is reading it."""
         return os.pread(self._files[place.file].fileno(), place.size, place.offset).strip()
+
+
+def _plain_success(raw: bytes) -> tuple[str, dict[str, Any]] | None:
+    """custom_id and body of the line that nearly all are: a success in OpenAI's shape to the letter.
+
+    The same as `decode_line` and `has_openai_shape` would find, at half the price; None for all others.
+    """
+    try:
+        record = orjson.loads(raw)
+        custom_id, response = record["custom_id"], record["response"]
+        body, status = response["body"], response["status_code"]
+    except (ValueError, LookupError, TypeError):
+        return None
+    if (
+        type(status) is int
+        and status < 400
+        and type(body) is dict
+        and type(custom_id) is str
+        and record.get("error") is None
+        and "outcome" not in record
+    ):
+        return custom_id, body
+    return None
 
 
 def merge(

@@ -80,6 +80,8 @@ def finalise_standin(store: Store, batch: Record) -> None:
     past = stages(batch)
     last = past[-1]
     plan = store.one("SELECT outcomes FROM plans WHERE batch_id = ?", batch.id)
+    if plan is None and batch.rows:  # a second closer, and the first is done
+        return
     outcomes: bytes = plan["outcomes"] if plan else b""
     worked = finished_rows(batch, last.at)
     unfinished = "batch_cancelled" if last.status == "cancelled" else "batch_expired"

@@ -73,6 +73,8 @@ class Provider(ABC):
     """Whether all requests of a batch must name one model."""
     verbatim: bool = True
     """Whether request lines are uploaded byte for byte."""
+    decodes_as_openai: bool = False
+    """Whether a result line in OpenAI's shape means what it means there; `decode` takes all others."""
     can_find: bool = True
     """Whether a batch can be looked up by what it was created from."""
     idempotent_create: bool = False

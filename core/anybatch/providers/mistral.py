@@ -52,6 +52,7 @@ class Mistral(Provider):
     endpoints = frozenset(f"/v1/{endpoint}" for endpoint in _ENDPOINTS)
     single_model = True  # the model is a field of the job
     verbatim = False
+    decodes_as_openai = True
     create_options = frozenset({"agent_id", "timeout_hours"})
     list_options = frozenset(
         {"model", "agent_id", "metadata", "created_after", "created_by_me", "status", "order_by"}

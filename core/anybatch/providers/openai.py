@@ -87,6 +87,8 @@ class Dialect:
 class OpenAIFormat(Provider):
     """A provider that speaks OpenAI's batch API."""
 
+    decodes_as_openai = True
+
     def __init__(self, account: Account, dialect: Dialect) -> None:
         super().__init__(account)
         self.dialect = dialect
