@@ -6,22 +6,42 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from anybatch_airflow.events import BatchCompletedTrigger
     from anybatch_airflow.hooks import AnyBatchHook
-    from anybatch_airflow.operators import AnyBatchOperator
+    from anybatch_airflow.operators import (
+        AnyBatchCancelOperator,
+        AnyBatchCreateOperator,
+        AnyBatchOperator,
+        AnyBatchResultsOperator,
+    )
     from anybatch_airflow.sensors import AnyBatchSensor
     from anybatch_airflow.triggers import AnyBatchTrigger
 
-__all__ = ["AnyBatchHook", "AnyBatchOperator", "AnyBatchSensor", "AnyBatchTrigger", "__version__"]
+__all__ = [
+    "AnyBatchCancelOperator",
+    "AnyBatchCreateOperator",
+    "AnyBatchHook",
+    "AnyBatchOperator",
+    "AnyBatchResultsOperator",
+    "AnyBatchSensor",
+    "AnyBatchTrigger",
+    "BatchCompletedTrigger",
+    "__version__",
+]
 
 __version__ = "0.1.0"
 
 # Airflow imports this package while it is itself half imported (provider discovery), so what needs
 # Airflow is looked up on first use.
 _HOMES = {
+    "AnyBatchCancelOperator": "operators.cancel",
+    "AnyBatchCreateOperator": "operators.create",
     "AnyBatchHook": "hooks",
-    "AnyBatchOperator": "operators",
+    "AnyBatchOperator": "operators.job",
+    "AnyBatchResultsOperator": "operators.results",
     "AnyBatchSensor": "sensors",
     "AnyBatchTrigger": "triggers",
+    "BatchCompletedTrigger": "events",
 }
 
 

@@ -11,14 +11,26 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseHook
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from airflow.providers.common.compat.sdk import Connection
 
     from anybatch import AsyncClient, Client
     from anybatch.watch import Watcher
 
-_FIRST_PARTY = "anthropic"  # the only platform of the Anthropic provider that serves message batches
+_FIRST_PARTY = "anthropic"  # the only platform of the Anthropic provider that signs in by API key
+
+# Connections of other providers whose extra names the model as "provider:model".
+_BY_MODEL = ("pydanticai", "pydantic-ai", "langchain")
+# What such a prefix is called here; others are the same.
+_PREFIXES = {
+    "openai-chat": "openai",  # two APIs of one account
+    "openai-responses": "openai",
+    "azure-openai": "azure",
+    "mistralai": "mistral",
+    "moonshotai": "moonshot",
+}
+_OTHER_SIGN_IN = {"pydanticai-bedrock": "AWS Bedrock", "pydanticai-vertex": "Google Vertex AI"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +41,7 @@ class ClientSettings:
     api_key: str | None = field(default=None, repr=False)
     api_base: str | None = None
     client_args: Mapping[str, Any] = field(default_factory=dict, repr=False)  # may hold headers
+    console_url: str | None = None
 
     def as_kwargs(self) -> dict[str, Any]:
         """Keyword arguments for `anybatch.Client` and `anybatch.AsyncClient`."""
@@ -44,8 +57,9 @@ class AnyBatchHook(BaseHook):
     """Turns an Airflow connection into an anybatch client.
 
     The connection's `password` is the key, `host` the base URL (empty for the provider's own), `extra` holds
-    `provider` and, for httpx, `client_args`. Connections of other types serve as they are: `openai`,
-    `anthropic`, `pydanticai`, `pydanticai-azure`, and any type whose `extra` names a `provider`. What the
+    `provider`, for httpx `client_args`, and for the link to a console that is not the provider's own
+    `console_url`. Connections of other types serve as they are: `openai`, `anthropic`, `pydanticai`,
+    `pydanticai_azure`, `langchain`, `llamaindex`, and any type whose `extra` names a `provider`. What the
     connection leaves empty comes from the provider's own environment variables, on the worker and on the
     triggerer alike.
 
@@ -85,30 +99,44 @@ class AnyBatchHook(BaseHook):
 
         return Client(**self._settings().as_kwargs(), **kwargs)
 
-    async def get_async_client(self, **kwargs: Any) -> AsyncClient:
-        """A new client for a trigger; the connection is looked up without blocking the event loop."""
-        from anybatch import AsyncClient
+    async def get_async_client(self, *, attempts: int | None = None) -> AsyncClient:
+        """A new client for a trigger, made without blocking the event loop.
 
-        return AsyncClient(**(await self._async_settings()).as_kwargs(), **kwargs)
+        `attempts` is how often it sends a request that fails, for callers that repeat calls by themselves.
+        """
+        settings = await self._async_settings()
+        # Importing the client takes long enough to hold up the other triggers, so not on their event loop.
+        return await asyncio.to_thread(_async_client, settings, attempts)
 
     async def get_watcher(self) -> Watcher:
         """The poller that all triggers of this process share for this account; one client for all."""
         settings = await self._async_settings()
-        # Importing the client takes long enough to hold up the other triggers, so not on their event loop.
         key, make_client = await asyncio.to_thread(_poller, settings)
         from anybatch.watch import get_watcher
 
         return get_watcher(key, make_client)
 
+    def console_url(self, client: Client | AsyncClient, batch_ids: Sequence[str]) -> str | None:
+        """Where a person looks at these batches; None where no such page is known."""
+        from anybatch.providers.consoles import console_url
+
+        pattern = self._settings().console_url
+        return console_url(client.account.api_base, batch_ids, pattern)
+
     def test_connection(self) -> tuple[bool, str]:
         """One cheap authenticated call; the message is for the person in front of the connection form."""
         from anybatch import AnyBatchError, RetryPolicy
+        from anybatch_airflow.diagnosis import diagnose
 
+        base = self.api_base
+        client_args: dict[str, Any] = {}
         try:
-            with self.get_client(retry=RetryPolicy(attempts=2)) as client:
+            client_args = dict(self._settings().client_args)
+            with self.get_client(retry=RetryPolicy(attempts=1)) as client:
+                base = client.account.api_base
                 return True, client.check()
         except AnyBatchError as error:
-            return False, str(error)
+            return False, diagnose(error, base, client_args)
         except (ImportError, TypeError, ValueError) as error:  # client_args that httpx does not take
             return False, f"{type(error).__name__}: {error}"
 
@@ -158,6 +186,7 @@ def read_connection(
         api_key=foreign.get("api_key") or connection.password or extra.get("api_key") or None,
         api_base=api_base or foreign.get("base_url") or _base_url(connection, kind) or extra.get("api_base"),
         client_args=client_args,
+        console_url=extra.get("console_url") or None,
     )
 
 
@@ -170,11 +199,12 @@ def _provider_of(conn_id: str, kind: str, extra: Mapping[str, Any]) -> str:
         return kind
     if kind == "pydanticai-azure":
         return "azure"
+    if kind == "llamaindex":  # which takes OpenAI's API and no other
+        return "openai"
     model = str(extra.get("model") or "")
-    if kind == "pydanticai" and ":" in model:
-        # "openai:gpt-…", and "openai-chat:…" / "openai-responses:…" for the two APIs of the same account
-        prefix = model.split(":", 1)[0]
-        return "openai" if prefix in ("openai-chat", "openai-responses") else prefix
+    if kind in _BY_MODEL and ":" in model:
+        prefix = model.split(":", 1)[0].replace("_", "-")
+        return _PREFIXES.get(prefix, prefix)
     raise ConfigurationError(
         f"connection {conn_id!r} (type {kind or 'unknown'}) does not say which provider it is for: "
         'put {"provider": "openai"} or another name into its extra, or give `provider` to the task'
@@ -190,7 +220,12 @@ def _refuse_foreign_auth(conn_id: str, kind: str, extra: Mapping[str, Any]) -> N
         )
     if kind == "anthropic" and str(extra.get("platform") or _FIRST_PARTY).lower() != _FIRST_PARTY:
         raise ConfigurationError(
-            f"connection {conn_id!r} is for platform {extra['platform']!r}, which serves no message batches"
+            f"connection {conn_id!r} signs in through platform {extra['platform']!r}; anybatch needs an API "
+            "key of Anthropic's own API"
+        )
+    if kind in _OTHER_SIGN_IN:
+        raise ConfigurationError(
+            f"connection {conn_id!r} signs in to {_OTHER_SIGN_IN[kind]}, whose batches anybatch does not run"
         )
 
 
@@ -220,6 +255,13 @@ def _object(value: Any) -> dict[str, Any]:
     if not isinstance(read, dict):
         raise ConfigurationError("client_args is not a JSON object")
     return read
+
+
+def _async_client(settings: ClientSettings, attempts: int | None) -> AsyncClient:
+    from anybatch import AsyncClient, RetryPolicy
+
+    retry = None if attempts is None else RetryPolicy(attempts=attempts)
+    return AsyncClient(**settings.as_kwargs(), retry=retry)
 
 
 def _poller(settings: ClientSettings) -> tuple[str, Callable[[], AsyncClient]]:

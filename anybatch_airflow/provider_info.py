@@ -24,14 +24,17 @@ def get_provider_info() -> dict[str, Any]:
         "hooks": _modules("hooks"),
         "operators": _modules("operators"),
         "sensors": _modules("sensors"),
-        "triggers": _modules("triggers"),
+        "triggers": _modules("triggers", "events"),
         "connection-types": [_connection_type()],
+        "task-decorators": [{"name": "anybatch", "class-name": "anybatch_airflow.decorators.anybatch_task"}],
+        "extra-links": ["anybatch_airflow.links.BatchLink", "anybatch_airflow.links.ResultsLink"],
         "config": {"anybatch": {"description": "Options of the anybatch provider.", "options": _options()}},
     }
 
 
-def _modules(name: str) -> list[dict[str, Any]]:
-    return [{"integration-name": _INTEGRATION, "python-modules": [f"anybatch_airflow.{name}"]}]
+def _modules(*names: str) -> list[dict[str, Any]]:
+    modules = [f"anybatch_airflow.{name}" for name in names]
+    return [{"integration-name": _INTEGRATION, "python-modules": modules}]
 
 
 def _connection_type() -> dict[str, Any]:
@@ -44,7 +47,7 @@ def _connection_type() -> dict[str, Any]:
             "relabeling": {"host": "API base URL", "password": "API key"},
             "placeholders": {
                 "host": "empty for the provider's own, else e.g. https://gateway.example.com/v1",
-                "password": "empty to use the provider's environment variable, e.g. OPENAI_API_KEY",
+                "password": "empty: from the environment, e.g. OPENAI_API_KEY",
             },
         },
         "conn-fields": {
@@ -58,6 +61,12 @@ def _connection_type() -> dict[str, Any]:
                 "label": "HTTP client arguments",
                 "description": 'Passed to httpx, e.g. {"timeout": 60, "proxy": "http://proxy:3128"}',
                 "schema": {"type": ["object", "null"]},
+            },
+            "console_url": {
+                "label": "Console URL",
+                "description": "The page of a batch that a task links to, where it is not the "
+                "provider's own, e.g. https://gateway.example.com/batches/{batch_id}",
+                "schema": {"type": ["string", "null"]},
             },
         },
     }

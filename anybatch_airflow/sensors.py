@@ -7,13 +7,17 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
-    AirflowException,
     AirflowFailException,
     AirflowSensorTimeout,
     AirflowSkipException,
     BaseSensorOperator,
     PokeReturnValue,
 )
+
+from anybatch_airflow.account import OnAccount, checked, final_errors, task_instance, waits_deferred
+from anybatch_airflow.inputs import batch_ids
+from anybatch_airflow.links import BatchLink, push_links
+from anybatch_airflow.policies import told_batches, utc
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -22,22 +26,33 @@ if TYPE_CHECKING:
 
     from anybatch import Batch
 
+_TRIGGER = "anybatch_airflow.triggers.AnyBatchTrigger"
 
-class AnyBatchSensor(BaseSensorOperator):
-    """Succeeds when all the batches have ended; pushes `{id: {"status", "total", "completed", "failed"}}`.
 
-    The batches are looked at once on the worker; if any still runs, the task defers and holds no slot.
+class AnyBatchSensor(OnAccount, BaseSensorOperator):
+    """Succeeds when all the batches have ended; returns `{id: {"status", "total", "completed", "failed"}}`.
 
-    :param batch_id: One id or several.
+    The batches are looked at once on the worker; if any still runs, the task defers and holds no slot. They
+    belong to something else: ending the sensor never cancels them.
+
+    :param batch_id: One id or several; the XCom of another task, or a template.
     :param conn_id: Airflow connection; may be left out if `provider` is given.
     :param provider: Overrides the connection's, or names the one whose environment variables to use.
     :param api_base: Overrides the connection's.
     :param accept: The statuses that count as success; any other end fails the task without a retry.
-    :param deferrable: False to hold the worker slot and poke every `poke_interval`.
+    :param deferrable: False to hold the worker slot and poke every `poke_interval` (with
+        `mode="reschedule"`, without the slot). None: deferred, unless the environment
+        variable AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE is False.
+    :param start_from_trigger: True to wait from the start in the triggerer, with no look on a worker before:
+        it saves starting one, for batches that take long. That needs arguments which the triggerer knows: ids
+        as they are, on Airflow 3.3 also templates such as `{{ params.batch_id }}`. With the XCom of another
+        task, and in a mapped sensor, the wait begins on a worker as usual.
     :param min_defer_seconds: Overrides the option `[anybatch] min_defer_seconds`.
     """
 
     template_fields: Collection[str] = ("batch_id", "conn_id", "provider", "api_base")
+    operator_extra_links = (BatchLink(),)
+    ui_color = "#e8eefc"
 
     def __init__(
         self,
@@ -47,7 +62,8 @@ class AnyBatchSensor(BaseSensorOperator):
         provider: str | None = None,
         api_base: str | None = None,
         accept: Iterable[str] = ("completed",),
-        deferrable: bool = True,
+        deferrable: bool | None = None,
+        start_from_trigger: bool = False,
         min_defer_seconds: float | None = None,
         **kwargs: Any,
     ) -> None:
@@ -57,74 +73,81 @@ class AnyBatchSensor(BaseSensorOperator):
         self.provider = provider
         self.api_base = api_base
         self.accept = tuple(accept)
-        self.deferrable = deferrable
+        self.deferrable = waits_deferred(deferrable)
         self.min_defer_seconds = min_defer_seconds
+        self._is_linked = False
+        fields = [getattr(self, name) for name in self.template_fields]
+        self.start_from_trigger = (
+            start_from_trigger and self.deferrable and can_start_from_trigger(fields, _renders_in_triggerer())
+        )
+        if self.start_from_trigger:
+            self._start_in_triggerer()
+
+    def _start_in_triggerer(self) -> None:
+        from airflow.triggers.base import StartTriggerArgs
+
+        self.start_trigger_args = StartTriggerArgs(
+            trigger_cls=_TRIGGER,
+            trigger_kwargs={
+                "batch_id": self.batch_id if isinstance(self.batch_id, str) else list(self.batch_id),
+                "conn_id": self.effective_conn_id,
+                "provider": self.provider,
+                "api_base": self.api_base,
+                "min_defer_seconds": 0,  # no executor had the task, so none can still report on it
+                "cancel_on_kill": False,
+            },
+            next_method="execute_complete",
+            timeout=timedelta(seconds=self.timeout),
+        )
 
     def execute(self, context: Context) -> Any:
         """Look once; return if all have ended, else defer, or poke where `deferrable` is off."""
         if not self.deferrable:
             return super().execute(context)
-        batches = self._retrieve()
-        if not all(batch.status.is_terminal for batch in batches):
-            return self._defer(batches)
         try:
+            batches = self._retrieve(context)
+            if not all(batch.status.is_terminal for batch in batches):
+                return self._defer(batches)
             return self._accepted(_described(batches))
         except AirflowFailException as error:
-            if self.soft_fail:  # as the base class does for a poke and for a resumed task
-                raise AirflowSkipException("skipped, as soft_fail asks") from error
+            if self.soft_fail or self.never_fail:  # as the base class does for a poke and for a resumed task
+                raise AirflowSkipException(f"skipped instead of failed: {error}") from error
             raise
 
     def poke(self, context: Context) -> PokeReturnValue:
         """One look at all batches."""
-        batches = self._retrieve()
+        batches = self._retrieve(context)
         if not all(batch.status.is_terminal for batch in batches):
+            self.log.info("%s", told_batches(batches))
             return PokeReturnValue(is_done=False)
         return PokeReturnValue(is_done=True, xcom_value=self._accepted(_described(batches)))
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
         """Resume after the trigger's event."""
-        from anybatch_airflow.triggers import ENDED, TIMEOUT
+        from anybatch_airflow.triggers import TIMEOUT
 
-        if not event or "status" not in event:
-            raise AirflowException(f"the trigger sent no event that this version understands: {event!r}")
-        if event["status"] == TIMEOUT:
-            raise AirflowSensorTimeout(event["message"])
-        if event["status"] != ENDED:
-            raise AirflowException(event["message"])
-        return self._accepted(event["batches"])
+        told = checked(event)
+        if told["status"] == TIMEOUT:
+            raise AirflowSensorTimeout(told["message"])
+        return self._accepted(told["batches"])
 
     def _defer(self, batches: Sequence[Batch]) -> None:
-        from anybatch_airflow.triggers import AnyBatchTrigger
-
-        now = time.time()
+        deadline = time.time() + self.timeout
+        self.log.info("waiting until %s at the latest: %s", utc(deadline), told_batches(batches))
+        created = {batch.id: batch.created_at for batch in batches}
         self.defer(
-            trigger=AnyBatchTrigger(
-                batches={batch.id: batch.created_at for batch in batches},
-                conn_id=self._conn_id(),
-                provider=self.provider,
-                api_base=self.api_base,
-                deadline=now + self.timeout,
-                deferred_at=now,
-                min_defer_seconds=self.min_defer_seconds,
-            ),
+            trigger=self.trigger(created, dict.fromkeys(created, deadline), cancel_on_kill=False),
             method_name="execute_complete",
             timeout=timedelta(seconds=self.timeout + 600),  # a backstop; the trigger's own deadline is first
         )
 
-    def _retrieve(self) -> list[Batch]:
-        from anybatch_airflow.hooks import AnyBatchHook
-
-        ids = [self.batch_id] if isinstance(self.batch_id, str) else list(self.batch_id)
-        if not ids:
-            raise AirflowFailException("batch_id is empty: there is nothing to wait for")
-        hook = AnyBatchHook(self._conn_id(), provider=self.provider, api_base=self.api_base)
-        with hook.get_client() as client:
+    def _retrieve(self, context: Context) -> list[Batch]:
+        with final_errors(), self.hook().get_client() as client:
+            ids = batch_ids(self.batch_id)
+            if not self._is_linked:  # not at every poke
+                push_links(task_instance(context), batches=self.hook().console_url(client, ids))
+                self._is_linked = True
             return [client.retrieve(batch_id) for batch_id in ids]
-
-    def _conn_id(self) -> str | None:
-        from anybatch_airflow.hooks import AnyBatchHook
-
-        return self.conn_id or (None if self.provider else AnyBatchHook.default_conn_name)
 
     def _accepted(self, batches: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         ends = {batch_id: told["status"] for batch_id, told in batches.items()}
@@ -132,6 +155,33 @@ class AnyBatchSensor(BaseSensorOperator):
         if refused:
             raise AirflowFailException(f"{', '.join(refused)}; accepted: {', '.join(self.accept)}")
         return {batch_id: dict(told) for batch_id, told in batches.items()}
+
+
+def can_start_from_trigger(fields: Sequence[Any], renders: bool) -> bool:
+    """Whether the scheduler can make a trigger of these arguments: plain text, or templates it renders."""
+    texts = [text for field in fields if field is not None for text in _texts(field)]
+    return all(text is not None and _is_known_there(text, renders) for text in texts)
+
+
+def _is_known_there(text: str, renders: bool) -> bool:
+    is_template = "{{" in text or "{%" in text
+    # The triggerer of Airflow 3.3.2 gets no answer when it asks for an XCom, and waits for it for ever.
+    return not is_template or (renders and "xcom" not in text)
+
+
+def _texts(field: Any) -> list[str | None]:
+    """The texts of an argument; None stands for what is known only when the task runs."""
+    if isinstance(field, str):
+        return [field]
+    if isinstance(field, (list, tuple)):
+        return [one if isinstance(one, str) else None for one in field]
+    return [None]
+
+
+def _renders_in_triggerer() -> bool:
+    from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
+
+    return AIRFLOW_V_3_3_PLUS
 
 
 def _described(batches: Iterable[Batch]) -> dict[str, dict[str, Any]]:

@@ -3,37 +3,52 @@
     upstream ──▶ reviews_batch ──▶ reviews ──▶ downstream
                  submits, ends     lands the results, carries the check `error_rate`
 
-No run is alive in between: where the batch has not ended, `reviews` yields nothing, and the batch sensor
-starts it again, together with everything downstream that the same run was asked for.
+No run is alive in between: where the batch has not ended, `reviews` yields nothing, and a run of it waits in
+the queue, together with everything downstream that the same run was asked for.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Literal, TypeAlias
+from typing import Any, Concatenate, ParamSpec, TypeAlias
 
 import dagster as dg
 from dagster._utils.warnings import disable_dagster_warnings
 
+from .collect_step import CHECK, collect_results
+from .options import (
+    DEFAULT_TIMEOUT,
+    IdColumn,
+    JobOptions,
+    OnChanged,
+    OnOrphan,
+    OnPartial,
+    OnTimeout,
+    OnUntranslatable,
+    Prompt,
+    Value,
+)
 from .resource import BatchResource
-from .steps import CHECK, JobOptions, Value, collect_results, submit_requests
 from .submissions import RESULT, ROLE, SUBMIT
-
-# What a provider may need, beyond its completion window, to write the files of a batch that ended.
-_DEFAULT_TIMEOUT = timedelta(hours=26)
+from .submit_step import submit_requests
 
 Compute: TypeAlias = Callable[..., Any]
+P = ParamSpec("P")
 
 
 class SubmitConfig(dg.Config):
     """Run config of a submit asset; a function's own config class may inherit from it."""
 
     force: bool = False
-    """Submit again although the same requests were submitted before; what still runs of them is cancelled."""
+    """Submit again although the same requests were submitted before; what still runs of them is cancelled.
+
+    Once for each run: its retries and re-executions find what it submitted.
+    """
 
 
 class BatchAssets(list[dg.AssetsDefinition]):
-    """The two assets of a `@batch_asset`: `dg.Definitions(assets=[*reviews])`.
+    """The two assets of a batch asset: `dg.Definitions(assets=[*reviews])`.
 
     It is a list because Dagster's module loaders look into lists, and into no other sequence.
     """
@@ -54,23 +69,30 @@ class BatchAssets(list[dg.AssetsDefinition]):
         return self.result.key
 
 
-def batch_asset(
+def build_batch_assets(
+    requests: Compute,
     *,
     name: str | None = None,
     key_prefix: str | Sequence[str] | None = None,
     resource_key: str = "anybatch",
     model: str | None = None,
     endpoint: str = "/v1/chat/completions",
+    prompt: Prompt | None = None,
+    id_column: IdColumn | None = None,
+    system: str | None = None,
+    body: Mapping[str, Any] | None = None,
     completion_window: str = "24h",
     metadata: Mapping[str, str] | None = None,
     options: Mapping[str, Any] | None = None,
     output: str | None = None,
-    on_orphan: Literal["fail", "resubmit"] = "fail",
-    on_changed: Literal["cancel_and_resubmit", "fail"] = "cancel_and_resubmit",
-    on_untranslatable: Literal["fail", "drop"] = "fail",
+    on_orphan: OnOrphan = "fail",
+    on_changed: OnChanged = "cancel_and_resubmit",
+    on_untranslatable: OnUntranslatable = "fail",
     max_rounds: int = 1,
+    on_partial: OnPartial = "keep",
     max_failed_ratio: float | None = None,
-    timeout: float | timedelta = _DEFAULT_TIMEOUT,
+    timeout: float | timedelta = DEFAULT_TIMEOUT,
+    on_timeout: OnTimeout = "leave",
     price: tuple[float, float] | None = None,
     value: Value = "path",
     partitions_def: dg.PartitionsDefinition[Any] | None = None,
@@ -90,27 +112,44 @@ def batch_asset(
     io_manager_key: str | None = None,
     op_tags: Mapping[str, Any] | None = None,
     pool: str | None = None,
-) -> Callable[[Compute], BatchAssets]:
-    """Make a function that yields request lines into a submit asset, a result asset and a check.
+) -> BatchAssets:
+    """A submit asset, a result asset and a check, from a function that makes requests.
 
     The function is written as for `@dg.asset`: upstream assets, resources, `config` and `context` are
-    arguments. It yields request dicts, or returns an iterable of them or the path of a JSONL file.
+    arguments. It yields request dicts, or returns an iterable of them or the path of a JSONL file; with
+    `prompt` it returns a table (a DataFrame, an Arrow table, rows, a path), and each row becomes a request.
+    In a run over several partitions it returns a mapping from partition key to requests or table, as Dagster
+    loads an upstream asset there.
 
     The job's identity is asset and partition: materializing again with the same requests finds the same
-    batch, or the landed results, and costs nothing. `SubmitConfig(force=True)` submits again regardless, and
-    so does materializing after the batch was cancelled or expired.
+    batch, or the landed results, and costs nothing. What was cancelled or, with `max_rounds`, expired or
+    failed in a way that may pass is submitted again, and nothing else is. `SubmitConfig(force=True)` submits
+    all once more regardless.
 
     resource_key      key of the `BatchResource`: provider, credentials
-    model, endpoint, completion_window, metadata, options, on_orphan, on_changed, on_untranslatable,
-    max_rounds, price as in `anybatch.Job`; `metadata` goes to the provider, `definition_metadata` to Dagster
+    model, endpoint, completion_window, metadata, options, on_orphan, on_changed, on_untranslatable, price
+                      as in `anybatch.Job`; `metadata` goes to the provider, `definition_metadata` to Dagster
+    prompt, id_column, system, body  as `prompt`, `id`, `system` and the other parameters of
+                      `anybatch.build_requests`
     output            folder or URL under which the job folders lie; default: the resource's
+    max_rounds        how often a row may be submitted, as in `anybatch.Job`. Between two rounds nothing is
+                      alive: the result asset, finding rows worth another round, submits them and waits anew
+    on_partial        rows without a result after the last round: "keep", they land as they are and
+                      `max_failed_ratio` decides; "fail", the result asset fails, and names the results that
+                      have landed all the same. Submitting again is not its business but that of `max_rounds`
     max_failed_ratio  share of rows without a result above which the check `error_rate` fails; default: it
                       fails if no row succeeded
-    timeout           seconds or timedelta from creation on, after which the result asset fails; the batch
-                      is left running, and materializing the result asset takes its results
-    value             of the result asset: "path" of results.jsonl, "rows" (a list of `anybatch.Row`), "none",
-                      or a function of the report. A run over several partitions stores none
-    automation_condition, pool  of the submit asset (the sensor starts the result asset)
+    timeout           seconds or timedelta from a round's creation on; its end is when it is noticed
+    on_timeout        "leave", the result asset fails, the batch runs on, and materializing the result asset
+                      takes its results; "cancel", it fails and the batch is cancelled, and materializing
+                      keeps the finished rows and submits the rest again; "land_partial", the batch is
+                      cancelled, and what it finished lands, the rest as `cancelled`
+    value             of the result asset: "path" of results.jsonl, "rows" (a list of `anybatch.Row`),
+                      "dataframe" (pandas), "arrow", "none", a pydantic model (a dict from custom_id to
+                      object; answers that are none count as rows without a result), or a function of the
+                      report.
+                      A run over several partitions has one for each
+    automation_condition, pool  of the submit asset (what waits starts the result asset)
     freshness_policy, io_manager_key  of the result asset
     """
     job_options = JobOptions(
@@ -121,15 +160,24 @@ def batch_asset(
         metadata=dict(metadata or {}),
         options=dict(options or {}),
         output=output,
+        prompt=prompt,
+        id_column=id_column,
+        system=system,
+        body=dict(body or {}),
         on_orphan=on_orphan,
         on_changed=on_changed,
         on_untranslatable=on_untranslatable,
         max_rounds=max_rounds,
+        on_partial=on_partial,
         max_failed_ratio=max_failed_ratio,
         timeout=timeout if isinstance(timeout, timedelta) else timedelta(seconds=timeout),
+        on_timeout=on_timeout,
         price=price,
         value=value,
     )
+    path = [*([key_prefix] if isinstance(key_prefix, str) else key_prefix or ()), name or requests.__name__]
+    submit_key, result_key = dg.AssetKey([*path[:-1], f"{path[-1]}_batch"]), dg.AssetKey(path)
+    told = description or inspect.getdoc(requests) or ""
     both: dict[str, Any] = {
         "partitions_def": partitions_def,
         "backfill_policy": backfill_policy,
@@ -143,45 +191,74 @@ def batch_asset(
         "kinds": kinds or {"anybatch"},
         "metadata": definition_metadata,
     }
+    with disable_dagster_warnings():  # backfill_policy is called beta, and is the user's own choice
+        submit = dg.asset(
+            key=submit_key,
+            ins=ins,
+            deps=deps,
+            automation_condition=automation_condition,
+            pool=pool,
+            description=f"Submits the requests of `{path[-1]}`. {told}".strip(),
+            tags={**(tags or {}), ROLE: SUBMIT},
+            output_required=False,  # the run may have to wait for its turn
+            **both,
+            **spec,
+        )(_submit_function(requests, job_options))
+        out = dg.AssetOut(
+            key=result_key,
+            is_required=False,  # the batch may not have ended
+            io_manager_key=io_manager_key,
+            description=told or None,
+            tags={**(tags or {}), ROLE: RESULT},
+            freshness_policy=freshness_policy,
+            **spec,
+        )
+        result = _result_asset(path, out, submit_key, job_options, both)
+    return BatchAssets([submit, result])
 
-    def decorate(fn: Compute) -> BatchAssets:
-        path = [*([key_prefix] if isinstance(key_prefix, str) else key_prefix or ()), name or fn.__name__]
-        told = description or inspect.getdoc(fn) or ""
-        submit_key, result_key = dg.AssetKey([*path[:-1], f"{path[-1]}_batch"]), dg.AssetKey(path)
-        with disable_dagster_warnings():  # backfill_policy is called beta, and is the user's own choice
-            submit = dg.asset(
-                key=submit_key,
-                ins=ins,
-                deps=deps,
-                automation_condition=automation_condition,
-                pool=pool,
-                description=f"Submits the requests of `{path[-1]}`. {told}".strip(),
-                tags={**(tags or {}), ROLE: SUBMIT},
-                **both,
-                **spec,
-            )(_submit_function(fn, job_options))
-            check = dg.AssetCheckSpec(CHECK, asset=result_key, description=_check_text(max_failed_ratio))
-            out = dg.AssetOut(
-                key=result_key,
-                is_required=False,  # the batch may not have ended
-                io_manager_key=io_manager_key,
-                description=told or None,
-                tags={**(tags or {}), ROLE: RESULT},
-                freshness_policy=freshness_policy,
-                **spec,
-            )
-            result = dg.multi_asset(
-                name="__".join(path),
-                outs={path[-1]: out},
-                deps=[submit_key],
-                check_specs=[check],
-                required_resource_keys={resource_key},
-                can_subset=True,  # which also makes the check's output optional
-                **both,
-            )(_collect_function(job_options))
-        return BatchAssets([submit, result])
 
-    return decorate
+def _result_asset(
+    path: Sequence[str],
+    out: dg.AssetOut,
+    submit_key: dg.AssetKey,
+    job_options: JobOptions,
+    both: Mapping[str, Any],
+) -> dg.AssetsDefinition:
+    """A multi-asset of one, since only that may yield nothing where it carries a check."""
+    storage = out.io_manager_key or "io_manager"
+    is_stored_by_us = both["partitions_def"] is not None and job_options.value != "none"
+    check = dg.AssetCheckSpec(
+        CHECK, asset=dg.AssetKey(path), description=_check_text(job_options.max_failed_ratio)
+    )
+    return dg.multi_asset(
+        name="__".join(path),
+        outs={path[-1]: out},
+        deps=[submit_key],
+        check_specs=[check],
+        required_resource_keys={job_options.resource_key, *([storage] if is_stored_by_us else [])},
+        can_subset=True,  # which also makes the check's output optional
+        **both,
+    )(_collect_function(job_options, storage))
+
+
+def _as_decorator(
+    build: Callable[Concatenate[Compute, P], BatchAssets],
+) -> Callable[P, Callable[[Compute], BatchAssets]]:
+    """The same options, given before the function."""
+
+    def decorator(*args: P.args, **options: P.kwargs) -> Callable[[Compute], BatchAssets]:
+        return lambda requests: build(requests, *args, **options)
+
+    functools.update_wrapper(decorator, build, assigned=("__module__", "__doc__"))
+    signature = inspect.signature(build)
+    decorator.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=list(signature.parameters.values())[1:], return_annotation=Callable[[Compute], BatchAssets]
+    )
+    decorator.__name__ = decorator.__qualname__ = "batch_asset"
+    return decorator
+
+
+batch_asset = _as_decorator(build_batch_assets)
 
 
 def _check_text(max_failed_ratio: float | None) -> str:
@@ -208,13 +285,13 @@ def _submit_function(fn: Compute, job_options: JobOptions) -> Compute:
     takes_config = "config" in signature.parameters
     takes_resource = job_options.resource_key in signature.parameters
 
-    def submit(context: dg.AssetExecutionContext, **arguments: Any) -> dg.MaterializeResult[Any]:
+    def submit(context: dg.AssetExecutionContext, **arguments: Any) -> Iterator[dg.MaterializeResult[Any]]:
         config = arguments["config"] if takes_config else arguments.pop("config")
         name = job_options.resource_key
         resource = arguments[name] if takes_resource else arguments.pop(name)
-        requests = fn(context, **arguments) if takes_context else fn(**arguments)
-        return submit_requests(
-            context, job_options, resource, requests, force=getattr(config, "force", False)
+        make = functools.partial(fn, *([context] if takes_context else []), **arguments)
+        yield from submit_requests(
+            context, job_options, resource, make, force=getattr(config, "force", False)
         )
 
     def argument(name: str, annotation: type) -> inspect.Parameter:
@@ -237,8 +314,8 @@ def _submit_function(fn: Compute, job_options: JobOptions) -> Compute:
     return submit
 
 
-def _collect_function(job_options: JobOptions) -> Compute:
+def _collect_function(job_options: JobOptions, io_manager_key: str) -> Compute:
     def collect(context: dg.AssetExecutionContext) -> Iterator[Any]:
-        yield from collect_results(context, job_options)
+        yield from collect_results(context, job_options, io_manager_key)
 
     return collect

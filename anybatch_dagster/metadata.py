@@ -1,8 +1,10 @@
 """What is written beside each materialization, so that people can read it and the sensor can act on it."""
 
+from __future__ import annotations
+
 import json
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from dagster._core.definitions.metadata.metadata_set import NamespacedMetadataSet, TableMetadataSet
@@ -12,7 +14,9 @@ from anybatch import Outcome, Report
 from anybatch.results import read_landed
 from anybatch.tables import join_results
 
-from .polling import Progress
+if TYPE_CHECKING:
+    from .polling import Progress
+    from .submissions import Submission
 
 PREVIEW_ROWS = 5
 _PREVIEW_WIDTH = 120
@@ -21,7 +25,9 @@ _PREVIEW_WIDTH = 120
 class SubmissionMetadata(NamespacedMetadataSet):
     """Metadata of a submit asset: the record of a submission, from which the sensor finds its batches.
 
-    `batches` are ids separated by a comma and a space, `deadline` is in unix seconds.
+    `batches` are the ids of the current round, separated by a comma and a space; `deadline` is in unix
+    seconds; `landing`: the batches were cancelled at their deadline, and what there is of them is to land as
+    it is; `console` is the provider's own page of the first batch.
     """
 
     batches: str | None = None
@@ -32,6 +38,9 @@ class SubmissionMetadata(NamespacedMetadataSet):
     requests: int | None = None
     resource: str | None = None
     deadline: float | None = None
+    round: int | None = None
+    landing: bool | None = None
+    console: dg.UrlMetadataValue | None = None
 
     @classmethod
     def namespace(cls) -> str:
@@ -45,7 +54,9 @@ class SubmissionMetadata(NamespacedMetadataSet):
 class ResultMetadata(NamespacedMetadataSet):
     """Metadata of a result asset; numbers plot over time. Durations in seconds, cost in USD.
 
-    `submission` is the id of the run that submitted the job.
+    `submission` is the id of the run that submitted the last round. `invalid` counts rows that succeeded with
+    an answer that is not what the asset's value wants; they count as rows without a result. `turnaround_s`
+    runs from the first submission to landing, `collect_lag_s` from the end of the last batch.
     """
 
     submission: str | None = None
@@ -53,12 +64,14 @@ class ResultMetadata(NamespacedMetadataSet):
     provider: str | None = None
     model: str | None = None
     batches: str | None = None
+    rounds: int | None = None
     requests: int | None = None
     succeeded: int | None = None
     failed: int | None = None
     expired: int | None = None
     cancelled: int | None = None
     missing: int | None = None
+    invalid: int | None = None
     error_rate: float | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
@@ -66,39 +79,83 @@ class ResultMetadata(NamespacedMetadataSet):
     cost_usd: float | None = None
     turnaround_s: float | None = None
     collect_lag_s: float | None = None
+    console: dg.UrlMetadataValue | None = None
 
     @classmethod
     def namespace(cls) -> str:
         return "anybatch"
 
 
-def error_rate(report: Report) -> float:
+class ExternalBatchMetadata(NamespacedMetadataSet):
+    """Metadata of a batch that another system created; counts are of requests, as the provider has them."""
+
+    batch: str | None = None
+    status: str | None = None
+    provider: str | None = None
+    endpoint: str | None = None
+    model: str | None = None
+    requests: int | None = None
+    succeeded: int | None = None
+    failed: int | None = None
+    turnaround_s: float | None = None
+
+    @classmethod
+    def namespace(cls) -> str:
+        return "anybatch"
+
+
+def error_rate(report: Report, invalid: int = 0) -> float:
     """The share of rows without a result, from 0 to 1."""
-    return (report.rows - report.counts.get(Outcome.SUCCEEDED, 0)) / report.rows if report.rows else 0.0
+    good = report.counts.get(Outcome.SUCCEEDED, 0) - invalid
+    return (report.rows - good) / report.rows if report.rows else 0.0
 
 
-def result_metadata(report: Report, *, submission: str, collect_lag: float | None) -> dict[str, Any]:
-    """Metadata of a collected job, with its first few rows as a table."""
-    counts = {outcome.value: report.counts.get(outcome, 0) for outcome in Outcome}
-    counts.pop(Outcome.INVALID)
+def counts_of(report: Report, invalid: int = 0) -> str:
+    """How the rows ended, in words."""
+    counts = {outcome.value: count for outcome, count in report.counts.items() if count}
+    if invalid:
+        counts |= {Outcome.SUCCEEDED.value: counts[Outcome.SUCCEEDED.value] - invalid, "invalid": invalid}
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "none"
+
+
+def result_metadata(
+    report: Report, *, submission: Submission, invalid: int, collect_lag: float | None, is_parted: bool
+) -> dict[str, Any]:
+    """Metadata of a collected job, with its first few rows as a table; of one that each partition has its own
+    figures of, without those."""
+    preview = {"preview": dg.MetadataValue.md(preview_table(report.results))}
+    figures = {} if is_parted else {**preview, **part_metadata(report, invalid)}
     facts = ResultMetadata(
-        submission=submission,
-        results=report.results,
+        submission=submission.run_id,
         provider=report.provider,
-        model=", ".join(report.models) or None,
         batches=", ".join(batch.id for batch in report.batches),
+        rounds=report.rounds,
+        turnaround_s=report.duration_s,
+        collect_lag_s=collect_lag,
+        console=submission.facts.console,
+    )
+    return {**facts, **figures}
+
+
+def part_metadata(report: Report, invalid: int) -> dict[str, Any]:
+    """The figures of a job, or of one partition's part in it."""
+    facts = ResultMetadata(
+        results=report.results,
+        model=", ".join(report.models) or None,
         requests=report.rows,
-        **counts,
-        error_rate=error_rate(report),
+        succeeded=report.counts.get(Outcome.SUCCEEDED, 0),
+        failed=report.counts.get(Outcome.FAILED, 0),
+        expired=report.counts.get(Outcome.EXPIRED, 0),
+        cancelled=report.counts.get(Outcome.CANCELLED, 0),
+        missing=report.counts.get(Outcome.MISSING, 0),
+        invalid=invalid,
+        error_rate=error_rate(report, invalid),
         input_tokens=report.usage.input_tokens,
         output_tokens=report.usage.output_tokens,
         cached_tokens=report.usage.cached_tokens,
         cost_usd=report.cost,
-        turnaround_s=report.duration_s,
-        collect_lag_s=collect_lag,
     )
-    preview = dg.MetadataValue.md(preview_table(report.results))
-    return {**facts, **TableMetadataSet(row_count=report.rows), "preview": preview}
+    return {**facts, **TableMetadataSet(row_count=report.rows)}
 
 
 def preview_table(results: str) -> str:

@@ -5,14 +5,19 @@ import contextlib
 import logging
 import math
 import random
+import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 from anybatch import AnyBatchError, AsyncClient, Batch, BatchStatus
 from anybatch.pace import Verdict, keep_listing, listing_pays, next_interval, verdict
 from anybatch.watch import LANES
+
+CALLS = 20  # at most, for one account in one tick, where the provider can list
+_CLOSING = 0.5  # seconds that an event loop may take to close
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,7 @@ def progress_of(batches: Collection[Batch]) -> Progress:
     """Several batches as one: it has ended when all have, and until then has the status of the slowest."""
     running = [batch for batch in batches if not batch.status.is_terminal]
     counts = [batch.request_counts for batch in batches if batch.request_counts]
-    ends = [_ended_at(batch) for batch in batches]
+    ends = [batch.ended_at for batch in batches]
     worst = [batch.status for batch in batches if batch.status is not BatchStatus.COMPLETED]
     return Progress(
         status=running[0].raw_status if running else (worst[0] if worst else BatchStatus.COMPLETED).value,
@@ -47,10 +52,6 @@ def progress_of(batches: Collection[Batch]) -> Progress:
         failed=sum(count.failed for count in counts),
         total=sum(count.total for count in counts),
     )
-
-
-def _ended_at(batch: Batch) -> int | None:
-    return batch.completed_at or batch.failed_at or batch.expired_at or batch.cancelled_at
 
 
 class Poller:
@@ -65,6 +66,7 @@ class Poller:
         self._gone: dict[str, AnyBatchError] = {}
         self._not_before = 0.0
         self._fatal: AnyBatchError | None = None
+        self._calls = CALLS
 
     def states(self, batch_ids: Collection[str]) -> Mapping[str, Batch | AnyBatchError]:
         """What is known of these batches: as last seen, or the error that says there is no such batch."""
@@ -82,6 +84,8 @@ class Poller:
     ) -> None:
         """Look at those of the batches that are due, in so many seconds; the others keep their turn.
 
+        Where the provider can list, with no more than `CALLS` calls: some wait for the next tick then.
+
         Raises AuthenticationError and ConfigurationError, since those concern every batch.
         """
         self._log, self._fatal, now = log, None, time.time()
@@ -89,9 +93,11 @@ class Poller:
         if not due or now < self._not_before:
             return
         random.shuffle(due)  # whoever is cut off by the budget is not the same every time
+        page_size = client.provider.list_limit
+        self._calls = CALLS if page_size > 1 else len(due)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                if listing_pays(len(due), len(batch_ids), client.provider.list_limit):
+                if listing_pays(len(due), len(batch_ids), page_size):
                     await self._read_listing(client, set(due))
                 turn = iter([batch_id for batch_id in due if self._due.get(batch_id, 0.0) <= now])
                 await asyncio.gather(*(self._lane(client, turn) for _ in due[:LANES]))
@@ -104,6 +110,7 @@ class Poller:
         oldest = min((batch.created_at or -math.inf) if batch else -math.inf for batch in seen)
         expected, after = len(wanted), None
         for pages in count(1):
+            self._calls -= 1
             try:
                 page = await client.list(after=after, limit=client.provider.list_limit)
             except AnyBatchError as error:  # retrieving each may still work, and tells if it does not
@@ -116,13 +123,15 @@ class Poller:
             page_oldest = min((batch.created_at for batch in page if batch.created_at), default=math.inf)
             after = page.next_cursor if page.has_more and len(page) else None
             ours, missing = expected - len(wanted), len(wanted)
-            if after is None or not keep_listing(pages, ours, missing, page_oldest, oldest, budget=expected):
+            budget = min(expected, pages + self._calls)
+            if after is None or not keep_listing(pages, ours, missing, page_oldest, oldest, budget=budget):
                 return
 
     async def _lane(self, client: AsyncClient, turn: Iterator[str]) -> None:
         for batch_id in turn:
-            if self._fatal is not None or time.time() < self._not_before:
+            if self._fatal is not None or self._calls <= 0 or time.time() < self._not_before:
                 return
+            self._calls -= 1
             try:
                 self._saw(client, await client.retrieve(batch_id))
             except AnyBatchError as error:
@@ -147,3 +156,47 @@ class Poller:
             case Verdict.BLIP:
                 pass
         self._log.warning(f"{what}: {error}")
+
+
+class Aside:
+    """Runs coroutines in a thread of their own, so that a tick ends in time whatever a provider does.
+
+    Cancelling is not enough: a name that does not resolve holds up a worker thread, and an event loop waits
+    for those before it closes.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+
+    def run(self, make: Callable[[], Coroutine[Any, Any, None]], seconds: float) -> bool:
+        """Run it for at most so long; False where it did not end, or an earlier one still has not.
+
+        Raises what it raised.
+        """
+        if self.is_busy:
+            return False
+        done = threading.Event()
+        errors: list[Exception] = []
+
+        async def bounded() -> None:
+            try:
+                async with asyncio.timeout(seconds):
+                    await make()
+                    done.set()
+            except TimeoutError:
+                pass
+            except Exception as error:
+                errors.append(error)
+
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(bounded()), name="anybatch-poll", daemon=True
+        )
+        self._thread.start()
+        self._thread.join(seconds + _CLOSING)
+        if errors:
+            raise errors[0]
+        return done.is_set()
+
+    @property
+    def is_busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()

@@ -1,12 +1,14 @@
 """The account that batches run on, as a Dagster resource."""
 
 import hashlib
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
 from pydantic import Field, field_validator
 
-from anybatch import AsyncClient, Client, RetryPolicy
+from anybatch import AsyncClient, Batch, Client, Page, RetryPolicy, Row
 
 _KEYS: dict[str, str] = {}
 
@@ -14,7 +16,8 @@ _KEYS: dict[str, str] = {}
 class BatchResource(dg.ConfigurableResource[Any]):
     """A provider and the credentials for it: what batch assets submit to and the batch sensor polls.
 
-    It is also useful alone: `with batches.client() as client: client.create(…)` inside any asset or op.
+    It is also useful alone, inside any asset or op: `create`, `retrieve`, `cancel`, `list` and `results` are
+    one call each; `with batches.client() as client: …` keeps the connection, and has all that a client has.
     Give the key as `dg.EnvVar("OPENAI_API_KEY")`, or leave it out to have the provider's own variable read.
     """
 
@@ -30,6 +33,11 @@ class BatchResource(dg.ConfigurableResource[Any]):
         default=None,
         description="Folder or fsspec URL under which each batch asset keeps its job folders; the instance's"
         " storage directory if left out.",
+    )
+    max_in_flight: int | None = Field(
+        default=None,
+        description="How many runs of batch assets may have a batch on this account at a time; others wait in"
+        " the queue for their turn, for which the instance needs the gate rule. No limit if left out.",
     )
 
     @field_validator("api_key", mode="before")
@@ -57,6 +65,41 @@ class BatchResource(dg.ConfigurableResource[Any]):
     def async_client(self, *, retry: RetryPolicy | None = None) -> AsyncClient:
         """A new async client for this account; an async context manager."""
         return AsyncClient(self.provider, **self._arguments(), retry=retry)
+
+    def check(self) -> str:
+        """One cheap call that needs the key: a sentence if the provider answers, else an `AnyBatchError`."""
+        with self.client() as client:
+            return client.check()
+
+    def create(
+        self,
+        input_file_path: str | os.PathLike[str],
+        endpoint: str = "/v1/chat/completions",
+        **options: Any,
+    ) -> Batch:
+        """Submit a JSONL file as one batch, at once and outside of any job; see `anybatch.create_batch`."""
+        with self.client() as client:
+            return client.create(input_file_path, endpoint, **options)
+
+    def retrieve(self, batch_id: str) -> Batch:
+        """A batch as it stands."""
+        with self.client() as client:
+            return client.retrieve(batch_id)
+
+    def cancel(self, batch_id: str) -> Batch:
+        """Ask the provider to stop a batch; what it finished can still be read."""
+        with self.client() as client:
+            return client.cancel(batch_id)
+
+    def list(self, *, after: str | None = None, limit: int | None = None) -> Page:
+        """One page of the account's batches, newest first."""
+        with self.client() as client:
+            return client.list(after=after, limit=limit)
+
+    def results(self, batch_id: str) -> Iterator[Row]:
+        """The rows of an ended batch, in the provider's order, in constant memory."""
+        with self.client() as client:
+            yield from client.results(batch_id)
 
     def _arguments(self) -> dict[str, Any]:
         key = self.api_key

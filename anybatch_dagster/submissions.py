@@ -29,15 +29,16 @@ TAG_STATUS = "anybatch/status"
 TAG_SUBMISSION = "anybatch/submission"
 TAG_SUBMIT_ASSET = "anybatch/submit_asset"
 
+_PAGE = 1000
 _PARTITION_TAGS = ("dagster/partition", "dagster/asset_partition_range_")
 _KEPT_TAGS = ("dagster/backfill", "dagster/priority", "dagster/max_retries", "dagster/retry_strategy")
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """One run of a submit asset; a ranged run is one submission for all its partitions.
+    """One submission of a run: by the submit asset, or, of a later round, by the result asset.
 
-    A run materializes an asset once, so its id names the submission. `timestamp` is in unix seconds.
+    A ranged run has one for all its partitions. `timestamp` is in unix seconds.
     """
 
     run_id: str
@@ -50,6 +51,19 @@ class Submission:
     def run_key(self) -> str:
         """Distinguishes submissions, also those that found and re-used the same batch."""
         return f"{self.facts.batches}:{self.run_id}"
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What a run that waits for it is known by, readable for people beside it in the UI."""
+        facts = self.facts
+        told = {
+            TAG_SUBMISSION: self.run_id,
+            TAG_SUBMIT_ASSET: self.asset_key.to_user_string(),
+            TAG_BATCHES: facts.batches,
+            TAG_RESOURCE: facts.resource,
+            TAG_DEADLINE: str(facts.deadline) if facts.deadline is not None else None,
+        }
+        return {name: value for name, value in told.items() if value is not None}
 
 
 class Found(NamedTuple):
@@ -69,6 +83,12 @@ def batch_asset_pairs(graph: AssetGraph) -> dict[AssetKey, AssetKey]:
         if graph.get(key).tags.get(ROLE) == RESULT:
             pairs.update(dict.fromkeys(graph.get(key).parent_keys, key))
     return pairs
+
+
+def latest_ids(instance: DagsterInstance, keys: Sequence[AssetKey]) -> dict[AssetKey, int]:
+    """The storage id of each asset's newest materialization: one query tells which assets have news."""
+    entries = (record.asset_entry for record in instance.get_asset_records(keys))
+    return {entry.asset_key: entry.last_materialization_storage_id or 0 for entry in entries}
 
 
 def find_submissions(instance: DagsterInstance, submit_key: AssetKey, *, after: int, limit: int) -> Found:
@@ -99,7 +119,7 @@ def latest_submission(
 
 
 def submission_of_run(instance: DagsterInstance, submit_key: AssetKey, run_id: str) -> Submission | None:
-    """What a run submitted for an asset, None if nothing or if the run was deleted."""
+    """What a run submitted last for an asset, None if nothing or if the run was deleted."""
     entries = [
         entry
         for entry in instance.all_logs(run_id, of_type=DagsterEventType.ASSET_MATERIALIZATION)
@@ -112,18 +132,22 @@ def submission_of_run(instance: DagsterInstance, submit_key: AssetKey, run_id: s
 
 def collected_submissions(instance: DagsterInstance, result_key: AssetKey, *, after: int) -> set[str]:
     """The submissions whose results were materialized after a point in the event log, by run id."""
-    records = instance.fetch_materializations(
-        AssetRecordsFilter(asset_key=result_key, after_storage_id=after), limit=1000
-    ).records
-    events = [record.asset_materialization for record in records]
-    served = (ResultMetadata.extract(event.metadata).submission for event in events if event)
-    return {run_id for run_id in served if run_id is not None}
+    served: set[str] = set()
+    while True:
+        records = instance.fetch_materializations(
+            AssetRecordsFilter(asset_key=result_key, after_storage_id=after), limit=_PAGE, ascending=True
+        ).records
+        events = [record.asset_materialization for record in records]
+        facts = (ResultMetadata.extract(event.metadata) for event in events if event)
+        served |= {one.submission for one in facts if one.submission is not None}
+        if len(records) < _PAGE:
+            return served
+        after = records[-1].storage_id
 
 
 def has_result_run(instance: DagsterInstance, submission: Submission) -> bool:
     """Whether a run was made to wait for this submission, whatever became of it since."""
-    tags = {TAG_SUBMISSION: submission.run_id, TAG_SUBMIT_ASSET: submission.asset_key.to_user_string()}
-    return bool(instance.get_run_ids(RunsFilter(tags=tags), limit=1))
+    return bool(instance.get_run_ids(RunsFilter(tags=submission.tags), limit=1))
 
 
 def planned_assets(instance: DagsterInstance, run: DagsterRun) -> set[AssetKey]:
@@ -161,8 +185,9 @@ def inherited_tags(tags: Mapping[str, str]) -> dict[str, str]:
 def _submission(
     run_id: str, submit_key: AssetKey, timestamp: float, events: Sequence[AssetMaterialization]
 ) -> Submission | None:
-    facts = SubmissionMetadata.extract(events[0].metadata) if events else SubmissionMetadata()
+    """The last of a run's submissions; only one that ended at once is followed by another in the same run."""
+    facts = SubmissionMetadata.extract(events[-1].metadata) if events else SubmissionMetadata()
     if not run_id or not facts.batches:  # reported by hand: nothing was submitted
         return None
-    partitions = tuple(event.partition for event in events if event.partition is not None)
-    return Submission(run_id, submit_key, timestamp, partitions, facts)
+    partitions = dict.fromkeys(event.partition for event in events if event.partition is not None)
+    return Submission(run_id, submit_key, timestamp, tuple(partitions), facts)

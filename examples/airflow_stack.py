@@ -34,9 +34,10 @@ ENDED = frozenset({"success", "failed"})
 
 # One process for both: importing Airflow costs more than either.
 _PREPARE = """
+import sys
 from airflow.cli import cli_parser
-for words in (["db", "migrate"], ["dags", "reserialize"]):
-    arguments = cli_parser.get_parser().parse_args(words)
+for words in sys.argv[1:]:
+    arguments = cli_parser.get_parser().parse_args(words.split())
     arguments.func(arguments)
 """
 
@@ -50,6 +51,9 @@ class AirflowStack:
 
     `say` is called with a line now and then while something takes long.
     """
+
+    # Reading the DAG files once takes the place of a dag-processor.
+    prepare: tuple[str, ...] = ("db migrate", "dags reserialize")
 
     def __init__(
         self,
@@ -86,16 +90,34 @@ class AirflowStack:
         """Make the database, read the DAG files, start the processes and return when all are healthy."""
         self.logs.mkdir(parents=True, exist_ok=True)
         # The scheduler and the triggerer wait for neither the database nor the DAGs to be there.
-        self._run_to_end("prepare", [sys.executable, "-c", _PREPARE], "making the metadata database", timeout)
-        self._spawn("api-server", "--apps", "execution,core", "--workers", "1", "--host", "127.0.0.1",
-                    "--port", str(self.port))  # fmt: skip
-        self._spawn("scheduler", "--skip-serve-logs")
-        self._spawn("triggerer", "--skip-serve-logs")
-        self._until(self._healthy, "starting api-server, scheduler and triggerer", timeout)
+        command = [sys.executable, "-c", _PREPARE, *self.prepare]
+        self._run_to_end("prepare", command, "making the metadata database", timeout)
+        for name in self.components():
+            self.launch(name)
+        self._until(self._healthy, f"starting {', '.join(self._processes)}", timeout)
+
+    def components(self) -> dict[str, list[str]]:
+        """The name of each process, and the words of the `airflow` command that starts it."""
+        api_server = ["api-server", "--apps", "execution,core", "--workers", "1", "--host", "127.0.0.1"]
+        return {
+            "api-server": [*api_server, "--port", str(self.port)],
+            "scheduler": ["scheduler", "--skip-serve-logs"],
+            "triggerer": ["triggerer", "--skip-serve-logs"],
+        }
+
+    def environment(self, name: str) -> dict[str, str]:
+        """The environment of a process."""
+        return self.env
+
+    def launch(self, name: str) -> None:
+        """Start one of the components."""
+        self._spawn(name, [sys.executable, "-m", "airflow", *self.components()[name]])
 
     def stop(self) -> None:
         """End every process that was started, with its children."""
         deadline = time.monotonic() + 4
+        # Now, as tasks are in process groups of their own, and nobody's children once their parent is gone.
+        children = [child for process in self._processes.values() for child in _family(process)]
         try:
             for process in self._processes.values():
                 _signal_group(process, signal.SIGTERM)
@@ -106,10 +128,23 @@ class AirflowStack:
             for process in self._processes.values():
                 _signal_group(process, signal.SIGKILL)
                 process.wait()
+            for child in children:
+                with contextlib.suppress(psutil.NoSuchProcess):  # psutil knows a new process with an old id
+                    child.kill()
             self._processes.clear()
 
+    def restart(self, name: str) -> None:
+        """End one of the processes the way an orchestrator does, and start it anew."""
+        process = self._processes.pop(name)
+        _signal_group(process, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+        _signal_group(process, signal.SIGKILL)
+        process.wait()
+        self._spawn(name, command=list(process.args))
+
     def pid(self, name: str) -> int:
-        """The process id of "api-server", "scheduler" or "triggerer"."""
+        """The process id of a component."""
         return self._processes[name].pid
 
     def log_tail(self, lines: int = 12) -> str:
@@ -189,12 +224,11 @@ class AirflowStack:
             return False
         return all(health[part]["status"] == "healthy" for part in ("metadatabase", "scheduler", "triggerer"))
 
-    def _spawn(self, name: str, *arguments: str, command: list[str] | None = None) -> subprocess.Popen[bytes]:
-        command = command or [sys.executable, "-m", "airflow", name, *arguments]
+    def _spawn(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
         with self._log(name).open("ab") as log:
             process = subprocess.Popen(
-                command, env=self.env, cwd=self.home, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True,
+                command, env=self.environment(name), cwd=self.home, stdin=subprocess.DEVNULL, stdout=log,
+                stderr=log, start_new_session=True,
             )  # fmt: skip
         self._processes[name] = process
         return process
@@ -203,7 +237,7 @@ class AirflowStack:
         return self.logs / f"{name}.log"
 
     def _run_to_end(self, name: str, command: list[str], what: str, timeout: float) -> None:
-        process = self._spawn(name, command=command)
+        process = self._spawn(name, command)
         self._until(lambda: process.poll() is not None, what, timeout)
         del self._processes[name]
         if process.returncode:
@@ -236,7 +270,8 @@ class AirflowStack:
         for attempt in range(1, 6):
             try:
                 with _direct.open(request, timeout=30) as response:
-                    return json.load(response)
+                    answer = response.read()
+                    return json.loads(answer) if answer else None
             except (urllib.error.URLError, TimeoutError) as error:
                 refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
                 # SQLite may be locked for a moment, and a busy machine slow; only a GET is asked again.
@@ -282,6 +317,14 @@ def _environment(home: Path, dags: Path, url: str, parallelism: int) -> dict[str
         "no_proxy": "127.0.0.1,localhost",
         **{f"AIRFLOW__{name}": value for name, value in settings.items()},
     }
+
+
+def _family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """All that descend from a process."""
+    try:
+        return list(psutil.Process(process.pid).children(recursive=True))
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:

@@ -31,7 +31,7 @@ from .providers.base import DEFAULT_WINDOW, NewBatch, Provider
 from .providers.keys import hides_key
 from .results import iter_rows
 from .retry import RetryPolicy
-from .submit import submit
+from .submit import resume, submit
 from .watch import get_watcher
 
 if TYPE_CHECKING:
@@ -193,6 +193,15 @@ def _deadline(timeout: float | None, deadline: float | None) -> float | None:
     return time.time() + timeout if timeout is not None else deadline
 
 
+def _all_ended(batches: Sequence[Batch]) -> bool:
+    return all(batch.status.is_terminal for batch in batches)
+
+
+def _may_go_on(job: Job, ended: Sequence[Batch]) -> bool:
+    """Whether rows may be submitted again; else asking would cost a request for each batch."""
+    return job.max_rounds > 1 or any(batch.status is BatchStatus.CANCELLED for batch in ended)
+
+
 class Client(_Shell):
     """One account at a provider, its connection pool kept; close it, or use it as a context manager.
 
@@ -267,8 +276,21 @@ class Client(_Shell):
         return self._run(self._download(batch_id, Path(directory)), batch_id)
 
     def submit(self, job: Job) -> Sequence[Batch]:
-        """See that every shard of the job has its batch; [] where its results have landed already."""
+        """Begin or re-attach an attempt: see that every row that is to have one has its batch.
+
+        Returns the batches of the current round as they stand; [] where the results have landed and nothing
+        is left to submit.
+        """
         return self._run(submit(job, self.provider))
+
+    def resume(self, job: Job) -> Sequence[Batch]:
+        """Go on with a job on record; to be called, by any process, when batches of it have ended.
+
+        Returns the batches of the current round as they stand, and where all have ended and rows are to be
+        submitted again those of the next round, which it creates. Where all it returns have ended (or [], the
+        results having landed) there is nothing left to wait for. `Job.input` may be `()`.
+        """
+        return self._run(resume(job, self.provider))
 
     def collect(self, job: Job) -> Report:
         """Land the results of a job whose batches have ended; at no cost if they have landed already."""
@@ -282,11 +304,17 @@ class Client(_Shell):
         deadline: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> Report:
-        """Submit, wait, collect: from requests to landed results."""
+        """Submit, wait, collect: from requests to landed results, however many rounds that takes."""
         end = _deadline(timeout, deadline)
-        for batch in self.submit(job):
-            if not batch.status.is_terminal:
-                self.wait(batch.id, deadline=end, on_progress=on_progress)
+        batches = self.submit(job)
+        while not _all_ended(batches):
+            ended = [
+                batch
+                if batch.status.is_terminal
+                else self.wait(batch.id, deadline=end, on_progress=on_progress)
+                for batch in batches
+            ]
+            batches = self.resume(job) if _may_go_on(job, ended) else ended
         return self.collect(job)
 
     def check(self) -> str:
@@ -387,6 +415,10 @@ class AsyncClient(_Shell):
         """See `Client.submit`."""
         return await self._run(submit(job, self.provider))
 
+    async def resume(self, job: Job) -> Sequence[Batch]:
+        """See `Client.resume`."""
+        return await self._run(resume(job, self.provider))
+
     async def collect(self, job: Job) -> Report:
         """See `Client.collect`."""
         return await self._run(collect(job, self.provider))
@@ -401,15 +433,26 @@ class AsyncClient(_Shell):
     ) -> Report:
         """See `Client.run`."""
         end = _deadline(timeout, deadline)
-        running = [batch for batch in await self.submit(job) if not batch.status.is_terminal]
+        batches = await self.submit(job)
+        while not _all_ended(batches):
+            ended = await self._wait_for_all(batches, end, on_progress)
+            batches = await self.resume(job) if _may_go_on(job, ended) else ended
+        return await self.collect(job)
+
+    async def _wait_for_all(
+        self, batches: Sequence[Batch], end: float | None, on_progress: OnProgress | None
+    ) -> Sequence[Batch]:
         try:
             async with asyncio.TaskGroup() as group:
-                for batch in running:
+                waits = [
                     group.create_task(self.wait(batch.id, deadline=end, on_progress=on_progress))
+                    for batch in batches
+                    if not batch.status.is_terminal
+                ]
         except ExceptionGroup as errors:
             # One wait that fails ends the others; callers expect the error itself, as from `Client.run`.
             raise errors.exceptions[0] from None
-        return await self.collect(job)
+        return [*(batch for batch in batches if batch.status.is_terminal), *(wait.result() for wait in waits)]
 
     async def check(self) -> str:
         """See `Client.check`."""

@@ -1,8 +1,8 @@
 """A job: one input, however large, as one result set, paid for exactly once.
 
-`submit` brings every shard of the input to a batch, `collect` lands the results. Both can be repeated, by any
-process, at any time: what was done before is read from the ledger, what the ledger does not know is asked of
-the provider.
+`submit` brings every shard of the input to a batch, `resume` submits rows again that are worth it, `collect`
+lands the results. Each can be repeated, by any process, at any time: what was done before is read from the
+ledger, what the ledger does not know is asked of the provider.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from .errors import ConfigurationError
+from .errors import ConfigurationError, JobError
 from .ledger import JobFolder, Ledger, ShardRecord, open_path
 from .providers.base import DEFAULT_WINDOW
 
@@ -38,13 +39,17 @@ class Job:
     on_orphan         a create may have left a batch that nobody can look up: "fail", or "resubmit"
     on_changed        submitted before with other input: "cancel_and_resubmit", or "fail"
     on_untranslatable a parameter the provider has no word for: "fail" with its line, or "drop" it
-    max_rounds        how often rows may be submitted; 1 is once
+    max_rounds        how often a row may be submitted: 1 is once; with 2 and more, rows that expired, are
+                      missing, or failed in a way that may pass are submitted again. Rows of a batch that was
+                      cancelled are submitted again whatever this says, at most twice in one attempt
+    restart           any text: the same input is submitted once more, whatever was done before, once for each
+                      such text; what still runs is cancelled. None keeps to what is on record
     lease             seconds that a create which another attempt has begun is left to it
     price             USD for a million input and output tokens, where the provider does not tell the cost
     """
 
     input: JobInput = field(repr=False)
-    output: str | os.PathLike[str] | UPath
+    output: str | os.PathLike[str] | UPath | JobFolder
     endpoint: str = "/v1/chat/completions"
     id: str | None = None
     model: str | None = None
@@ -55,6 +60,7 @@ class Job:
     on_changed: Literal["cancel_and_resubmit", "fail"] = "cancel_and_resubmit"
     on_untranslatable: Literal["fail", "drop"] = "fail"
     max_rounds: int = 1
+    restart: str | None = None
     lease: float = 90.0
     price: tuple[float, float] | None = None
 
@@ -69,11 +75,15 @@ class Job:
                 raise ConfigurationError(
                     f"{name}: {' or '.join(map(repr, known))}, not {getattr(self, name)!r}"
                 )
-        if self.max_rounds != 1:
-            raise ConfigurationError(f"max_rounds: only 1 is supported so far, not {self.max_rounds!r}")
+        if not isinstance(self.max_rounds, int) or self.max_rounds < 1:
+            raise ConfigurationError(f"max_rounds: 1 or more, not {self.max_rounds!r}")
+        if self.restart is not None and (not isinstance(self.restart, str) or not self.restart):
+            raise ConfigurationError(f"restart: a text that is not empty, or None, not {self.restart!r}")
 
-    @property
+    @cached_property
     def folder(self) -> JobFolder:
+        if isinstance(self.output, JobFolder):
+            return self.output
         return JobFolder(open_path(self.output).absolute())
 
     @property
@@ -85,8 +95,10 @@ class Job:
         return self.folder.read()
 
     def report(self) -> Report | None:
-        """The account of the job; None until it is done."""
-        return self.folder.read_report()
+        """The account of the job; None until it is done, and while it is being done once more."""
+        folder = self.folder
+        ledger = folder.read()
+        return folder.read_report() if ledger is not None and ledger.landed_at is not None else None
 
 
 def job_metadata(job: Job, provider: Provider) -> dict[str, str]:
@@ -112,17 +124,22 @@ def short(identity: str, limit: int = 200) -> str:
     return identity[: limit - 17] + "~" + hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
-def fingerprint(job: Job, provider: Provider, digest: str) -> str:
+def fingerprint(job: Job, provider: Provider, digest: str, restarts: Sequence[str] = ()) -> str:
     """sha256 over all that decides what the provider is asked: a change means another job was meant.
 
     The key is left out, so that it can be rotated while a batch runs.
     """
     facts = [digest, provider.name, provider.account.api_base, job.endpoint, job.model, job.completion_window,
-             job.on_untranslatable, dict(job.options)]  # fmt: skip
+             job.on_untranslatable, dict(job.options), *restarts[-1:]]  # fmt: skip
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def shard_metadata(metadata: Mapping[str, str], record: ShardRecord, shards: int) -> dict[str, str]:
+    """The marks of one shard, of so many in its round."""
     if not metadata:
         return {}
     return {**metadata, "anybatch_shard": f"{record.shard}/{shards}", "anybatch_round": str(record.round)}
+
+
+def never_submitted(job: Job) -> JobError:
+    return JobError(f"job {job.identity} was never submitted to {job.folder.path}")

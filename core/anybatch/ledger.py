@@ -8,7 +8,13 @@ the next one is taken. It holds ids, hashes and counts; never a prompt, never a 
     requests.jsonl  the request lines, where they were given as objects and not as a file
     results.jsonl   the rows in input order
     stray.jsonl     result lines that no request asked for, if there were any
-    report.json     the account; it is there only once the job is done
+    report.json     the account; it is the last word once the ledger says that the job has landed
+
+and where rows were submitted again, in rounds:
+
+    ids-<n>.jsonl    the custom_ids of round n, in input order
+    round-<n>.jsonl  all rows as they stood when round n had ended; kept while later rounds build on it
+    stray-<n>.jsonl  the stray lines up to then, if there were any
 """
 
 from __future__ import annotations
@@ -27,7 +33,7 @@ from typing import TYPE_CHECKING, TypeGuard, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .errors import LedgerConflictError
-from .models import BatchStatus, Report
+from .models import BatchRecord, BatchStatus, Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,7 +43,7 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound=BaseModel)
 
 _SCRATCH = ".anybatch-"
-_TEMPORARY = re.compile(r"\.\w+\.jsonl?\.[0-9a-f]{32}")
+_TEMPORARY = re.compile(r"\.[\w-]+\.jsonl?\.[0-9a-f]{32}")
 
 
 class Step(StrEnum):
@@ -50,10 +56,11 @@ class Step(StrEnum):
 
 
 class ShardRecord(BaseModel):
-    """One shard of a job.
+    """One shard of a round: the rows from `first_row` on of what that round submits.
 
     `round` counts re-submissions, `tries` the creates from this file that may have left a batch: above 0
-    before the batch is known, or above 1 after, there may be one that no attempt has heard of.
+    before the batch is known, or above 1 after, there may be one that no attempt has heard of. `ended` is the
+    batch as the report tells of it, noted when a later round is opened.
     """
 
     model_config = ConfigDict(frozen=True, defer_build=True)
@@ -69,13 +76,18 @@ class ShardRecord(BaseModel):
     attempt: str | None = None  # who is creating …
     creating_at: float | None = None  # … since when, unix seconds
     status: BatchStatus | None = None
+    ended: BatchRecord | None = None
 
 
 class Ledger(BaseModel):
     """What is known of a job.
 
-    `revision` grows with every write. `stopping` holds what was begun with earlier input, until all of its
-    batches are known and cancelled.
+    `revision` grows with every write. `shards` are those of all rounds. `stopping` holds what was begun with
+    earlier input, until all of its batches are known and cancelled. `input` is where the input lies, if that
+    was a path; `restarts` are the values of `Job.restart` so far.
+
+    Of rounds: `renewals` counts those that were opened for cancelled batches alone, `renewed` how often this
+    attempt has submitted rows of cancelled batches again, `unexpected` the stray lines of the rounds before.
     """
 
     model_config = ConfigDict(frozen=True, defer_build=True)
@@ -92,10 +104,33 @@ class Ledger(BaseModel):
     shards: tuple[ShardRecord, ...]
     landed_at: float | None = None
     stopping: tuple[Ledger, ...] = ()
+    input: str | None = None
+    restarts: tuple[str, ...] = ()
+    renewals: int = 0
+    renewed: int = 0
+    unexpected: int = 0
 
     @property
     def batch_ids(self) -> list[str]:
         return [record.batch_id for record in self.shards if record.batch_id]
+
+    @property
+    def round(self) -> int:
+        """The current round: 0, or the number of times that rows were submitted again."""
+        return max((record.round for record in self.shards), default=0)
+
+    @property
+    def current(self) -> tuple[ShardRecord, ...]:
+        """The shards of the current round."""
+        return self.of_round(self.round)
+
+    def of_round(self, number: int) -> tuple[ShardRecord, ...]:
+        return tuple(record for record in self.shards if record.round == number)
+
+    def latest(self, record: ShardRecord) -> ShardRecord | None:
+        """What this ledger says of the shard that another one spoke of."""
+        same = (new for new in self.shards if (new.shard, new.round) == (record.shard, record.round))
+        return next(same, None)
 
     def with_shard(self, record: ShardRecord) -> Ledger:
         shards = tuple(
@@ -180,6 +215,15 @@ class JobFolder:
     def _temporary(folder: Path, name: str) -> Path:
         return folder / f".{name}.{uuid.uuid4().hex}"
 
+    def fetch(self, name: str, scratch: Path) -> Path:
+        """A file of the folder as one on this machine's disk: itself, or a copy in `scratch`."""
+        if self.local is not None:
+            return self.local / name
+        copy = scratch / f"{name}.fetched"
+        with (self.path / name).open("rb") as source, copy.open("wb") as target:
+            shutil.copyfileobj(source, target)
+        return copy
+
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
         """A temporary folder; beside the results where they are local, so that landing is a rename.
@@ -252,7 +296,7 @@ def _json(model: BaseModel) -> bytes:
 
 def is_path(value: object) -> TypeGuard[str | os.PathLike[str] | UPath]:
     """Whether this names a file: text, a path, or a path object of an object store (fsspec's, Airflow's)."""
-    return isinstance(value, str | os.PathLike) or (hasattr(value, "fs") and hasattr(value, "open"))
+    return isinstance(value, str | os.PathLike) or hasattr(type(value), "fs")
 
 
 def open_path(path: str | os.PathLike[str] | UPath) -> UPath:

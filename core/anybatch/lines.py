@@ -17,7 +17,7 @@ from .content import Content, file_mark
 from .errors import InputError, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from .providers.base import Provider
@@ -182,15 +182,18 @@ def make_plan(
     ids: BinaryIO | None = None,
     model: str | None = None,
     drop_untranslatable: bool = False,
+    only: Iterable[str] | None = None,
 ) -> Plan:
     """Read the whole input once: validate every line, and cut it into shards.
 
     `content` is the local file that the shards will be read from: the input itself, or the file behind
     `spool`, which receives the uploaded form of each line. `ids` receives the custom_ids, one JSON string a
-    line, in input order. Raises InputError with line numbers, all of them up to a cap.
+    line, in input order. Of the lines, those with the custom_ids in `only` are taken, which come in input
+    order (None: all); the digest is the whole input's. Raises InputError with line numbers, all of them up to
+    a cap.
     """
     mark = file_mark(content)
-    planner = _Planner(provider, endpoint, model, drop_untranslatable, spool, ids)
+    planner = _Planner(provider, endpoint, model, drop_untranslatable, spool, ids, only)
     digest = hashlib.sha256()
     try:
         number = 0
@@ -225,9 +228,12 @@ class _Planner:
         drop: bool,
         spool: BinaryIO | None,
         ids: BinaryIO | None,
+        only: Iterable[str] | None = None,
     ) -> None:
         self.provider, self.endpoint, self.model, self.drop = provider, endpoint, model, drop
         self.spool, self.ids = spool, ids
+        self.only = None if only is None else iter(only)
+        self.wanted = None if self.only is None else next(self.only, None)
         self.spooled = 0
         self.problems = _Problems()
         self.seen = _SeenIds()
@@ -250,6 +256,10 @@ class _Planner:
         if self.unreadable or raw.isspace():
             return
         line = decode_line(raw)
+        if self.only is not None:
+            if isinstance(line, Problem) or line.get("custom_id") != self.wanted:
+                return
+            self.wanted = next(self.only, None)
         if isinstance(line, Problem):
             self.problems.add(number, line.field, line.message)
             return

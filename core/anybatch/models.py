@@ -92,6 +92,11 @@ class Batch(_Frozen):
     raw_status: str
     raw: dict[str, Any] = Field(default_factory=dict, repr=False)
 
+    @property
+    def ended_at(self) -> int | None:
+        """When it ended, in whatever way; None where it has not, or the provider does not say."""
+        return self.completed_at or self.failed_at or self.expired_at or self.cancelled_at
+
 
 class Page(Sequence[Batch]):
     """One page of a listing, newest first; pass `next_cursor` as `after` to get the next one."""
@@ -191,13 +196,15 @@ class TokenUsage(_Frozen):
 
 
 class BatchRecord(_Frozen):
-    """What the report says of one batch of a job."""
+    """What the report says of one batch of a job; times are the provider's, in unix seconds."""
 
     id: str
     shard: int
     round: int
     rows: int
     status: BatchStatus
+    created_at: int | None = None
+    ended_at: int | None = None
     input_file_id: str | None = None
     output_file_id: str | None = None
     error_file_id: str | None = None
@@ -208,7 +215,8 @@ class Report(_Frozen):
 
     `counts` holds every outcome and sums to `rows`; `unexpected` counts result lines that no request asked
     for or that repeat one; `cost` is in USD, None where neither the provider nor `Job.price` tells it;
-    times are unix seconds, `duration_s` runs from first submission to landing.
+    times are unix seconds, `duration_s` runs from first submission to landing. `rounds` is 1 where no row was
+    submitted again; `batches` are those of all rounds, and usage and cost count what any of them answered.
     """
 
     job: str
@@ -223,6 +231,7 @@ class Report(_Frozen):
     started_at: float
     finished_at: float
     duration_s: float
+    rounds: int = 1
     batches: tuple[BatchRecord, ...] = ()
     results: str
 

@@ -100,6 +100,16 @@ def has_openai_shape(record: dict[str, Any], custom_id: str, outcome: Outcome) -
     return response is None and isinstance(error, dict) and isinstance(error.get("message"), str)
 
 
+_OUTCOME = b'{"outcome":"'
+
+
+def landed_outcome(raw: bytes) -> Outcome:
+    """The outcome of a landed line, which leads it. Raises ValueError for a line that is none."""
+    if not raw.startswith(_OUTCOME):
+        raise ValueError("not a landed line")
+    return Outcome(raw[len(_OUTCOME) : raw.find(b'"', len(_OUTCOME))].decode())
+
+
 def parse_landed(raw: bytes) -> Row:
     """A line of `results.jsonl` as a row again."""
     record = orjson.loads(raw)

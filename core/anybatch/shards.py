@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
@@ -25,7 +25,6 @@ from .errors import (
     AnyBatchError,
     APIError,
     BadRequestError,
-    ConfigurationError,
     CreateOutcomeUnknownError,
     LedgerConflictError,
     NotFoundError,
@@ -83,22 +82,20 @@ class Submission:
 
     job: Job
     provider: Provider
-    plan: Plan | None
-    number: int
+    plan_of: Callable[[Ledger, int], Flow[Plan]]  # what a round submits
+    shard: ShardRecord  # as it was when we began
     metadata: Mapping[str, str]
     attempt: str
     fingerprint: str
+    renews: bool = True  # whether a batch that failed as a whole is submitted anew
     unanswered: str = ""  # what became of a create of ours that got no answer
 
     def run(self) -> Flow[Batch]:
-        folder = self.job.folder
         while True:
-            ledger = yield from do(folder.read)
-            if ledger is None:
-                raise LedgerConflictError(f"{folder.path / 'job.json'} was removed while the job was running")
-            if ledger.fingerprint != self.fingerprint:
-                raise replaced_meanwhile(self.job)
-            record = ledger.shards[self.number]
+            ledger = yield from read_ledger(self.job, self.fingerprint)
+            record = self._mine(ledger)
+            if ledger.landed_at is not None and record.batch_id is None:
+                raise LedgerConflictError(f"job {ledger.job} was landed by another attempt meanwhile")
             batch: Batch | None = None
             match next_move(record, self.attempt, time.time(), self.job.lease):
                 case Move.UPLOAD:
@@ -114,35 +111,40 @@ class Submission:
             if batch is not None:
                 return batch
 
+    def _mine(self, ledger: Ledger) -> ShardRecord:
+        record = ledger.latest(self.shard)
+        if record is None:  # the ledger was removed, and begun anew
+            raise replaced_meanwhile(self.job)
+        return record
+
     def _commit(self, ledger: Ledger, record: ShardRecord) -> Flow[Ledger | None]:
         return (yield from do(partial(self.job.folder.commit, ledger, ledger.with_shard(record))))
 
-    def _shard(self, record: ShardRecord) -> tuple[Plan, Shard]:
-        if self.plan is None:
-            raise ConfigurationError(f"no input at {self.job.input}, and a batch has to be submitted again")
-        shard = self.plan.shards[self.number] if self.number < len(self.plan.shards) else None
+    def _planned(self, ledger: Ledger, record: ShardRecord) -> Flow[tuple[Plan, Shard]]:
+        plan = yield from self.plan_of(ledger, record.round)
+        shard = plan.shards[record.shard] if record.shard < len(plan.shards) else None
         if shard is None or (shard.first_row, shard.rows) != (record.first_row, record.rows):
             raise LedgerConflictError(
                 f"job {self.job.identity} was split into batches by another version; give it another folder"
             )
-        return self.plan, shard
+        return plan, shard
 
     def _upload(self, ledger: Ledger, record: ShardRecord) -> Flow[None]:
-        plan, shard = self._shard(record)
+        plan, shard = yield from self._planned(ledger, record)
         file_id = yield from self.provider.upload(plan.shard_content(shard), self.job.options)
         yield from self._commit(ledger, record.model_copy(update={"step": Step.UPLOADED, "file_id": file_id}))
 
     def _create(self, ledger: Ledger, record: ShardRecord) -> Flow[Batch | None]:
         if found := (yield from self._traces(ledger, record)):
             return (yield from self._record(ledger, found))
+        plan, shard = yield from self._planned(ledger, record)
         if (claimed := (yield from self._claim(ledger, record))) is None:
             return None
-        plan, shard = self._shard(record)
         new = NewBatch(
             content=plan.shard_content(shard),
             endpoint=self.job.endpoint,
             completion_window=self.job.completion_window,
-            metadata=shard_metadata(self.metadata, record, len(ledger.shards)),
+            metadata=shard_metadata(self.metadata, record, len(ledger.of_round(record.round))),
             options=self.job.options,
             models=shard.models,
             # Every upload has its own file id: a batch that failed as a whole is submitted under a new key.
@@ -154,7 +156,7 @@ class Submission:
             if not isinstance(error, APIError) or not outcome_unknown(error):
                 yield from self._commit(claimed, _refused(record, error))
                 raise
-            yield from self._commit(claimed, _released(claimed.shards[self.number]))
+            yield from self._commit(claimed, _released(self._mine(claimed)))
             if self.unanswered:
                 raise CreateOutcomeUnknownError(
                     f"two creates got no answer ({self.unanswered}; {error.message}); the next attempt looks "
@@ -181,7 +183,7 @@ class Submission:
         return claimed if (yield from do(self.job.folder.read)) == claimed else None
 
     def _leave(self, ledger: Ledger, record: ShardRecord) -> Flow[Batch | None]:
-        marks = shard_metadata(self.metadata, record, len(ledger.shards))
+        marks = shard_metadata(self.metadata, record, len(ledger.of_round(record.round)))
         found: list[Batch] = []
         if self.provider.can_look(record.file_id, marks):
             found = yield from self.provider.find(record.file_id, marks, since=ledger.created_at)
@@ -192,14 +194,12 @@ class Submission:
 
     def _record(self, ledger: Ledger, found: Sequence[Batch]) -> Flow[Batch | None]:
         """Write a batch down, and cancel its doubles; None where the ledger holds another one by now."""
-        kept = oldest(found)
-        file_id, stays = ledger.shards[self.number].file_id, kept.id
+        kept, record = oldest(found), self._mine(ledger)
+        file_id, stays = record.file_id, kept.id
         created = {"step": Step.CREATED, "batch_id": kept.id, "status": kept.status}
-        while (
-            yield from self._commit(ledger, ledger.shards[self.number].model_copy(update=created))
-        ) is None:
+        while (yield from self._commit(ledger, self._mine(ledger).model_copy(update=created))) is None:
             now = yield from do(self.job.folder.read)
-            theirs = now.shards[self.number] if now and now.fingerprint == self.fingerprint else None
+            theirs = now.latest(self.shard) if now and now.fingerprint == self.fingerprint else None
             if now is None or theirs is None or theirs.batch_id or theirs.file_id != file_id:
                 stays = (theirs and theirs.batch_id) or ""
                 break
@@ -210,8 +210,8 @@ class Submission:
         if stays != kept.id:
             return None
         log.info(
-            "job %s: batch %s for %d rows (shard %d of %d)", self.job.identity, kept.id,
-            ledger.shards[self.number].rows, self.number + 1, len(ledger.shards),
+            "job %s: batch %s for %d rows (shard %d of %d, round %d)", self.job.identity, kept.id,
+            record.rows, record.shard + 1, len(ledger.of_round(record.round)), record.round,
         )  # fmt: skip
         return kept
 
@@ -223,7 +223,7 @@ class Submission:
         batch, *doubles = yield from self._traces(ledger, record)
         for double in doubles:
             yield from stop(self.job, self.provider, double)
-        if batch.status is not BatchStatus.FAILED or record.attempt == self.attempt:
+        if batch.status is not BatchStatus.FAILED or record.attempt == self.attempt or not self.renews:
             return batch
         # It was refused as a whole and cost nothing; what was wrong may have passed (quota, a full queue).
         log.warning("job %s: batch %s had failed; submitting again", self.job.identity, batch.id)
@@ -232,6 +232,16 @@ class Submission:
         )
         yield from self._commit(ledger, fresh)
         return None
+
+
+def read_ledger(job: Job, fingerprint: str) -> Flow[Ledger]:
+    """The ledger as it is now; LedgerConflictError where it is not this submission's any more."""
+    ledger = yield from do(job.folder.read)
+    if ledger is None:
+        raise LedgerConflictError(f"{job.folder.path / 'job.json'} was removed while the job was running")
+    if ledger.fingerprint != fingerprint:
+        raise replaced_meanwhile(job)
+    return ledger
 
 
 def replaced_meanwhile(job: Job) -> LedgerConflictError:
@@ -279,7 +289,7 @@ def traces(
             return found
     elif not record.tries:
         return found
-    marks = shard_metadata(metadata, record, len(ledger.shards))
+    marks = shard_metadata(metadata, record, len(ledger.of_round(record.round)))
     if provider.can_look(record.file_id, marks):
         # A create that was begun just now may be slow rather than lost.
         recent = bool(why) or abs(time.time() - (record.creating_at or 0)) < job.lease

@@ -7,23 +7,24 @@ import logging
 import shutil
 import tempfile
 import time
-import uuid
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from .attempt import Attempt
 from .errors import ConfigurationError, InputChangedError, LedgerConflictError
 from .flow import Flow, do
-from .job import fingerprint, job_metadata
-from .ledger import JobFolder, Ledger, ShardRecord, Step, is_path, local_path, open_path
+from .job import fingerprint, job_metadata, never_submitted
+from .ledger import JobFolder, Ledger, Step, is_path, local_path, open_path
 from .lines import Plan, make_plan
-from .shards import Submission, replaced_meanwhile, stop, traces
+from .rounds import ids_name, records_of, rows_name, stray_name
+from .shards import read_ledger, replaced_meanwhile, stop, traces
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .job import Job
+    from .job import Job, JobInput
     from .models import Batch
     from .providers.base import Provider
 
@@ -31,26 +32,60 @@ log = logging.getLogger(__name__)
 
 
 def submit(job: Job, provider: Provider) -> Flow[list[Batch]]:
-    """See that every shard of the input has its batch, and return them as they stand.
+    """Begin an attempt: see that every row that is to have one has its batch, and return those of the current
+    round as they stand.
 
     None where the results have landed already: there is nothing left to wait for.
 
     Raises InputError before anything is sent; OrphanError, InputChangedError and LedgerConflictError where
     it cannot go on safely.
     """
-    metadata = job_metadata(job, provider)
-    provider.check(job.endpoint, metadata, job.options, job.completion_window)
-    attempt = uuid.uuid4().hex
     with tempfile.TemporaryDirectory(prefix="anybatch-") as scratch:
+        attempt = Attempt(job, provider, Path(scratch))
         plan = yield from do(partial(prepare, job, provider, Path(scratch)))
         ledger = yield from open_ledger(job, provider, plan, Path(scratch))
-        batches: list[Batch] = []
-        if ledger.landed_at is not None and (yield from do(job.report)) is not None:
-            return batches
-        for number in range(len(ledger.shards)):
-            submission = Submission(job, provider, plan, number, metadata, attempt, ledger.fingerprint)
-            batches.append((yield from submission.run()))
-    return batches
+        attempt.plans[0] = plan
+        if ledger.landed_at is None:
+            begun: Ledger | None = yield from _begun(job, ledger)
+        else:
+            begun = yield from attempt.reopen(ledger)
+        return (yield from attempt.go_on(begun)) if begun is not None else []
+
+
+def resume(job: Job, provider: Provider) -> Flow[list[Batch]]:
+    """Go on with an attempt: the batches of the current round as they stand, those of the next one where all
+    have ended and rows are to be submitted again.
+
+    The input is read for that alone. None where the results have landed already.
+    """
+    ledger = yield from do(job.folder.read)
+    if ledger is None or ledger.job != job.identity:
+        raise never_submitted(job)
+    if ledger.landed_at is not None:
+        return []
+    with tempfile.TemporaryDirectory(prefix="anybatch-") as scratch:
+        attempt = Attempt(job, provider, Path(scratch), renews=False)
+        return (yield from attempt.go_on(ledger))
+
+
+def _begun(job: Job, ledger: Ledger) -> Flow[Ledger]:
+    """The ledger with what the beginning of an attempt changes in it: mostly nothing."""
+    while True:
+        begun = ledger.model_copy(update={"renewed": 0, "input": input_text(job.input) or ledger.input})
+        if begun == ledger or ledger.landed_at is not None:
+            return ledger
+        if (done := (yield from do(partial(job.folder.commit, ledger, begun)))) is not None:
+            return done
+        ledger = yield from read_ledger(job, ledger.fingerprint)
+
+
+def input_text(source: JobInput) -> str | None:
+    """Where the input lies, if that is a path, and not an address that may hold a secret."""
+    if not is_path(source):
+        return None
+    path = open_path(source).absolute()
+    text = str(path)
+    return text if local_path(path) is not None or not set("?@") & set(text) else None
 
 
 def prepare(job: Job, provider: Provider, scratch: Path) -> Plan | None:
@@ -82,7 +117,7 @@ def prepare(job: Job, provider: Provider, scratch: Path) -> Plan | None:
                     spool.close()
     except FileNotFoundError:
         ledger = job.folder.read()
-        if ledger is None or any(record.step is not Step.CREATED for record in ledger.shards):
+        if ledger is None or any(record.step is not Step.CREATED for record in ledger.of_round(0)):
             raise ConfigurationError(f"no input at {path}") from None
         log.warning("input %s is gone; going on with the batches on record", path)
         return None
@@ -105,7 +140,7 @@ def _spool_requests(requests: Iterable[Mapping[str, Any]], path: Path) -> Path:
 
 def open_ledger(job: Job, provider: Provider, plan: Plan | None, scratch: Path) -> Flow[Ledger]:
     """The ledger of this job and this input, made if there is none."""
-    folder, opened = job.folder, False
+    folder, opened, stale = job.folder, False, 0
     while True:
         ledger = yield from do(folder.read)
         if ledger is not None and ledger.job != job.identity:
@@ -114,12 +149,15 @@ def open_ledger(job: Job, provider: Provider, plan: Plan | None, scratch: Path) 
             )
         if plan is None:
             assert ledger is not None  # prepare() saw to it
+            if restarts(job, ledger) != ledger.restarts:
+                raise ConfigurationError(f"restart={job.restart!r}: there is no input at {job.input}")
             return ledger
-        mark = fingerprint(job, provider, plan.digest)
+        mark = fingerprint(job, provider, plan.digest, restarts(job, ledger))
         if ledger is None or ledger.fingerprint != mark:
             if ledger is not None and opened:  # two live attempts must not replace each other for ever
                 raise replaced_meanwhile(job)
             new = new_ledger(job, provider, plan, mark, replaces=ledger)
+            stale = ledger.round if ledger is not None else 0
             ledger = yield from do(partial(_open, folder, ledger, new))
             opened = ledger is not None
         if ledger is not None and ledger.stopping and ledger.landed_at is None:
@@ -128,8 +166,14 @@ def open_ledger(job: Job, provider: Provider, plan: Plan | None, scratch: Path) 
             continue
         if any(record.step is not Step.PLANNED for record in ledger.shards):
             return ledger
-        if (yield from do(partial(_keep_input, folder, ledger, scratch))):
+        if (yield from do(partial(_keep_input, folder, ledger, scratch, stale))):
             return ledger
+
+
+def restarts(job: Job, ledger: Ledger | None) -> tuple[str, ...]:
+    """All values of `Job.restart` so far: the last one is in force, and none of them restarts once more."""
+    before = ledger.restarts if ledger else ()
+    return before if job.restart is None or job.restart in before else (*before, job.restart)
 
 
 def new_ledger(
@@ -147,16 +191,16 @@ def new_ledger(
         endpoint=job.endpoint,
         rows=plan.rows,
         created_at=time.time(),
-        shards=tuple(
-            ShardRecord(shard=number, first_row=shard.first_row, rows=shard.rows)
-            for number, shard in enumerate(plan.shards)
-        ),
-        stopping=_given_up(job, provider, replaces) if replaces else (),
+        shards=records_of(plan),
+        stopping=_given_up(job, provider, plan, replaces) if replaces else (),
+        input=input_text(job.input),
+        restarts=restarts(job, replaces),
     )
 
 
-def _given_up(job: Job, provider: Provider, ledger: Ledger) -> tuple[Ledger, ...]:
-    if job.on_changed == "fail":
+def _given_up(job: Job, provider: Provider, plan: Plan, ledger: Ledger) -> tuple[Ledger, ...]:
+    changed = ledger.fingerprint != fingerprint(job, provider, plan.digest, ledger.restarts)
+    if changed and job.on_changed == "fail":
         raise InputChangedError(
             f"job {job.identity} was submitted before with other input or options (batches: "
             f"{', '.join(ledger.batch_ids) or 'none yet'}); on_changed='cancel_and_resubmit' would replace it"
@@ -181,6 +225,8 @@ def _stop_replaced(job: Job, provider: Provider, ledger: Ledger) -> Flow[Ledger 
     metadata = job_metadata(job, provider)
     for old in ledger.stopping:
         for record in old.shards:
+            if record.ended is not None and record.tries < 2:
+                continue
             for batch in (yield from traces(job, provider, old, record, metadata)):
                 yield from stop(job, provider, batch)
     # A create that nobody has heard of may come yet: every attempt looks for it again.
@@ -202,10 +248,11 @@ def _open(folder: JobFolder, before: Ledger | None, new: Ledger) -> Ledger | Non
     return folder.commit(before, new, first=discard)
 
 
-def _keep_input(folder: JobFolder, ledger: Ledger, scratch: Path) -> bool:
+def _keep_input(folder: JobFolder, ledger: Ledger, scratch: Path, stale: int) -> bool:
     """Write down what later steps need of the input, unless another attempt has moved on meanwhile.
 
-    Before anything is uploaded, so that whoever finds a batch in the ledger also finds its ids here.
+    Before anything is uploaded, so that whoever finds a batch in the ledger also finds its ids here. What the
+    rounds of the input before have left, up to round `stale`, goes.
     """
     with folder.locked():
         if folder.read() != ledger:
@@ -215,4 +262,8 @@ def _keep_input(folder: JobFolder, ledger: Ledger, scratch: Path) -> bool:
                 copy = scratch / f"{name}.copy"
                 shutil.copyfile(scratch / name, copy)
                 folder.put(copy, name)
+            else:
+                folder.discard(name)
+        for number in range(stale + 1):
+            folder.discard(rows_name(number), stray_name(number), *([ids_name(number)] if number else []))
     return True

@@ -1,4 +1,4 @@
-"""A real scheduler, triggerer, API server and executor; minutes, not seconds."""
+"""A real scheduler, triggerer, API server and executor; minutes, not seconds. See also `cluster`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 import urllib.parse
 from collections import Counter
 from datetime import datetime
@@ -23,7 +22,7 @@ from anybatch import Client
 from .conftest import HERE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from types import ModuleType
 
 pytestmark = pytest.mark.deployment
@@ -58,12 +57,6 @@ class World:
     def states(self, dag_id: str, run_id: str) -> dict[str, str | None]:
         found = self.airflow.task_instances(dag_id, run_id)
         return {instance["task_id"]: instance["state"] for instance in found}
-
-    def until(self, what: str, condition: Callable[[], bool], timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        while not condition():
-            assert time.monotonic() < deadline, f"not in {timeout} s: {what}\n{self.airflow.log_tail()}"
-            time.sleep(1)
 
 
 @pytest.fixture(scope="module")
@@ -140,34 +133,6 @@ def _started(instance: dict[str, Any]) -> float:
 
 def _ended(instance: dict[str, Any]) -> float:
     return datetime.fromisoformat(instance["end_date"]).timestamp()
-
-
-# --- the guard ----------------------------------------------------------------------------------------
-
-
-def test_a_clear_keeps_the_batch_and_an_end_cancels_it(world: World) -> None:
-    airflow, job = world.airflow, "airflow:long/job/guard"
-    airflow.trigger("long", "guard")
-    waiting = lambda: world.states("long", "guard")["job"] == "deferred"  # noqa: E731
-    world.until("the task waits", waiting, 90)
-    time_to_settle = time.monotonic() + 5
-    world.until("the trigger runs", lambda: time.monotonic() > time_to_settle, 10)
-    [batch] = world.batches(job)
-
-    body = {"dry_run": False, "dag_run_id": "guard", "task_ids": ["job"], "only_failed": False}
-    airflow.api("POST", "/api/v2/dags/long/clearTaskInstances", body)
-    world.until("the task is taken up again", lambda: _tries(airflow) == 2 and waiting(), 120)
-    [same] = world.batches(job)
-    assert (same.id, same.status.is_terminal, same.cancelling_at) == (batch.id, False, None)
-
-    path = "/api/v2/dags/long/dagRuns/guard/taskInstances/job"
-    airflow.api("PATCH", path, {"new_state": "failed"})
-    world.until("the batch is cancelled", lambda: world.batches(job)[0].cancelling_at is not None, 90)
-    assert len(world.batches(job)) == 1
-
-
-def _tries(airflow: Any) -> int:
-    return int(airflow.api("GET", "/api/v2/dags/long/dagRuns/guard/taskInstances/job")["try_number"])
 
 
 # --- the key ------------------------------------------------------------------------------------------

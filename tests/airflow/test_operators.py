@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, TaskDeferred
 from airflow.sdk import DAG, BaseOperator, ObjectStoragePath
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
-from airflow.serialization.serialized_objects import DagSerialization
 
-from anybatch import Client, Job, LedgerConflictError, Outcome, Report
+from anybatch import Client, Job, LedgerConflictError
 from anybatch_airflow import AnyBatchOperator
-from anybatch_airflow.operators import Hidden, job_id, too_many_failed
+from anybatch_airflow.account import job_id
+from anybatch_airflow.inputs import Hidden
 
 from .conftest import TaskInstance
+from .versions import DagSerialization
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -124,8 +125,8 @@ def test_the_deadline_counts_from_the_creation_of_the_batch(
     requests, timeout = make_requests(3, "delay=60"), timedelta(hours=3)
     first = deferral(make_operator(input=requests, timeout=timeout), context).trigger
     again = deferral(make_operator(input=requests, timeout=timeout), context).trigger
-    [created] = first.batches.values()
-    assert first.deadline == again.deadline == created + timeout.total_seconds()
+    [(batch_id, created)] = first.batches.items()
+    assert first.deadlines == again.deadlines == {batch_id: created + timeout.total_seconds()}
 
 
 def test_a_deadline_that_has_passed_fails_without_another_wait(
@@ -194,33 +195,6 @@ def test_an_error_of_the_wait_fails_with_its_text(
     event = {"status": "error", "batches": {"b": {"error": "gone"}}, "message": "b: NotFoundError: gone"}
     with pytest.raises(AirflowException, match="NotFoundError: gone"):
         make_operator(input=[]).execute_complete(context, event)
-
-
-def report(**counts: int) -> Report:
-    outcomes = {Outcome(name): count for name, count in counts.items()}
-    return Report(
-        job="j", provider="p", endpoint="e", rows=sum(counts.values()), counts=outcomes, started_at=0,
-        finished_at=1, duration_s=1, results="r",
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("counts", "ratio", "fails"),
-    [
-        ({"succeeded": 1, "failed": 99}, None, False),
-        ({"failed": 2}, None, True),
-        ({"expired": 1, "missing": 1}, None, True),
-        ({}, None, False),
-        ({}, 0.0, False),
-        ({"succeeded": 9, "failed": 1}, 0.1, False),
-        ({"succeeded": 9, "expired": 1}, 0.09, True),
-        ({"succeeded": 9}, 0.0, False),
-        ({"succeeded": 9, "cancelled": 1}, 0.0, True),
-        ({"failed": 3}, 1.0, False),
-    ],
-)
-def test_the_share_of_failed_rows_decides(counts: dict[str, int], ratio: float | None, fails: bool) -> None:
-    assert bool(too_many_failed(report(**counts), ratio)) is fails
 
 
 def test_too_many_failed_rows_fail_the_task_after_landing(

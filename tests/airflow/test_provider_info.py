@@ -1,17 +1,21 @@
-"""What Airflow is told of the package, and what importing it costs."""
+"""What Airflow is told of the package, and what its commands show of it."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from airflow.sdk import Connection
 
 import anybatch_airflow
+from anybatch_airflow.hooks import read_connection
 from anybatch_airflow.provider_info import get_provider_info
 
 
@@ -29,33 +33,111 @@ def test_the_info_names_what_exists() -> None:
     info = get_provider_info()
     modules = [name for kind in ("hooks", "operators", "sensors", "triggers") for entry in info[kind]
                for name in entry["python-modules"]]  # fmt: skip
-    assert len(modules) == 4
+    assert modules == [
+        f"anybatch_airflow.{name}" for name in ("hooks", "operators", "sensors", "triggers", "events")
+    ]
     for name in modules:
         importlib.import_module(name)
     [kind] = info["connection-types"]
-    module, _, hook = kind["hook-class-name"].rpartition(".")
-    assert getattr(importlib.import_module(module), hook).conn_type == kind["connection-type"]
+    assert load(kind["hook-class-name"]).conn_type == kind["connection-type"]
+    [decorator] = info["task-decorators"]
+    assert decorator["name"] == "anybatch"
+    assert callable(load(decorator["class-name"]))
+    assert [load(path).__name__ for path in info["extra-links"]] == ["BatchLink", "ResultsLink"]
+
+
+def load(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def test_every_option_that_is_read_is_declared() -> None:
+    """An option that is not declared has no default and shows in no listing."""
+    package = Path(str(anybatch_airflow.__file__)).parent
+    text = "\n".join(path.read_text() for path in package.rglob("*.py"))
+    read = set(re.findall(r"""conf\.get\w*\(\s*"anybatch",\s*"(\w+)\"""", text))
+    assert read == set(get_provider_info()["config"]["anybatch"]["options"])
+
+
+def test_the_form_shows_the_fields_that_are_read() -> None:
+    """A field that the hook does not know would be filled in and forgotten."""
+    [kind] = get_provider_info()["connection-types"]
+    assert set(kind["conn-fields"]) == {"provider", "client_args", "console_url"}
+    extra = {"provider": "openai", "client_args": {"timeout": 9}, "console_url": "https://gw/{batch_id}"}
+    settings = read_connection(Connection(conn_id="c", conn_type="anybatch"), extra)
+    assert (settings.provider, settings.client_args, settings.console_url) == (
+        "openai", {"timeout": 9}, "https://gw/{batch_id}",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shown() -> dict[str, str]:
+    """What `airflow providers …` prints, by its words, all in one process."""
+    commands = {words: ["providers", *words.split(), "--output", "json"] for words in _COMMANDS}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _RUN, json.dumps(commands)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+_COMMANDS = ("list", "hooks", "widgets", "behaviours", "links", "triggers", "get anybatch --full")
+_RUN = """
+import contextlib, io, json, sys
+from airflow.cli import cli_parser
+shown = {}
+for words, arguments in json.loads(sys.argv[1]).items():
+    parsed = cli_parser.get_parser().parse_args(arguments)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        parsed.func(parsed)
+    shown[words] = out.getvalue()
+print(json.dumps(shown))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("list", ["anybatch"]),
+        ("hooks", ["anybatch_airflow.hooks.AnyBatchHook", "anybatch (LLM batches)"]),
+        ("widgets", ["extra__anybatch__provider", "extra__anybatch__console_url"]),
+        ("behaviours", ["anybatch"]),
+        ("links", ["anybatch_airflow.links.BatchLink", "anybatch_airflow.links.ResultsLink"]),
+        ("triggers", ["anybatch_airflow.triggers", "anybatch_airflow.events"]),
+        ("get anybatch --full", ["anybatch_airflow.decorators.anybatch_task", "min_defer_seconds"]),
+    ],
+)
+def test_the_commands_of_airflow_show_it(shown: dict[str, str], words: str, expected: list[str]) -> None:
+    assert not [text for text in expected if text not in shown[words]]
 
 
 def test_airflow_knows_the_connection_type() -> None:
     from airflow.providers_manager import ProvidersManager
     from airflow.sdk.providers_manager_runtime import ProvidersManagerTaskRuntime
 
-    hook = ProvidersManagerTaskRuntime().hooks["anybatch"]
+    runtime = ProvidersManagerTaskRuntime()
+    assert "anybatch" in runtime.taskflow_decorators
+    hook = runtime.hooks["anybatch"]
     assert hook is not None
     assert hook.hook_class_name == "anybatch_airflow.hooks.AnyBatchHook"
     manager = ProvidersManager()
     assert manager.field_behaviours["anybatch"]["relabeling"]["password"] == "API key"
     fields = {name for name in manager.connection_form_widgets if name.startswith("extra__anybatch__")}
-    assert fields == {"extra__anybatch__provider", "extra__anybatch__client_args"}
+    assert fields == {f"extra__anybatch__{name}" for name in ("provider", "client_args", "console_url")}
 
 
 def test_public_names_are_pinned() -> None:
     assert anybatch_airflow.__all__ == [
+        "AnyBatchCancelOperator",
+        "AnyBatchCreateOperator",
         "AnyBatchHook",
         "AnyBatchOperator",
+        "AnyBatchResultsOperator",
         "AnyBatchSensor",
         "AnyBatchTrigger",
+        "BatchCompletedTrigger",
         "__version__",
     ]
     assert anybatch_airflow.__all__ == sorted(anybatch_airflow.__all__)
@@ -64,28 +146,3 @@ def test_public_names_are_pinned() -> None:
     assert anybatch_airflow.__version__ == importlib.metadata.version("anybatch")
     with pytest.raises(AttributeError, match="AnyBatchOperater"):
         _ = anybatch_airflow.AnyBatchOperater
-
-
-_PARSE = """
-import sys, time
-import anybatch_airflow.provider_info
-early = [name for name in ("airflow", "anybatch", "httpx", "pydantic") if name in sys.modules]
-import airflow.sdk
-begun = time.process_time()
-from anybatch_airflow import AnyBatchOperator, AnyBatchSensor
-AnyBatchOperator(task_id="t", input="in.jsonl", output_folder="out")
-AnyBatchSensor(task_id="s", batch_id="batch_1")
-cost = time.process_time() - begun
-heavy = ("anybatch", "anybatch_airflow.triggers")
-late = [name for name in sys.modules if name in heavy or name.startswith("anybatch.")]
-print(early, late, cost)
-assert not early and not late and cost < 0.1
-"""
-
-
-def test_parsing_a_dag_costs_little() -> None:
-    """No client, no trigger, no more than 100 ms of CPU beyond airflow.sdk; nothing at all for the info."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _PARSE], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr

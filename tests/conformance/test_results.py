@@ -121,7 +121,7 @@ def account_for(world: RemoteWorld, driver: Driver, folder: Path, case: Case) ->
     """Run one job that ends like this, and find every row."""
     world.end_with(case.end)
     job = world.job(folder)
-    report = driver.run(job, timeout=10)
+    report = driver.run_once(job, timeout=10)
     found = landed(job, report, IDS)
     assert found.outcomes == dict.fromkeys(IDS, Outcome.SUCCEEDED) | dict(case.outcomes)
     assert report.unexpected == case.unexpected

@@ -55,7 +55,7 @@ def end_by_number(fake: FakeProvider, batch_id: str) -> None:
 def test_seven_shards(world: RemoteWorld, small: Driver, tmp_path: Path) -> None:
     world.end_with(end_by_number)
     job = world.job(tmp_path, count=ROWS)
-    report = small.run(job, timeout=10)
+    report = small.run_once(job, timeout=10)
     found = landed(job, report, IDS)
     assert [batch.shard for batch in report.batches] == list(range(7))
     assert [batch.rows for batch in report.batches] == SIZES

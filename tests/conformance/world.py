@@ -75,6 +75,13 @@ class Driver:
 
         return call
 
+    def run_once(self, job: Job, timeout: float) -> Report:
+        """A job of one round, whatever becomes of its rows."""
+        for batch in self.submit(job):
+            self.wait(batch.id, timeout=timeout)
+        report: Report = self.collect(job)
+        return report
+
     def __enter__(self) -> Self:
         return self
 
@@ -289,7 +296,11 @@ def landed(job: Job, report: Report, ids: Iterable[str]) -> Landed:
     assert report.ok == all(line["outcome"] == Outcome.SUCCEEDED for line in lines)
     stray = cut(folder / "stray.jsonl") if (folder / "stray.jsonl").exists() else []
     kept = {"ids.jsonl", "job.json", "report.json", "results.jsonl", *(["stray.jsonl"] if stray else [])}
-    names = {path.name for path in folder.iterdir()} - {"requests.jsonl"}  # of requests given as objects
+    last = report.rounds - 2  # the round before the last one
+    if last >= 0:
+        kept |= {f"round-{last}.jsonl", *(f"ids-{number}.jsonl" for number in range(1, report.rounds))}
+    names = {path.name for path in folder.iterdir()} - {f"stray-{last}.jsonl"}
+    names -= {"requests.jsonl"}  # of requests given as objects
     assert names == kept, "nothing temporary is left"
     return Landed(report, lines, stray)
 

@@ -1,6 +1,7 @@
 """`@batch_asset`: what it defines, and what its two assets do."""
 
 # No `from __future__ import annotations`: Dagster reads the annotations of the assets below.
+import inspect
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -11,8 +12,8 @@ import dagster as dg
 import pytest
 
 import anybatch_dagster
-from anybatch import Report, Row, join_results
-from anybatch_dagster import BatchAssets, SubmitConfig, batch_asset
+from anybatch import join_results
+from anybatch_dagster import BatchAssets, SubmitConfig, batch_asset, build_batch_assets
 
 from .conftest import Provider, request
 
@@ -66,7 +67,8 @@ def test_the_package_exports_what_it_says() -> None:
     assert anybatch_dagster.__all__ == sorted(anybatch_dagster.__all__)
     assert all(hasattr(anybatch_dagster, name) for name in anybatch_dagster.__all__)
     assert anybatch_dagster.__all__ == [
-        "BatchAssets", "BatchResource", "SubmitConfig", "__version__", "batch_asset", "build_batch_sensor",
+        "BatchAssetComponent", "BatchAssets", "BatchResource", "SubmitConfig", "__version__", "batch_asset",
+        "build_batch_assets", "build_batch_sensor", "build_external_batch_sensor",
     ]  # fmt: skip
 
 
@@ -108,6 +110,49 @@ def test_a_function_becomes_two_assets_and_a_check() -> None:
     assert result.skippable
     assert [check.key for check in reviews.result.check_specs] == [dg.AssetCheckKey(key, "error_rate")]
     assert all(assets.node_def.retry_policy.max_retries == 2 for assets in reviews)
+
+
+def test_the_decorator_is_the_function_with_its_options_first() -> None:
+    def texts() -> Iterator[dict[str, Any]]:
+        """What texts are about."""
+        yield request("a")
+
+    options: dict[str, Any] = {"group_name": "g", "key_prefix": "raw", "tags": {"team": "x"}}
+    by_function, by_decorator = build_batch_assets(texts, **options), batch_asset(**options)(texts)
+    assert [one.key for one in by_function] == [one.key for one in by_decorator]
+    assert [list(one.specs) for one in by_function] == [list(one.specs) for one in by_decorator]
+    with pytest.raises(TypeError, match="colour"):
+        batch_asset(colour="red")(texts)  # type: ignore[call-arg]
+    parameters = list(inspect.signature(build_batch_assets).parameters.values())
+    assert list(inspect.signature(batch_asset).parameters.values()) == parameters[1:]
+
+
+@pytest.mark.parametrize("policy", [dg.BackfillPolicy.single_run(), dg.BackfillPolicy.multi_run(5)])
+def test_partitions_and_backfill_policy_are_those_of_both_assets(policy: dg.BackfillPolicy) -> None:
+    reviews = make_reviews(partitions_def=DAILY, backfill_policy=policy, pool="p", op_tags={"x": "1"})
+    assert [assets.partitions_def for assets in reviews] == [DAILY, DAILY]
+    assert [assets.backfill_policy for assets in reviews] == [policy, policy]
+    assert [assets.op.pool for assets in reviews] == ["p", None]
+    assert all(assets.op.tags["x"] == "1" for assets in reviews)
+
+
+def test_an_io_manager_of_its_own(provider: Provider, instance: dg.DagsterInstance) -> None:
+    stored = []
+
+    class Storage(dg.IOManager):
+        def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
+            stored.append((context.asset_key, obj))
+
+        def load_input(self, context: dg.InputContext) -> Any:
+            raise NotImplementedError
+
+    reviews = make_reviews(model="local:echo?delay=0", io_manager_key="special", value="none")
+    resources = {**provider.resources, "special": Storage()}
+    dg.materialize([*reviews], instance=instance, resources=resources)
+    assert stored == []
+    reviews = make_reviews(model="local:echo?delay=0", io_manager_key="special")
+    result = dg.materialize([*reviews], instance=instance, resources=resources)
+    assert stored == [(RESULT, facts(result, RESULT)["anybatch/results"])]
 
 
 def test_module_loaders_find_both_assets_and_a_prefix_changes_both_keys(
@@ -273,7 +318,7 @@ def test_force_submits_again_and_cancels_what_still_runs(
 def test_a_retried_step_does_not_submit_twice_even_when_forced(
     provider: Provider, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from anybatch_dagster import steps
+    from anybatch_dagster import rounds
 
     calls = []
 
@@ -283,31 +328,27 @@ def test_a_retried_step_does_not_submit_twice_even_when_forced(
             raise ConnectionError("the worker lost its network after the batch was created")
         return original(*arguments, **others)
 
-    original = steps.SubmissionMetadata
+    original = rounds.SubmissionMetadata
     reviews = make_reviews(retry_policy=dg.RetryPolicy(max_retries=1))
     materialize(provider, instance, reviews)
-    monkeypatch.setattr(steps, "SubmissionMetadata", break_once)
+    monkeypatch.setattr(rounds, "SubmissionMetadata", break_once)
     force = {"ops": {"reviews_batch": {"config": {"force": True}}}}
-    assert materialize(provider, instance, reviews, run_config=force).success
-    assert len(calls) == 2
+    result = materialize(provider, instance, reviews, run_config=force)
+    assert result.success
+    assert "STEP_RESTARTED" in [event.event_type_value for event in result.all_events]
     assert len(provider.ids()) == 2
 
 
-@pytest.mark.parametrize("landed", [False, True])
-def test_a_cancelled_batch_is_submitted_again(
-    landed: bool, provider: Provider, instance: dg.DagsterInstance
+@pytest.mark.parametrize("by", [SUBMIT, RESULT])
+def test_a_cancelled_batch_is_submitted_again_by_either_asset(
+    by: dg.AssetKey, provider: Provider, instance: dg.DagsterInstance
 ) -> None:
     reviews = make_reviews()
     materialize(provider, instance, reviews)
     with provider.resource.client() as client:
         client.cancel(provider.ids()[0])
     provider.pass_time(100)
-    if landed:
-        assert (
-            facts(materialize(provider, instance, reviews, selection=[RESULT]), RESULT)["anybatch/cancelled"]
-            == 2
-        )
-    assert materialize(provider, instance, reviews, selection=[SUBMIT]).success
+    assert materialize(provider, instance, reviews, selection=[by]).success
     assert len(provider.ids()) == 2
     provider.pass_time(100)
     result = materialize(provider, instance, reviews, selection=[RESULT])
@@ -346,7 +387,7 @@ def test_past_the_deadline_the_result_fails_and_can_be_taken_later(
 ) -> None:
     reviews = make_reviews(timeout=0)
     result = materialize(provider, instance, reviews)
-    assert "The deadline has passed; the batch is left running" in failure(result)
+    assert "The deadline has passed; it is left running" in failure(result)
     provider.pass_time(100)
     assert materialize(provider, instance, reviews, selection=[RESULT]).success
 
@@ -371,27 +412,6 @@ def test_the_check_looks_at_the_share_of_rows_without_a_result(
     )
     assert result.success
     assert [check.passed for check in result.get_asset_check_evaluations()] == [passes]
-
-
-def ids_of(report: Report) -> int:
-    return report.rows
-
-
-@pytest.mark.parametrize("value", ["path", "rows", "none", ids_of])
-def test_the_value_is_a_path_or_rows_or_nothing_or_what_a_function_makes(
-    value: Any, provider: Provider, instance: dg.DagsterInstance
-) -> None:
-    result = materialize(provider, instance, make_reviews(model="local:echo?delay=0", value=value))
-    told = facts(result, RESULT)
-    if value == "none":
-        assert "path" not in told  # nothing went through the IO manager
-        return
-    got = result.asset_value(RESULT)
-    if value == "rows":
-        assert [type(row) for row in got] == [Row, Row]
-        assert got[0].result.choices[0].message.content.startswith("hello")
-    else:
-        assert got == (told["anybatch/results"] if value == "path" else 2)
 
 
 # --- partitions ----------------------------------------------------------------------------------------
@@ -436,23 +456,3 @@ def test_partitions_do_not_see_each_others_batches(provider: Provider, instance:
     assert "Nothing was submitted yet for 2026-01-02" in failure(result)
     materialize(provider, instance, reviews, partition_key="2026-01-02")
     assert len(provider.ids()) == 2
-
-
-def test_a_run_over_a_range_is_one_batch_and_materializes_every_partition(
-    provider: Provider, instance: dg.DagsterInstance
-) -> None:
-    reviews = make_reviews(partitions_def=DAILY, backfill_policy=dg.BackfillPolicy.single_run())
-    tags = {
-        "dagster/asset_partition_range_start": "2026-01-01",
-        "dagster/asset_partition_range_end": "2026-01-03",
-    }
-    days = ["2026-01-01", "2026-01-02", "2026-01-03"]
-    first = materialize(provider, instance, reviews, tags=tags)
-    assert first.success
-    assert [event.partition for event in first.get_asset_materialization_events()] == days
-    provider.pass_time(100)
-    second = materialize(provider, instance, reviews, tags=tags, selection=[RESULT])
-    assert [event.partition for event in second.get_asset_materialization_events()] == days
-    assert provider.statuses() == ["completed"]
-    one = materialize(provider, instance, reviews, partition_key="2026-01-02", selection=[RESULT])
-    assert "one batch for 3 partitions, 2026-01-01 to 2026-01-03" in failure(one)

@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from anybatch import write_jsonl
+from anybatch import MissingKeyError, write_jsonl
 from anybatch_dagster import BatchResource
 
 from .conftest import request
@@ -74,3 +74,23 @@ def test_alone_it_gives_the_four_operations(tmp_path: Path, instance: dg.Dagster
 
 def test_it_is_not_called_dagsters_own() -> None:
     assert not BatchResource._is_dagster_maintained()
+
+
+def test_each_operation_is_one_call(tmp_path: Path) -> None:
+    requests = tmp_path / "requests.jsonl"
+    write_jsonl(
+        requests, [request("a", model="local:echo?delay=0"), request("b", model="local:echo?delay=0")]
+    )
+    resource = BatchResource(provider="local", api_base=f"sqlite:///{tmp_path}/local.db")
+    batch = resource.create(requests, metadata={"team": "x"})
+    assert resource.retrieve(batch.id).metadata == {"team": "x"}
+    assert [one.id for one in resource.list(limit=5)] == [batch.id]
+    assert sorted(row.custom_id for row in resource.results(batch.id)) == ["a", "b"]
+    assert resource.cancel(batch.id).status.is_terminal  # over already, which is no error
+
+
+def test_a_check_says_who_answers_or_why_nobody_does(tmp_path: Path) -> None:
+    resource = BatchResource(provider="local", api_base=f"sqlite:///{tmp_path}/local.db")
+    assert "answers with this key" in resource.check()
+    with pytest.raises(MissingKeyError):
+        BatchResource(provider="openai").check()

@@ -3,6 +3,7 @@
 # No `from __future__ import annotations`: Dagster reads the annotations of the assets below.
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,11 +19,11 @@ from dagster._core.remote_origin import (
 from dagster._core.test_utils import create_run_for_test
 
 from anybatch import AsyncClient, Batch, BatchStatus, RequestCounts, RetryPolicy
-from anybatch_dagster import BatchAssets, BatchResource, batch_asset, build_batch_sensor, sensor
+from anybatch_dagster import BatchAssets, BatchResource, batch_asset, build_batch_sensor, pending, sensor
 from anybatch_dagster.gate import Gate
 from anybatch_dagster.polling import progress_of
 
-from .conftest import Provider, request
+from .conftest import FailingResource, Provider, request
 
 DAYS = dg.StaticPartitionsDefinition(["mon", "tue", "wed"])
 
@@ -48,7 +49,10 @@ def unasked(reviews: str) -> str:
 
 
 class Dagster:
-    """An instance, the definitions, and the sensor with its cursor."""
+    """An instance, the definitions, and the sensor with its cursor.
+
+    Its runs were started by hand and park nothing: all that is left to the sensor.
+    """
 
     def __init__(self, instance: dg.DagsterInstance, resources: Mapping[str, Any], **options: Any) -> None:
         self.instance = instance
@@ -112,19 +116,19 @@ def queue(instance: dg.DagsterInstance, tags: Mapping[str, str], assets: frozens
 
 
 @pytest.fixture
-def dagster(instance: dg.DagsterInstance, provider: Provider) -> Dagster:
-    return Dagster(instance, provider.resources, park=True)
+def dagster(gated: dg.DagsterInstance, provider: Provider) -> Dagster:
+    return Dagster(gated, provider.resources)
 
 
 @pytest.fixture
 def ungated(instance: dg.DagsterInstance, provider: Provider) -> Dagster:
-    return Dagster(instance, provider.resources, park=False)
+    return Dagster(instance, provider.resources)
 
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Events count as settled as soon as they are there."""
-    monkeypatch.setattr(sensor, "_SETTLED", 0.0)
+    monkeypatch.setattr(pending, "_SETTLED", 0.0)
 
 
 def keys(requested: dg.RunRequest) -> list[str]:
@@ -310,9 +314,9 @@ def test_without_the_rule_nothing_is_started_until_the_batch_has_ended(
     assert ungated.tick(park=False).run_requests == []
     assert ungated.tick(park=False).run_requests == []
     provider.pass_time(100)
-    (requested,) = ungated.tick(park=False).run_requests
+    (requested,) = ungated.tick().run_requests
     assert requested.tags["anybatch/gate"] == "open"
-    assert ungated.tick(park=False).run_requests == []
+    assert ungated.tick().run_requests == []
 
 
 def test_the_cursor_waits_for_the_oldest_and_loses_none(
@@ -323,12 +327,36 @@ def test_the_cursor_waits_for_the_oldest_and_loses_none(
     ungated.materialize("daily_batch", partition_key="tue")
     assert ungated.tick(park=False).run_requests == []
     provider.pass_time(30)
-    (first,) = ungated.tick(park=False).run_requests
+    (first,) = ungated.tick().run_requests
     assert first.tags["dagster/partition"] == "mon"
     provider.pass_time(60)
-    (second,) = ungated.tick(park=False).run_requests
+    (second,) = ungated.tick().run_requests
     assert second.tags["dagster/partition"] == "tue"
+    assert ungated.tick().run_requests == []
+
+
+def test_a_lost_answer_is_given_again_by_the_process_that_remembers(
+    ungated: Dagster, provider: Provider, at_once: None
+) -> None:
+    ungated.materialize("daily_batch", partition_key="mon")
+    provider.pass_time(50)
+    ungated.materialize("daily_batch", partition_key="tue")
+    provider.pass_time(30)
+    (first,) = ungated.tick(park=False).run_requests  # behind it, the cursor stays where it was
+    (again,) = ungated.tick_again(park=False).run_requests
+    assert first.run_key == again.run_key
+    ungated.queue(first)
+    assert ungated.tick_again().run_requests == []
+
+
+def test_what_a_person_collected_meanwhile_is_let_go(
+    ungated: Dagster, provider: Provider, at_once: None
+) -> None:
+    ungated.materialize("reviews_batch")
     assert ungated.tick(park=False).run_requests == []
+    provider.pass_time(100)
+    ungated.materialize("reviews")
+    assert ungated.tick_again(park=False).skip_message == "nothing waiting"
 
 
 def test_unparked_too_each_change_is_told_once(ungated: Dagster, provider: Provider) -> None:
@@ -339,9 +367,10 @@ def test_unparked_too_each_change_is_told_once(ungated: Dagster, provider: Provi
 
 
 def test_the_gate_rule_decides_how_to_wait(
-    gated_instance: dg.DagsterInstance, instance: dg.DagsterInstance
+    gated_instance: dg.DagsterInstance, gated: dg.DagsterInstance, instance: dg.DagsterInstance
 ) -> None:
     assert Gate(gated_instance).exists
+    assert Gate(gated).exists
     assert not Gate(instance).exists
 
 
@@ -369,26 +398,11 @@ def test_a_young_event_is_read_again_since_an_older_one_may_still_come(dagster: 
 def test_more_submissions_than_a_tick_takes_up_are_all_found(
     dagster: Dagster, at_once: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sensor, "MAX_NEW", 2)
+    monkeypatch.setattr(pending, "MAX_NEW", 2)
     for day in ("mon", "tue", "wed"):
         dagster.materialize("daily_batch", partition_key=day)
-    found = [len(dagster.tick().run_requests) for _ in range(3)]
-    assert found == [2, 1, 0]
-
-
-class FailingResource(BatchResource):
-    """A provider whose every answer is the status in `api_base`; `hang` is none at all."""
-
-    def async_client(self, *, retry: RetryPolicy | None = None) -> AsyncClient:
-        async def answer(_: httpx.Request) -> httpx.Response:
-            if self.api_base == "hang":
-                await asyncio.sleep(3600)
-            return httpx.Response(int(self.api_base or 0), json={"error": {"message": "no"}})
-
-        args = {"transport": httpx.MockTransport(answer)}
-        return AsyncClient(
-            "openai-compatible", api_key="k", api_base="http://x/v1", client_args=args, retry=retry
-        )
+    found = [len(dagster.tick().run_requests) for _ in range(4)]
+    assert found == [2, 0, 1, 0]  # a new process first sees to it that what was asked for is there
 
 
 @pytest.mark.parametrize(
@@ -401,12 +415,59 @@ def test_trouble_at_the_provider_opens_no_gate_unless_the_batch_is_gone(
     dagster.materialize("reviews_batch")
     dagster.tick()
     resource = FailingResource(provider="x", api_base=trouble)
-    broken = Dagster(dagster.instance, {"anybatch": resource}, tick_seconds=1.5, park=True)
+    broken = Dagster(dagster.instance, {"anybatch": resource}, tick_seconds=1.5)
     broken.cursor = dagster.cursor
     began = time.monotonic()
     broken.tick()
     assert time.monotonic() - began < 5  # the budget, and what a busy machine adds
     assert broken.queued[0].tags["anybatch/gate"] == gate
+
+
+class StuckResource(BatchResource):
+    """A provider whose name is being looked up, in a thread that nothing can stop."""
+
+    def async_client(self, *, retry: RetryPolicy | None = None) -> AsyncClient:
+        async def answer(_: httpx.Request) -> httpx.Response:
+            await asyncio.to_thread(LOOKED_UP.wait, 60)
+            return httpx.Response(500)
+
+        args = {"transport": httpx.MockTransport(answer)}
+        return AsyncClient("openai-compatible", api_key="k", api_base="http://x/v1", client_args=args)
+
+
+LOOKED_UP = threading.Event()
+
+
+def test_a_tick_ends_in_time_though_a_thread_of_its_own_is_stuck(dagster: Dagster) -> None:
+    dagster.materialize("reviews_batch")
+    dagster.tick()
+    stuck = Dagster(dagster.instance, {"anybatch": StuckResource(provider="x")}, tick_seconds=1.0)
+    stuck.cursor = dagster.cursor
+    try:
+        for told in ("1 waiting", "takes more than"):  # the second does not pile up on the first
+            began = time.monotonic()
+            data = stuck.tick_again()
+            assert time.monotonic() - began < 4  # the budget, and what a busy machine adds
+            assert told in data.skip_message
+        assert sum(thread.name == "anybatch-poll" for thread in threading.enumerate()) == 1
+        assert stuck.queued[0].tags["anybatch/gate"] == "waiting"
+    finally:
+        LOOKED_UP.set()
+
+
+class MistakenResource(BatchResource):
+    """One whose settings nobody can use."""
+
+    def async_client(self, *, retry: RetryPolicy | None = None) -> AsyncClient:
+        raise RuntimeError("TEST_CANARY is not set")
+
+
+def test_what_goes_wrong_in_the_thread_fails_the_tick(dagster: Dagster) -> None:
+    dagster.materialize("reviews_batch")
+    dagster.tick()
+    mistaken = Dagster(dagster.instance, {"anybatch": MistakenResource(provider="x")})
+    with pytest.raises(RuntimeError, match="TEST_CANARY is not set"):
+        mistaken.tick()
 
 
 class CountingResource(BatchResource):
@@ -441,7 +502,7 @@ def test_many_batches_are_read_off_the_list_and_not_before_they_are_due(
         queue(dagster.instance, tags, frozenset())
     base = f"sqlite:///{provider.resource.api_base}"
     resource = CountingResource(provider="local", api_base=base)
-    counted = Dagster(dagster.instance, {"anybatch": resource}, park=True)
+    counted = Dagster(dagster.instance, {"anybatch": resource})
     CALLS.clear()
     counted.tick()
     assert 0 < len(CALLS) <= 2

@@ -11,11 +11,13 @@ and its local values. Ids, attempts and times are replaced by their order and ag
 
 from __future__ import annotations
 
+import dis
 import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -32,6 +34,10 @@ from tests.fakes.server import Request
 
 START = 1_800_000_000.0
 LEASE = 2.0  # seconds; all ages above it are the same
+
+# What a step touches, if not a batch by its id.
+LEDGER, READING, CLOCK = "the ledger", "the ledger, reading", "the clock"
+PROVIDER, NEW = "the provider", "a batch that is not yet"
 
 Flow = Generator[Any, Any, Any]
 Step = tuple[str, str]  # (attempt, what happens)
@@ -93,7 +99,7 @@ class Attempt:
         return isinstance(self.effect, Write)
 
 
-@dataclass
+@dataclass(eq=False)
 class World:
     """Attempts at jobs in `folder`, the provider they talk to, and the time."""
 
@@ -108,6 +114,8 @@ class World:
     faults: int = 0
     trace: list[str] = field(default_factory=list)
     marks: dict[str, None] = field(default_factory=dict)  # how attempts sign the ledger
+    _known: dict[int, Any] = field(default_factory=dict)
+    last: tuple[str, str] | None = None  # whose step the last one was, and what it touched
 
     def begin(self, name: str, flow: Flow) -> Attempt:
         attempt = self.attempts[name] = Attempt(name, flow)
@@ -137,8 +145,36 @@ class World:
                 yield from ((attempt.name, kind) for kind in sorted(kinds & faults))
         yield from ((name, "deliver") for name in sorted(self.pending))
 
+    def could_be_earlier(self, step: Step) -> bool:
+        """Whether this step and the last one may change places, and ought to: of two orders one is enough."""
+        second = who, what = _who(step), self._touches(step)
+        if self.last is None or self.last[0] == who or _meet(self.last[1], what):
+            return False
+        return _order(*second) < _order(*self.last)
+
+    def _touches(self, step: Step) -> str:
+        """What a step has to do with: the ledger, the clock, all of the provider's batches or one."""
+        name, kind = step
+        effect = self.attempts[name].effect
+        if kind == "deliver":
+            return NEW
+        match effect:
+            case Sleep():
+                return CLOCK
+            case httpx.Request() if self.is_create(effect):
+                return NEW
+            case httpx.Request():
+                return next((known for known in self.fake.batches if known in effect.url.path), PROVIDER)
+            case Download():
+                return PROVIDER
+            case Do(function) if getattr(function, "__name__", "") == "read":
+                return READING
+            case _:
+                return LEDGER
+
     def step(self, step: Step) -> None:
         name, kind = step
+        self.last = (_who(step), self._touches(step)) if kind != "kill" else None
         self.trace.append(f"{name} {kind}: {_told(self.attempts[name].effect) if kind != 'deliver' else ''}")
         if kind == "deliver":
             self._ask_provider(self.pending.pop(name))
@@ -206,7 +242,8 @@ class World:
             attempt.wake = self.clock.now + attempt.effect.seconds
         if not attempt.ended:
             local = attempt.flow.gi_frame.f_locals
-            self.marks.setdefault(local["attempt"] if "attempt" in local else local["self"].attempt)
+            if (owner := local.get("attempt", local.get("self"))) is not None:
+                self.marks.setdefault(getattr(owner, "mark", None) or owner.attempt)
 
     def _ask_provider(self, request: httpx.Request) -> httpx.Response:
         headers = {name.lower(): value for name, value in request.headers.items()}
@@ -219,10 +256,11 @@ class World:
 
     def shared(self, ledger: Ledger | None) -> Any:
         """What a later attempt can find: the ledger, and the provider's batches."""
-        return self._value(ledger), self._batches(), tuple(sorted(self.pending))
+        return self._plain_value(ledger), self._batches(), tuple(sorted(self.pending))
 
     def state(self, ledger: Ledger | None) -> Any:
         """All that the future can depend on."""
+        self._known.clear()
         return self.shared(ledger), self.faults, tuple(map(self._position, self.attempts.values()))
 
     def mirrored(self, ledger: Ledger | None) -> Any:
@@ -247,7 +285,8 @@ class World:
             return type(attempt.raised), self._value(attempt.returned)
         frames = []
         for frame in attempt.frames():
-            local = {name: self._value(value) for name, value in frame.f_locals.items() if name != "scratch"}
+            names = needed(frame.f_code).get(frame.f_lasti, frame.f_locals.keys())
+            local = {name: self._value(value) for name, value in frame.f_locals.items() if name in names}
             frames.append((_name_of(frame), frame.f_lasti, tuple(sorted(local.items(), key=str))))
         return tuple(frames), self._age(attempt.wake), attempt.is_writing
 
@@ -262,6 +301,14 @@ class World:
         return text
 
     def _value(self, value: Any) -> Any:
+        if not isinstance(value, Ledger):
+            return self._plain_value(value)
+        # Every frame of an attempt knows the same ledger.
+        if (known := self._known.get(id(value))) is None:
+            known = self._known[id(value)] = self._plain_value(value)
+        return known
+
+    def _plain_value(self, value: Any) -> Any:
         match value:
             case None | bool() | int():
                 return value
@@ -278,7 +325,8 @@ class World:
                 names = tuple(
                     self._name(name or "") for name in (value.file_id, value.batch_id, value.attempt)
                 )
-                return value.step, value.tries, names, self._age(value.creating_at or 0.0)
+                where = value.round, value.shard, value.ended is not None
+                return where, value.step, value.tries, names, self._age(value.creating_at or 0.0)
             case list() | tuple():
                 return tuple(map(self._value, value))
             case Mapping():
@@ -289,6 +337,66 @@ class World:
                 return value.unanswered
             case _:
                 return type(value).__name__
+
+
+def _who(step: Step) -> str:
+    """Who takes a step: a late request is on its own."""
+    name, kind = step
+    return f"{name}, late" if kind == "deliver" else name
+
+
+def _meet(one: str, other: str) -> bool:
+    """Whether of two steps that touch these one may notice the other."""
+    if CLOCK in (one, other):
+        return True
+    if one in (LEDGER, READING) or other in (LEDGER, READING):
+        return {one, other} <= {LEDGER, READING} and {one, other} != {READING}
+    return one == other or PROVIDER in (one, other)
+
+
+def _order(who: str, what: str) -> tuple[bool, str]:
+    return what not in (LEDGER, READING), who
+
+
+@cache
+def needed(code: CodeType) -> dict[int, frozenset[str]]:
+    """The local names whose values may be read after each instruction: all others are of no account."""
+    instructions = list(dis.get_instructions(code))
+    index = {one.offset: number for number, one in enumerate(instructions)}
+    follow: list[set[int]] = []
+    for number, one in enumerate(instructions):
+        goes_on = one.opname not in ("RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE")
+        goes_on = goes_on and not one.opname.startswith("JUMP_") or "_IF_" in one.opname
+        follow.append({number + 1} if goes_on and number + 1 < len(instructions) else set())
+        if one.opcode in (*dis.hasjrel, *dis.hasjabs):
+            follow[-1].add(index[one.argval])
+    for entry in dis.Bytecode(code).exception_entries:
+        for number, one in enumerate(instructions):
+            if entry.start <= one.offset < entry.end:
+                follow[number].add(index[entry.target])
+    return _live_after(instructions, follow)
+
+
+def _live_after(instructions: list[dis.Instruction], follow: list[set[int]]) -> dict[int, frozenset[str]]:
+    locals_of = [_names(one) for one in instructions]
+    before: list[frozenset[str]] = [frozenset()] * len(instructions)
+    after = list(before)
+    changed = True
+    while changed:
+        changed = False
+        for number in reversed(range(len(instructions))):
+            after[number] = frozenset().union(*(before[other] for other in follow[number]))
+            stored = instructions[number].opname == "STORE_FAST"
+            names = after[number] - locals_of[number] if stored else after[number] | locals_of[number]
+            changed |= names != before[number]
+            before[number] = names
+    return {one.offset: after[number] for number, one in enumerate(instructions)}
+
+
+def _names(one: dis.Instruction) -> frozenset[str]:
+    if one.opname.startswith(("LOAD_FAST", "STORE_FAST", "DELETE_FAST", "LOAD_DEREF", "LOAD_CLOSURE")):
+        return frozenset(one.argval if isinstance(one.argval, tuple) else [one.argval])
+    return frozenset()
 
 
 def _name_of(frame: FrameType) -> str:
@@ -340,7 +448,7 @@ def explore(
     Where all attempts are `alike`, so are the states in which they have changed their parts.
     """
     found = Findings()
-    seen: set[Any] = set()
+    seen = Seen(alike)
     checked: set[Any] = set()
     paths: list[list[Step]] = [[]]
     while paths and len(found.faults) < most_failures:
@@ -349,20 +457,18 @@ def explore(
         try:
             while True:
                 ledger = read(world)
-                state = world.state(ledger)
-                if state in seen or (alike and world.mirrored(ledger) in seen):
-                    break
-                seen.add(state)
-                found.most_batches = max(found.most_batches, len(world.fake.batches))
                 steps = [step for step in world.steps(faults, budget) if allowed(world, step)]
-                ends = all(attempt.ended for attempt in world.attempts.values())
-                found.endings += ends
-                shared = world.shared(ledger)
-                if ends or shared not in checked:
-                    checked.add(shared)
-                    now = world.clock.now  # the clock is the process's: all worlds set it
-                    _check(open_world, path, check, found)
-                    world.clock.now = now
+                new, steps = seen.arrive(world, ledger, steps)
+                if new:
+                    found.most_batches = max(found.most_batches, len(world.fake.batches))
+                    ends = all(attempt.ended for attempt in world.attempts.values())
+                    found.endings += ends
+                    shared = world.shared(ledger)
+                    if ends or shared not in checked:
+                        checked.add(shared)
+                        now = world.clock.now  # the clock is the process's: all worlds set it
+                        _check(open_world, path, check, found)
+                        world.clock.now = now
                 if not steps:
                     break
                 paths += [[*path, step] for step in steps[1:]]
@@ -370,8 +476,42 @@ def explore(
                 path = [*path, steps[0]]
         finally:
             world.close()
-    found.states = len(seen)
+    found.states = len(seen.left)
     return found
+
+
+class Seen:
+    """The states that were visited, and the steps that are left of each.
+
+    Where two attempts' steps touch nothing in common, both orders come to the same state, and one of them is
+    enough: a step is left out where it could as well have come before the last one. A later visit that comes
+    another way takes those steps that were left out till then. Where the attempts are `alike`, a state counts
+    as visited when its mirror image was.
+    """
+
+    def __init__(self, alike: bool) -> None:
+        self.alike = alike
+        self.left: dict[Any, frozenset[Step]] = {}
+
+    def arrive(self, world: World, ledger: Ledger | None, steps: list[Step]) -> tuple[bool, list[Step]]:
+        """Whether this state is new, and the steps to take from here."""
+        late = frozenset(step for step in steps if world.could_be_earlier(step))
+        state = world.state(ledger)
+        if state in self.left:
+            left, self.left[state] = self.left[state], self.left[state] & late
+            return False, [step for step in steps if step in left - late]
+        if self.alike and (state := world.mirrored(ledger)) in self.left:
+            late = _mirrored(world, late)
+            left, self.left[state] = self.left[state], self.left[state] & late
+            return False, [step for step in steps if step in _mirrored(world, left - late)]
+        self.left[world.state(ledger)] = late
+        return True, [step for step in steps if step not in late]
+
+
+def _mirrored(world: World, steps: frozenset[Step]) -> frozenset[Step]:
+    names = list(world.attempts)
+    other = dict(zip(names, reversed(names), strict=True))
+    return frozenset((other[name], kind) for name, kind in steps)
 
 
 def _replayed(open_world: Callable[[], World], path: list[Step]) -> World:

@@ -46,7 +46,7 @@ class Forge:
             "rows": ROWS // stage.shards,
             "verb": "run",
             "job": {"input": str(job.input), "output": str(job.output), "lease": job.lease,
-                    "on_orphan": job.on_orphan},
+                    "on_orphan": job.on_orphan, "max_rounds": job.max_rounds},
             **order,
         }  # fmt: skip
         assert self._process.stdin is not None

@@ -17,11 +17,11 @@ from tests.fakes.mistral import MistralFake
 from tests.fakes.openai import OpenAIFake
 from tests.fakes.provider import Auto
 from tests.fakes.proxy import FaultProxy
-from tests.fakes.rows import Quirks
+from tests.fakes.rows import Fate, Quirks
 from tests.fakes.server import FakeServer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping, Sequence, Set
 
     from anybatch.providers.base import Provider
     from tests.fakes.provider import FakeProvider
@@ -64,7 +64,8 @@ class Stage:
     """One provider, remote or local, and a folder for a job's input and output.
 
     Remote batches end at the first look at them, with the first `failed` rows in an error file; unless `ends`
-    is False, then `finish` ends them. A job of ROWS rows takes `shards` batches.
+    is False, then `finish` ends them. Those of the first round expire with `done` rows answered, if that is
+    given. A job of ROWS rows takes `shards` batches.
     """
 
     def __init__(
@@ -74,10 +75,11 @@ class Stage:
         *,
         ends: bool = True,
         failed: int = 0,
+        done: int | None = None,
         shards: int = 1,
         proxy: bool = False,
     ) -> None:
-        self.name, self.home, self.failed, self.shards = name, home, failed, shards
+        self.name, self.home, self.failed, self.done, self.shards = name, home, failed, done, shards
         self.model = MODEL.get(name, "m-1")
         self.input = write(home / "in.jsonl", requests(self.model))
         self._exits = ExitStack()
@@ -87,7 +89,7 @@ class Stage:
         makes: dict[str, type[FakeProvider]] = {
             "openai": OpenAIFake, "mistral": MistralFake, "anthropic": AnthropicFake,
         }  # fmt: skip
-        auto = Auto(looks=1, end=lambda fake, batch_id: fake.finish(batch_id, failed=failed))
+        auto = Auto(looks=1, end=lambda fake, batch_id: self._end(batch_id))
         self.fake = makes[name](auto=auto if ends else None, quirks=Quirks(shuffled=True))
         self.server = self._exits.enter_context(FakeServer(self.fake))
         self.api_base = self.server.api_base
@@ -149,7 +151,14 @@ class Stage:
         """Complete every batch that is still running."""
         for batch in list(self.fake.batches.values()):
             if not batch.is_terminal and batch.is_live:
-                self.fake.finish(batch.id, failed=self.failed)
+                self._end(batch.id)
+
+    def _end(self, batch_id: str) -> None:
+        first = (self.fake.batches[batch_id].metadata or {}).get("anybatch_round") == "0"
+        if self.done is not None and first:
+            self.fake.expire(batch_id, done=self.done)
+        else:
+            self.fake.finish(batch_id, failed=self.failed)
 
     # what must be true
 
@@ -169,8 +178,25 @@ class Stage:
         assert self.batches() == batches
         assert self.name == "local" or self.server.count() == before, "a landed job needs no request"
 
+    def check_rounds(self, report: Report, rows: Sequence[int], job: Job | None = None) -> None:
+        """Batches of so many rows were created, no other; each row was answered once, and landed."""
+        job = job or self.job()
+        batches = list(self.fake.batches.values())
+        assert [len(batch.ids) for batch in batches] == list(rows), [batch.metadata for batch in batches]
+        assert all(batch.is_terminal for batch in batches)
+        assert [batch.id for batch in report.batches] == [batch.id for batch in batches]
+        answered = [one for batch in batches for one, fate in batch.fates.items() if fate is Fate.SUCCEEDED]
+        assert sorted(answered) == [f"row-{number}" for number in range(ROWS)]
+        last = report.rounds - 2
+        check_results(job, report, kept={f"ids-{last + 1}.jsonl", f"round-{last}.jsonl"})
+        before = self.server.count()
+        assert self.run(job) == report
+        assert self.server.count() == before, "a landed job needs no request"
 
-def check_results(job: Job, report: Report, rows: int = ROWS, failed: int = 0) -> None:
+
+def check_results(
+    job: Job, report: Report, rows: int = ROWS, failed: int = 0, kept: Set[str] = frozenset()
+) -> None:
     """All rows, each once, in input order; and no more files than there should be."""
     folder = job.folder
     lines = [json.loads(line) for line in (folder / "results.jsonl").read_bytes().splitlines()]
@@ -182,4 +208,4 @@ def check_results(job: Job, report: Report, rows: int = ROWS, failed: int = 0) -
     assert (report.ok, report.unexpected) == (not failed, 0)
     assert job.report() == report
     names = {path.name for path in folder.path.iterdir()} - {"requests.jsonl"}
-    assert names == {"job.json", "ids.jsonl", "results.jsonl", "report.json"}
+    assert names == {"job.json", "ids.jsonl", "results.jsonl", "report.json", *kept}

@@ -228,12 +228,23 @@ def test_a_batch_that_fails_at_once_fails_the_attempt(stage: Stage) -> None:
     stage.check(finished(stage), created=4)
 
 
-def test_a_batch_cancelled_by_hand_stays_cancelled(stage: Stage) -> None:
+def test_a_batch_cancelled_by_hand_is_made_good(stage: Stage) -> None:
+    """By the next attempt, and by that once: what was done is kept."""
+    first = submit(stage)
+    stage.fake.cancel_now(first, done=2)
+    second = submit(stage)
+    assert submit(stage) == second != first
+    stage.check_rounds(finished(stage), [6, 4])
+
+
+def test_a_batch_cancelled_by_hand_can_be_landed_as_it_is(stage: Stage) -> None:
     """Its rows say so; the job is done, and not paid for again."""
     batch_id = submit(stage)
     stage.fake.cancel_now(batch_id, done=2)
-    report = stage.run()
+    with stage.client() as client:
+        report = client.collect(stage.job())
     assert (report.counts["succeeded"], report.counts["cancelled"]) == (2, ROWS - 2)  # type: ignore[index]
+    assert stage.run() == report
     assert len(stage.batches()) == 1
 
 

@@ -15,24 +15,28 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import httpx
 import pytest
 from upath import UPath
 
 from anybatch import Job, get_provider, shards
-from anybatch.flow import Sleep
+from anybatch.flow import Do, Flow, Sleep
 from anybatch.job import job_metadata
-from anybatch.ledger import Ledger, Step
+from anybatch.ledger import JobFolder, Ledger, Step
+from anybatch.lines import Plan
 from anybatch.providers import base
+from anybatch.rounds import records_of
 from anybatch.shards import Submission
-from anybatch.submit import new_ledger, prepare, submit
+from anybatch.submit import new_ledger, prepare, resume, submit
 from tests.exactly_once.explore import LEASE, START, Clock, Findings, World, explore
 from tests.exactly_once.stage import requests, write
 from tests.fakes.openai import OpenAIFake
 
 PRINT = "fingerprint"
+T = TypeVar("T")
 
 
 def is_create(request: httpx.Request) -> bool:
@@ -48,9 +52,10 @@ class Model:
         self.provider = get_provider("openai", api_key="test-key", api_base="http://provider/v1")
         self.inputs = [write(home / f"{n}.jsonl", requests("m", n)) for n in (2, 3)]
         self.job = Job(input=self.inputs[0], output=home / "none", id="job", lease=LEASE)
-        self.plan = prepare(self.job, self.provider, home)
+        self.plan = made(prepare(self.job, self.provider, home))
         self.metadata = job_metadata(self.job, self.provider)
         self._numbers = count()
+        self._folders: WeakKeyDictionary[World, JobFolder] = WeakKeyDictionary()
 
     def open(self, second: int = 0) -> World:
         """A new world; B has input number `second`, A the first."""
@@ -76,7 +81,6 @@ class Model:
         return world
 
     def _write_ledger(self, world: World) -> None:
-        assert self.plan is not None
         ledger = new_ledger(self.job, self.provider, self.plan, PRINT)
         if self.step is Step.UPLOADED:
             file = world.fake._store_file("in.jsonl", "batch", self.inputs[0].read_bytes())  # type: ignore[attr-defined]
@@ -93,12 +97,19 @@ class Model:
             attempt = world.begin(name, submit(job, self.provider))
             world.step((name, "go"))  # reading the input concerns nobody else
             return attempt
-        return world.begin(
-            name, Submission(job, self.provider, self.plan, 0, self.metadata, name, PRINT).run()
-        )
+        shard = records_of(self.plan)[0]
+        submission = Submission(job, self.provider, self.plan_of, shard, self.metadata, name, PRINT)
+        return world.begin(name, submission.run())
+
+    def plan_of(self, ledger: Ledger, number: int) -> Flow[Plan]:
+        assert number == 0
+        return self.plan
+        yield
 
     def read(self, world: World) -> Ledger | None:
-        return replace(self.job, output=world.folder).ledger()
+        if world not in self._folders:
+            self._folders[world] = replace(self.job, output=world.folder).folder
+        return self._folders[world].read()
 
     def check(self, world: World, number: int = 0) -> None:
         """A third attempt, left alone, comes to the one live batch."""
@@ -114,11 +125,42 @@ class Model:
         assert len(states) <= self.most, states
         ledger = self.read(world)
         assert ledger is not None
-        assert ledger.batch_ids == live
-        assert world.fake.batches[live[0]].input_file_id == ledger.shards[0].file_id
+        assert [record.batch_id for record in ledger.current] == live
+        assert world.fake.batches[live[0]].input_file_id == ledger.current[0].file_id
 
     same = True  # both attempts have the same input
     most = 3  # batches that may ever be created
+
+
+def made(value: T | None) -> T:
+    assert value is not None
+    return value
+
+
+class ModelOfRounds(Model):
+    """Attempts A and B have both read the results of a batch that expired, and are about to open a round."""
+
+    def begin(self, world: World, name: str, number: int = 0) -> Any:
+        job = replace(self.job, output=world.folder, max_rounds=2)
+        if name == "A":
+            first = world.run(world.begin("first", submit(job, self.provider)))
+            world.fake.expire(first.returned[0].id, done=1)
+            ledger = made(self.read(world))
+            shard = ledger.shards[0].model_copy(update={"attempt": "first"})
+            job.folder.replace("job.json", ledger.with_shard(shard).model_dump_json().encode())
+            world.attempts.clear()
+            world.marks.clear()
+        if name == "C":
+            return world.begin(name, submit(job, self.provider))
+        attempt = world.begin(name, resume(job, self.provider))
+        while not is_commit(attempt.effect):  # until then it only reads
+            world.step((name, "go"))
+        return attempt
+
+
+def is_commit(effect: Any) -> bool:
+    function = getattr(effect.function, "func", None) if isinstance(effect, Do) else None
+    return getattr(function, "__name__", None) == "commit"
 
 
 def _id_of(returned: Any) -> str:
@@ -157,7 +199,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     ram = Path("/dev/shm")
     home = ram / f"anybatch-{os.getpid()}" if ram.is_dir() else tmp_path
     home.mkdir(exist_ok=True)
-    yield lambda step, **options: Model(home, clock, step, **options)
+    yield lambda step, kind=Model, **options: kind(home, clock, step, **options)
     if home != tmp_path:
         shutil.rmtree(home)
 
@@ -238,3 +280,12 @@ def test_a_store_where_writes_can_overwrite_each_other(model: Callable[..., Mode
     world = model(Step.UPLOADED, store=True)
     world.most = 1
     explored(world, "kill", budget=1, allowed=fair, alike=True)
+
+
+@pytest.mark.deployment
+def test_two_attempts_open_a_round(model: Callable[..., Model]) -> None:
+    """Of which one creates its batch, in any order, each dying anywhere."""
+    world = model(None, kind=ModelOfRounds)
+    world.most = 1 + 2
+    found = explored(world, alike=True)
+    assert found.states > 200

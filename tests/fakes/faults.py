@@ -75,11 +75,13 @@ class Hold:
     """Stop one request at a known point until the test releases it: to kill a client exactly there.
 
     `handled=False` stops before the application sees the request, `handled=True` when it has been handled and
-    nothing of the answer has been sent.
+    nothing of the answer has been sent. `limit` seconds later it goes on by itself.
     """
 
-    def __init__(self, *, handled: bool) -> None:
+    def __init__(self, *, handled: bool, limit: float = HOLD_LIMIT) -> None:
         self.handled = handled
+        self.limit = limit
+        self.dropped = False
         self._reached = threading.Event()
         self._released = threading.Event()
 
@@ -90,10 +92,15 @@ class Hold:
     def release(self) -> None:
         self._released.set()
 
+    def drop(self) -> None:
+        """Reset the connection: the request, or its answer, was lost on the way."""
+        self.dropped = True
+        self._released.set()
+
     async def block(self) -> None:
-        """The server's side: stop here, at most HOLD_LIMIT seconds."""
+        """The server's side: stop here, at most `limit` seconds."""
         self._reached.set()
-        deadline = time.monotonic() + HOLD_LIMIT
+        deadline = time.monotonic() + self.limit
         while not self._released.is_set() and time.monotonic() < deadline:  # noqa: ASYNC110 - set by another thread
             await asyncio.sleep(0.01)
 

@@ -137,7 +137,7 @@ class FaultProxy:
             await asyncio.sleep(fault.seconds)
         if isinstance(fault, Hold) and not fault.handled:
             await fault.block()
-        if isinstance(fault, ResetBefore):
+        if isinstance(fault, ResetBefore) or (isinstance(fault, Hold) and fault.dropped):
             reset(writer)
             return False
         try:
@@ -150,7 +150,7 @@ class FaultProxy:
             return False
         if isinstance(fault, Hold) and fault.handled:
             await fault.block()
-        if isinstance(fault, ResetAfter):
+        if isinstance(fault, ResetAfter) or (isinstance(fault, Hold) and fault.dropped):
             reset(writer)
             return False
         return await _relay(answer, upstream_reader, writer, fault)

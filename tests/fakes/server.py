@@ -23,7 +23,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import parse_qs, unquote
 
-from .faults import CutBody, Fault, Hold, ResetAfter, ResetBefore, Respond, Rules, Stall
+from .faults import HOLD_LIMIT, CutBody, Fault, Hold, ResetAfter, ResetBefore, Respond, Rules, Stall
 from .loop import LoopThread, reset
 
 if TYPE_CHECKING:
@@ -162,9 +162,11 @@ class FakeServer:
         """
         self._rules.add(f"(?:{method}) (?:{path})", fault, times=times, skip=skip)
 
-    def hold(self, method: str, path: str, *, handled: bool, skip: int = 0) -> Hold:
+    def hold(
+        self, method: str, path: str, *, handled: bool, skip: int = 0, limit: float = HOLD_LIMIT
+    ) -> Hold:
         """Stop the next matching request until released: see `Hold`."""
-        hold = Hold(handled=handled)
+        hold = Hold(handled=handled, limit=limit)
         self.fail(method, path, hold, skip=skip)
         return hold
 
@@ -230,11 +232,14 @@ class FakeServer:
             return None
         if isinstance(fault, Hold) and not fault.handled:
             await fault.block()
+            if fault.dropped:
+                return None
         reply = self._handle(request)
         call.handled = True
         if isinstance(fault, Hold) and fault.handled:
             await fault.block()
-        return None if isinstance(fault, ResetAfter) else reply
+        lost = isinstance(fault, ResetAfter) or (isinstance(fault, Hold) and fault.dropped)
+        return None if lost else reply
 
     def _handle(self, request: Request) -> Reply:
         try:

@@ -62,9 +62,6 @@ class Anthropic(Provider):
         headers = {"anthropic-version": _VERSION}
         return headers | ({"x-api-key": key.get_secret_value()} if key else {})
 
-    def console_url(self, batch_id: str) -> str | None:
-        return "https://platform.claude.com/workspaces/default/batches"
-
     def check(
         self,
         endpoint: str,

@@ -108,10 +108,6 @@ class Provider(ABC):
         """The same for asynchronous clients."""
         return None
 
-    def console_url(self, batch_id: str) -> str | None:
-        """Where a person looks at the batch, None where there is no such page."""
-        return None
-
     # --- request lines -----------------------------------------------------------------------------
 
     def encode(self, line: Mapping[str, Any], endpoint: str, *, drop: bool = False) -> Mapping[str, Any]:

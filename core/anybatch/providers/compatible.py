@@ -25,7 +25,6 @@ DIALECTS: dict[str, Dialect] = {
             ("OPENAI_BASE_URL",),
             single_model=True,
             create_options=_EXPIRY,
-            console="https://platform.openai.com/batches/{}",
             env_headers=(("OPENAI_ORG_ID", "OpenAI-Organization"), ("OPENAI_PROJECT_ID", "OpenAI-Project")),
         ),
         Dialect(

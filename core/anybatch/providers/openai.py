@@ -79,7 +79,6 @@ class Dialect:
     idempotency_header: str | None = None
     create_options: tuple[str, ...] = ()
     list_options: tuple[str, ...] = ()
-    console: str | None = None
     env_headers: tuple[tuple[str, str], ...] = ()  # (environment variable, header it is sent as)
     poll_seconds: tuple[float, float] = (15.0, 300.0)
 
@@ -111,9 +110,6 @@ class OpenAIFormat(Provider):
         if key := self.account.api_key:
             headers[self.dialect.key_header] = self.dialect.key_prefix + key.get_secret_value()
         return headers
-
-    def console_url(self, batch_id: str) -> str | None:
-        return self.dialect.console.format(batch_id) if self.dialect.console else None
 
     def encode(self, line: Mapping[str, Any], endpoint: str, *, drop: bool = False) -> Mapping[str, Any]:
         return {"custom_id": line["custom_id"], "body": line["body"]}

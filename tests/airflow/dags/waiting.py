@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import DAG, task
@@ -73,14 +72,6 @@ with DAG("twenty", is_paused_upon_creation=False, max_active_tasks=100):
             input=requests("delay=60"),
             output_folder=OUTPUT + f"/twenty/{{{{ run_id }}}}/{index:02}",
         )
-
-with DAG("long", is_paused_upon_creation=False, default_args={"retries": 1, "retry_delay": timedelta(0)}):
-    AnyBatchOperator(
-        task_id="job",
-        provider="local",
-        input=requests("delay=900"),
-        output_folder=OUTPUT + "/long/{{ run_id }}",
-    )
 
 with DAG("keyed", is_paused_upon_creation=False):
     AnyBatchOperator(

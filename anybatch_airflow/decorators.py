@@ -1,0 +1,88 @@
+"""`@task.anybatch`: a function that returns requests becomes a task that runs them as batches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    DecoratedOperator,
+    context_merge,
+    determine_kwargs,
+    task_decorator_factory,
+)
+
+from anybatch_airflow.operators import AnyBatchOperator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+    from airflow.providers.common.compat.sdk import Context, TaskDecorator
+
+
+# Airflow's own classes declare `template_fields` as two types.
+class _AnyBatchDecoratedOperator(DecoratedOperator, AnyBatchOperator):  # pyright: ignore[reportIncompatibleVariableOverride]
+    """An `AnyBatchOperator` whose input is made by a function, anew in every attempt.
+
+    What the function returns goes nowhere but into the batch: XCom gets the manifest.
+    """
+
+    # The arguments of the function are rendered, its requests never are.
+    template_fields = (
+        *DecoratedOperator.template_fields,
+        *(name for name in AnyBatchOperator.template_fields if name != "input"),
+    )
+    template_fields_renderers: ClassVar[dict[str, str]] = {
+        **DecoratedOperator.template_fields_renderers,
+        **AnyBatchOperator.template_fields_renderers,
+    }
+    custom_operator_name = "@task.anybatch"
+
+    def __init__(
+        self,
+        *,
+        python_callable: Callable[..., Any],
+        op_args: Collection[Any] | None = None,
+        op_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            python_callable=python_callable,
+            op_args=op_args,
+            op_kwargs=op_kwargs,
+            input=(),  # made in `execute`
+            **kwargs,
+        )
+
+    def execute(self, context: Context) -> Any:
+        """Call the function; then as `AnyBatchOperator`. Resuming from the wait does not call it again."""
+        context_merge(context, self.op_kwargs)
+        arguments = determine_kwargs(self.python_callable, self.op_args, context)
+        requests = self.python_callable(*self.op_args, **arguments)
+        if requests is None:
+            raise AirflowFailException(  # as it will return nothing in a retry
+                f"{self.python_callable.__qualname__}() returned None; it returns requests (a list or an "
+                "iterator), a path or URL, or a table"
+            )
+        self.input = requests
+        return super().execute(context)
+
+
+def anybatch_task(
+    python_callable: Callable[..., Any] | None = None,
+    multiple_outputs: bool | None = None,
+    **kwargs: Any,
+) -> TaskDecorator:
+    """Turn a function that returns requests into a task that submits, waits and lands.
+
+    The function returns a list or an iterator of requests, the path or URL of a file, or, with `prompt=…`, a
+    table. `kwargs` are those of `AnyBatchOperator`, without `input`; with `multiple_outputs` each member of
+    the manifest is an XCom of its own as well.
+    """
+    return task_decorator_factory(
+        python_callable=python_callable,
+        # The function's return annotation speaks of requests, so it says nothing of what is pushed.
+        multiple_outputs=bool(multiple_outputs),
+        decorated_operator_class=_AnyBatchDecoratedOperator,
+        **kwargs,
+    )

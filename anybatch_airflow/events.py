@@ -1,0 +1,343 @@
+"""Scheduling DAGs by batches that something else created.
+
+    ended = BatchCompletedTrigger(conn_id="openai", metadata={"team": "reviews"})
+    batches = Asset("reviews_batches", watchers=[AssetWatcher(name="batches", trigger=ended)])
+    with DAG("collect_reviews", schedule=[batches]): …
+
+Every batch that ends becomes one event of the asset, at least once. On Airflow 3.3 what was told is kept in
+the asset's state store, and all watchers of a connection share one listing; on 3.1 and 3.2 each lists for
+itself, and after a restart of the triggerer tells again what ended within `lookback`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import math
+import random
+import time
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from airflow.triggers.base import BaseEventTrigger, TriggerEvent
+
+from anybatch_airflow.hooks import AnyBatchHook
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Iterable, Mapping, Sequence
+
+    from anybatch import AsyncClient, Batch
+
+log = logging.getLogger(__name__)
+
+ENDS = ("completed", "failed", "expired", "cancelled")
+OVERLAP = 900.0  # seconds that a provider may be late to show that a batch has ended
+CLOCK_SKEW = 120.0  # seconds that our clock and the provider's may differ
+SETTLING = 10.0  # seconds after which an event that was handed to the triggerer is in the database
+MENDING = 300.0  # seconds between looks while the connection is wrong
+
+Facts = dict[str, Any]
+Snapshot = tuple[Facts, ...]
+
+
+class BatchCompletedTrigger(BaseEventTrigger):
+    """Fires for each batch of an account that ends in a wanted way; for an `AssetWatcher`.
+
+    The event is `{"batch_id", "status", "provider", "conn_id", "endpoint", "model", "metadata", "total",
+    "completed", "failed", "created_at", "ended_at"}`; a DAG reads it from the asset event's
+    `extra["payload"]`. Trouble with the connection or the provider is logged, and never ends the watch.
+
+    :param conn_id: Airflow connection, see `AnyBatchHook`; may be left out if `provider` is given.
+    :param provider: Overrides the connection's, or names the one whose environment variables to use.
+    :param api_base: Overrides the connection's.
+    :param batch_ids: Watch these batches only, and each until it has ended. Default: all of the account.
+    :param metadata: Only batches with these pairs; None as a value asks only that the key is there.
+    :param endpoint: Only batches on this endpoint.
+    :param model: Only batches of this model, at providers whose batches have one.
+    :param statuses: The ends that count: "completed", "failed", "expired", "cancelled".
+    :param lookback: Seconds. A watcher without a record of what it told before (a new one, and on Airflow 3.1
+        and 3.2 any after a restart) begins with what ended within this time.
+    :param max_age: Seconds. How long before its end a batch may have been created, and so how far back the
+        first listing goes.
+    :param poll_interval: Seconds between listings. Default: four of the provider's own, a minute for most.
+    """
+
+    def __init__(
+        self,
+        *,
+        conn_id: str | None = None,
+        provider: str | None = None,
+        api_base: str | None = None,
+        batch_ids: Sequence[str] | None = None,
+        metadata: Mapping[str, str | None] | None = None,
+        endpoint: str | None = None,
+        model: str | None = None,
+        statuses: Iterable[str] = ("completed",),
+        lookback: float = 900.0,
+        max_age: float = 172_800.0,
+        poll_interval: float | None = None,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.conn_id = conn_id or (None if provider else AnyBatchHook.default_conn_name)
+        self.provider = provider
+        self.api_base = api_base
+        self.batch_ids = None if batch_ids is None else list(batch_ids)
+        self.metadata = dict(metadata or {})
+        self.endpoint = endpoint
+        self.model = model
+        self.statuses = list(statuses)
+        self.lookback = lookback
+        self.max_age = max_age
+        self.poll_interval = poll_interval
+        if unknown := sorted({*self.statuses} - {*ENDS}):
+            raise ValueError(f"statuses: no {', '.join(unknown)}; a batch ends {', '.join(ENDS)}")
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """The class path and the arguments to make this trigger again."""
+        names = ("conn_id", "provider", "api_base", "batch_ids", "metadata", "endpoint", "model", "statuses",
+                 "lookback", "max_age", "poll_interval")  # fmt: skip
+        path = f"{type(self).__module__}.{type(self).__qualname__}"
+        return path, {name: getattr(self, name) for name in names}
+
+    # --- one listing for all watchers of a connection --------------------------------------------------
+
+    def shared_stream_key(self) -> Hashable | None:
+        """What makes two watchers share a listing; those of named batches share the triggers' poller."""
+        if self.batch_ids is not None:
+            return None
+        return ("anybatch", self.conn_id, self.provider, self.api_base, self.max_age, self.poll_interval)
+
+    @classmethod
+    async def open_shared_stream(cls, kwargs: dict[str, Any]) -> AsyncIterator[Snapshot]:
+        """Yield, after every listing, all batches that ended within `max_age`, the latest first."""
+        hook = AnyBatchHook(kwargs["conn_id"], provider=kwargs["provider"], api_base=kwargs["api_base"])
+        listing = Listing(kwargs["max_age"])
+        while True:
+            try:
+                async with await hook.get_async_client(attempts=2) as client:
+                    interval = kwargs["poll_interval"] or 4 * client.provider.poll_seconds[0]
+                    async with aclosing(_looks(client, listing, interval)) as looks:
+                        async for snapshot in looks:
+                            yield snapshot
+            except Exception as error:
+                # The connection is read anew: it may have been mended, or its key replaced.
+                log.error("%s: no batches can be listed, next try in %.0f s: %s", hook, MENDING, error)
+                await asyncio.sleep(MENDING)
+
+    async def filter_shared_stream(self, shared_stream: AsyncIterator[Any]) -> AsyncIterator[TriggerEvent]:
+        """Fire for what this watcher wants and has not told before."""
+        record = await Record.load(self)
+        async for snapshot in shared_stream:
+            # What was told at the look before is in the database by now: only then is it put on record.
+            await record.save()
+            for facts in record.untold(snapshot):
+                if self._wants(facts):
+                    yield self._event(facts)
+                record.tell(facts)
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """The whole of it for one watcher: for named batches, and on Airflow without shared streams."""
+        if self.batch_ids is not None:
+            events = self._named(self.batch_ids)
+        else:
+            events = self.filter_shared_stream(type(self).open_shared_stream(self.serialize()[1]))
+        async for event in events:
+            yield event
+
+    # --- named batches ---------------------------------------------------------------------------------
+
+    async def _named(self, batch_ids: Sequence[str]) -> AsyncIterator[TriggerEvent]:
+        record = await Record.load(self)
+        waits = {asyncio.create_task(self._ended(one)) for one in batch_ids if one not in record.told}
+        try:
+            while waits:
+                ended, waits = await asyncio.wait(
+                    waits, timeout=SETTLING, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not ended:
+                    await record.save()
+                for facts in [task.result() for task in ended]:
+                    if self._wants(facts):
+                        yield self._event(facts)
+                    record.tell(facts)
+            await asyncio.sleep(SETTLING)
+            await record.save()
+            # A watcher that returns is started again, and again.
+            await asyncio.Event().wait()
+        finally:
+            for task in waits:
+                task.cancel()
+
+    async def _ended(self, batch_id: str) -> Facts:
+        from anybatch import NotFoundError
+
+        hook = AnyBatchHook(self.conn_id, provider=self.provider, api_base=self.api_base)
+        while True:
+            try:
+                watcher = await hook.get_watcher()
+                return facts_of(await watcher.wait(batch_id))
+            except NotFoundError as error:
+                log.error("%s", error)
+                return {"batch_id": batch_id, "status": "not found", "ended_at": time.time()}
+            except Exception as error:
+                log.error("batch %s cannot be watched, next try in %.0f s: %s", batch_id, MENDING, error)
+                await asyncio.sleep(MENDING)
+
+    # --- what is told ----------------------------------------------------------------------------------
+
+    def _wants(self, facts: Facts) -> bool:
+        if facts["status"] not in self.statuses:
+            return False
+        if self.endpoint is not None and facts["endpoint"] != self.endpoint:
+            return False
+        if self.model is not None and facts["model"] != self.model:
+            return False
+        return all(
+            key in facts["metadata"] and value in (None, facts["metadata"][key])
+            for key, value in self.metadata.items()
+        )
+
+    def _event(self, facts: Facts) -> TriggerEvent:
+        self.log.info("batch %s is %s", facts["batch_id"], facts["status"])
+        return TriggerEvent({**facts, "conn_id": self.conn_id})  # type: ignore[no-untyped-call]
+
+
+def facts_of(batch: Batch, ended_at: float | None = None) -> Facts:
+    """The part of an ended batch that an event carries."""
+    counts = batch.request_counts.model_dump() if batch.request_counts else {}
+    return {
+        "batch_id": batch.id,
+        "status": batch.status.value,
+        "provider": batch.provider,
+        "endpoint": batch.endpoint,
+        "model": batch.model,
+        "metadata": batch.metadata or {},
+        "created_at": batch.created_at,
+        "ended_at": batch.ended_at or ended_at or batch.created_at or 0,
+        **{name: counts.get(name) for name in ("total", "completed", "failed")},
+    }
+
+
+class Record:
+    """What a watcher has told: the batches that ended of late by id, all before `floor` without."""
+
+    def __init__(self, store: Any, key: str, floor: float) -> None:
+        self._store, self._key = store, key
+        self._is_saved = True
+        self.floor = floor
+        self.told: dict[str, float] = {}
+
+    @classmethod
+    async def load(cls, trigger: BatchCompletedTrigger) -> Record:
+        """The record from the asset's state store; a new one where there is none."""
+        arguments = json.dumps(trigger.serialize()[1], sort_keys=True)
+        key = "anybatch:" + hashlib.sha256(arguments.encode()).hexdigest()[:16]
+        record = cls(getattr(trigger, "asset_state_store", None), key, time.time() - trigger.lookback)
+        try:
+            kept = await record._store.aget(key) if record._store is not None else None
+        except ValueError as error:  # a trigger that several assets share has no store of its own
+            log.warning("what was told is not kept over a restart of the triggerer: %s", error)
+            record._store, kept = None, None
+        if kept:
+            record.floor, record.told = kept["floor"], kept["told"]
+        return record
+
+    def untold(self, snapshot: Snapshot) -> Iterable[Facts]:
+        """The batches of a listing that are new, the first to end first."""
+        new = []
+        for facts in snapshot:
+            if facts["ended_at"] <= self.floor:
+                break  # the latest are first
+            if facts["batch_id"] not in self.told:
+                new.append(facts)
+        return reversed(new)
+
+    def tell(self, facts: Facts) -> None:
+        self.told[facts["batch_id"]] = facts["ended_at"]
+        self._is_saved = False
+
+    async def save(self) -> None:
+        """Keep what was told; ids only as long as their batch might come up again."""
+        if self._is_saved:
+            return
+        latest = min(max(self.told.values()), time.time())
+        self.floor = max(self.floor, latest - OVERLAP)
+        self.told = {one: ended for one, ended in self.told.items() if ended > self.floor}
+        self._is_saved = True
+        if self._store is not None:
+            await self._store.aset(self._key, {"floor": self.floor, "told": self.told})
+
+
+class Listing:
+    """The account's batches as far as a watch needs them: those that run, and those that ended of late."""
+
+    def __init__(self, max_age: float) -> None:
+        self._max_age = max_age
+        self._running: dict[str, float] = {}
+        self._ended: dict[str, Facts] = {}
+        self._seen_until = -math.inf
+
+    def begin(self, now: float) -> None:
+        """Decide how far back the listing has to be read: to the oldest that runs, and to all new ones."""
+        oldest = min(self._running.values(), default=math.inf)
+        until = now - self._max_age if self._seen_until == -math.inf else min(oldest, self._seen_until)
+        self._until = until - CLOCK_SKEW
+        self._now, self._found = now, set[str]()
+
+    def take(self, page: Sequence[Batch]) -> bool:
+        """Take in a page; whether the next one is needed."""
+        for batch in page:
+            created = float(batch.created_at or self._now)
+            self._found.add(batch.id)
+            if not batch.status.is_terminal:
+                self._running[batch.id] = created
+            elif batch.id not in self._ended:
+                was_running = self._running.pop(batch.id, None) is not None
+                self._ended[batch.id] = facts_of(batch, self._now if was_running else None)
+        return bool(page) and float(page[-1].created_at or self._now) >= self._until
+
+    def finish(self) -> Snapshot:
+        """All that ended, the latest first."""
+        self._seen_until = self._now
+        # What runs and was not on the pages is gone from the account.
+        self._running = {one: created for one, created in self._running.items() if one in self._found}
+        since = self._now - self._max_age
+        old = {one for one, facts in self._ended.items() if facts["ended_at"] <= since}
+        for one in old - self._found:
+            del self._ended[one]
+        return tuple(sorted(self._ended.values(), key=lambda facts: facts["ended_at"], reverse=True))
+
+
+async def _looks(client: AsyncClient, listing: Listing, interval: float) -> AsyncGenerator[Snapshot]:
+    """One listing after another; ends with the error that a person has to mend, and with no other."""
+    from anybatch.pace import Trouble, Verdict, verdict
+
+    trouble, failures = Trouble(), 0
+    while True:
+        pause = interval
+        try:
+            snapshot = await _look(client, listing)
+        except Exception as error:
+            if verdict(error) in (Verdict.ENDS_ALL, Verdict.ENDS_ONE):
+                raise
+            failures += 1
+            asked = getattr(error, "retry_after", None)
+            pause = min(interval * 2.0 ** min(failures, 6) if asked is None else max(asked, interval), 3600.0)
+            if trouble.lasts(time.monotonic(), calm=2 * pause) is not None:
+                log.warning("listing batches fails, still watching: %s", error)
+        else:
+            failures = 0
+            yield snapshot
+        await asyncio.sleep(pause * random.uniform(0.9, 1.1))
+
+
+async def _look(client: AsyncClient, listing: Listing) -> Snapshot:
+    listing.begin(time.time())
+    after: str | None = None
+    while True:
+        page = await client.list(after=after, limit=client.provider.list_limit or None)
+        if not listing.take(page) or not page.has_more or page.next_cursor is None:
+            return listing.finish()
+        after = page.next_cursor

@@ -1,0 +1,128 @@
+"""Where an operator's requests are, and how they stay out of Jinja, XCom and the metadata database."""
+
+from __future__ import annotations
+
+import ast
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import TypeAlias
+
+    from airflow.providers.common.compat.sdk import Context
+
+    Requests: TypeAlias = "str | os.PathLike[str] | Iterable[Mapping[str, Any]] | Callable[..., Any]"
+    Prompt: TypeAlias = "str | Callable[[dict[str, Any]], Any]"
+
+_TABLES = (".csv", ".tsv", ".parquet")
+
+
+class Hidden:
+    """Requests, or a function that makes them, in a form that Airflow can neither render nor store."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        # Goes into the serialized DAG and the rendered fields: no content, no memory address.
+        if callable(self.value):
+            return f"<{getattr(self.value, '__qualname__', type(self.value).__qualname__)}()>"
+        try:
+            return f"<{len(self.value)} requests>"
+        except TypeError:
+            return "<requests>"
+
+
+class InputField:
+    """An operator's attribute that keeps a path as it is, and wraps anything else in `Hidden`."""
+
+    def __get__(self, operator: Any, kind: type) -> Any:
+        return self if operator is None else operator._input
+
+    def __set__(self, operator: Any, value: Any) -> None:
+        # Every way in passes here: the constructor, the rendering of a template, the resolving of an XCom.
+        is_shown = isinstance(value, Hidden) or is_path(value) or hasattr(value, "resolve")  # an XComArg
+        operator._input = value if is_shown else Hidden(value)
+
+
+def read_input(value: Any, context: Context) -> Any:
+    """The path or the requests (or the table) that `input` stands for; a function is called."""
+    if isinstance(value, Hidden):
+        value = value.value
+    if callable(value):
+        from airflow.providers.common.compat.sdk import determine_kwargs
+
+        value = value(**determine_kwargs(value, [], context))
+    return location(value) if is_path(value) else value
+
+
+def requests_from(
+    value: Any,
+    *,
+    prompt: Prompt | None,
+    id_column: str | Callable[[dict[str, Any]], object] | None,
+    model: str | None,
+    endpoint: str,
+    system: str | None,
+    body: Mapping[str, Any] | None,
+) -> Any:
+    """What `anybatch.Job` takes as input: `value` as it is, or with a prompt the requests of its rows."""
+    from anybatch import ConfigurationError, build_requests
+
+    if prompt is None:
+        if only := [
+            name for name, given in (("id_column", id_column), ("system", system), ("body", body)) if given
+        ]:
+            raise ConfigurationError(
+                f"{' and '.join(only)}: only with `prompt`, which makes requests of a table"
+            )
+        if is_path(value) and str(value).lower().endswith(_TABLES):
+            raise ConfigurationError(f"{value} is a table: give `prompt` to make requests of its rows")
+        return value
+    if model is None:
+        raise ConfigurationError("`prompt` makes requests of a table, and they need `model`")
+    return build_requests(
+        value, prompt, model=model, id=id_column, endpoint=endpoint, system=system, **dict(body or {})
+    )
+
+
+def is_path(value: Any) -> bool:
+    return isinstance(value, (str, os.PathLike)) or hasattr(type(value), "fs")
+
+
+def location(value: Any) -> Any:
+    """A local path, or one on an object store with the Airflow connection that its URL names."""
+    if not isinstance(value, str):
+        return value
+    scheme, separator, rest = value.partition("://")
+    if not separator:
+        return Path(value)
+    from airflow.sdk.io import has_fs
+
+    if "@" not in rest.partition("/")[0] and not has_fs(scheme):
+        return value  # a store that fsspec knows and no Airflow provider does
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+    return ObjectStoragePath(value)
+
+
+def batch_ids(value: str | Sequence[str]) -> list[str]:
+    """One id or several, as given to a sensor: in a template a list has become its text.
+
+    Raises ConfigurationError where there is none.
+    """
+    from anybatch import ConfigurationError
+
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            value = ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            raise ConfigurationError(f"batch_id is neither an id nor a list of ids: {value!r}") from None
+    ids = [value] if isinstance(value, str) else list(value or ())
+    if not all(isinstance(one, str) and one.strip() for one in ids):
+        raise ConfigurationError(f"batch_id holds something that is no id: {ids!r}")
+    if not ids:
+        raise ConfigurationError("batch_id is empty: there is no batch")
+    return list(dict.fromkeys(ids))

@@ -1,0 +1,10 @@
+"""Operators: a job end to end, and its parts for those who want them as tasks of their own."""
+
+from __future__ import annotations
+
+from anybatch_airflow.operators.cancel import AnyBatchCancelOperator
+from anybatch_airflow.operators.create import AnyBatchCreateOperator
+from anybatch_airflow.operators.job import AnyBatchOperator
+from anybatch_airflow.operators.results import AnyBatchResultsOperator
+
+__all__ = ["AnyBatchCancelOperator", "AnyBatchCreateOperator", "AnyBatchOperator", "AnyBatchResultsOperator"]

@@ -1,0 +1,141 @@
+"""The ledger of a job that has no folder: in Airflow's task state store, which survives a retry and a clear.
+
+Where there is no such store (before Airflow 3.3), or nothing in it any more, the provider is asked for
+batches that carry the job's marks.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Protocol
+
+from anybatch import BatchStatus, LedgerConflictError, OrphanError
+from anybatch.job import short
+from anybatch.ledger import JobFolder, Ledger, ShardRecord, Step, open_path
+from anybatch.providers.base import oldest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from anybatch import Batch, Client
+    from anybatch.providers.base import Provider
+
+_KEY = "anybatch_ledger"
+_LOOK_BACK = 30 * 86400.0  # seconds; what is older has no results left at any provider
+_CLOCK_SKEW = 120.0
+_DEAD = (BatchStatus.CANCELLING, BatchStatus.CANCELLED)
+
+
+class StateStore(Protocol):
+    """What is used of Airflow's `context["task_state_store"]`."""
+
+    def get(self, key: str, default: Any = ...) -> Any: ...
+    def set(self, key: str, value: Any, *, retention: Any = ...) -> None: ...
+
+
+class NoStore:
+    """Stands in where Airflow has none: it forgets with the attempt."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {}
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self._values.get(key, default)
+
+    def set(self, key: str, value: Any, *, retention: Any = None) -> None:
+        self._values[key] = value
+
+
+class TaskStateFolder(JobFolder):
+    """A job folder whose ledger is in a state store; the rest of it is scratch.
+
+    `look` is asked once, before the first ledger is written: the batches that earlier attempts have left.
+    """
+
+    def __init__(self, scratch: Path, store: StateStore, look: Callable[[], Sequence[Batch]]) -> None:
+        super().__init__(open_path(scratch))
+        self.local = None  # as with an object store, what is here is not compared and swapped under a lock
+        self._store = store
+        self._look = look
+
+    def read(self) -> Ledger | None:
+        """The ledger as the store has it."""
+        found = self._store.get(_KEY)
+        if found is None:
+            return None
+        try:
+            return Ledger.model_validate(found)
+        except ValueError as error:
+            raise LedgerConflictError(
+                f"the task state {_KEY!r} is not one that anybatch wrote, or is newer: {error}"
+            ) from None
+
+    def commit(
+        self, before: Ledger | None, after: Ledger, *, first: Callable[[], None] | None = None
+    ) -> Ledger | None:
+        """Write `after` if the ledger still is `before`, compared right before the write."""
+        if before is None:
+            after = adopt(after, self._look())
+        after = after.model_copy(update={"revision": before.revision + 1 if before else 1})
+        if self.read() != before:
+            return None
+        if first is not None:
+            first()
+        # For ever (airflow.sdk.NEVER_EXPIRE is this very object): a ledger that is gone is a batch paid for
+        # again. It goes when its DAG run is deleted.
+        self._store.set(_KEY, after.model_dump(mode="json"), retention=timedelta.max)
+        return after
+
+
+def adopt(ledger: Ledger, found: Sequence[Batch]) -> Ledger:
+    """A new ledger that knows of the batches that exist already, if they are of so many shards."""
+    shards = []
+    for record in ledger.shards:
+        mark = f"{record.shard}/{len(ledger.shards)}"
+        if batches := [batch for batch in found if (batch.metadata or {}).get("anybatch_shard") == mark]:
+            batch = oldest(batches)
+            known = {"step": Step.CREATED, "tries": 1, "batch_id": batch.id, "status": batch.status}
+            record = record.model_copy(update={**known, "file_id": batch.input_file_id})
+        shards.append(record)
+    return ledger.model_copy(update={"shards": tuple(shards)})
+
+
+def find_batches(client: Client, job: str, since: float) -> list[Batch]:
+    """The batches at the provider that carry a job's mark and were not cancelled."""
+    since = max(since, time.time() - _LOOK_BACK)
+    found: dict[str, Batch] = {}
+    after: str | None = None
+    while True:
+        page = client.list(after=after, limit=client.provider.list_limit or None)
+        for batch in page:
+            if batch.status not in _DEAD and (batch.metadata or {}).get("anybatch_job") == short(job):
+                found[batch.id] = batch
+        times = [batch.created_at for batch in page if batch.created_at]
+        is_past = bool(times) and min(times) < since - _CLOCK_SKEW
+        if is_past or not page or not page.has_more or page.next_cursor in (None, after):
+            return list(found.values())
+        after = page.next_cursor
+
+
+def forget_dead(client: Client, folder: TaskStateFolder) -> None:
+    """Let go of batches on record that were cancelled: they are created anew."""
+    ledger = folder.read()
+    for record in ledger.shards if ledger else ():
+        if ledger is None or record.batch_id is None or client.retrieve(record.batch_id).status not in _DEAD:
+            continue
+        fresh = ShardRecord(shard=record.shard, first_row=record.first_row, rows=record.rows)
+        ledger = folder.commit(ledger, ledger.with_shard(fresh))
+
+
+def blind(provider: Provider, try_number: int) -> OrphanError:
+    """What to say where nobody knows of an earlier attempt: no store does, and the provider cannot tell."""
+    name = provider.name
+    return OrphanError(
+        f"attempt {try_number}: an earlier one may have created batches. This Airflow has no task state "
+        f"store (3.3 has one), and {name} offers no way to look a batch up by its marks. Look at its batches "
+        f"(anybatch.list_batches({name!r})), cancel what an earlier attempt left, and run again with "
+        "on_orphan='resubmit'.",
+        provider=name,
+    )

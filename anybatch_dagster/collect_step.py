@@ -1,0 +1,221 @@
+"""The result asset's step: take the results, or go on waiting for them without a process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from . import submissions
+from .inputs import run_partitions
+from .metadata import counts_of, error_rate, part_metadata, result_metadata
+from .rounds import (
+    CANCEL_TIME,
+    Next,
+    failure,
+    final_errors,
+    identity,
+    next_step,
+    park_result,
+    record_round,
+    submission_facts,
+)
+from .values import Made, hand_over, make_value, split_report
+
+if TYPE_CHECKING:
+    from anybatch import Batch, Client, Job, Report
+
+    from .options import JobOptions
+    from .resource import BatchResource
+    from .submissions import Submission
+
+CHECK = "error_rate"
+
+
+def collect_results(
+    context: dg.AssetExecutionContext, options: JobOptions, io_manager_key: str
+) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
+    """Land the results and materialize them; yields nothing as long as there is something to wait for.
+
+    Rows that are worth another round are submitted here, and waited for like the first.
+    """
+    result_key = _result_key(context)
+    (submit_key,) = context.assets_def.asset_deps[result_key]
+    partitions = run_partitions(context)
+    submission = _submission(context, submit_key, result_key, partitions)
+    resource: BatchResource = getattr(context.resources, options.resource_key)
+    job = options.job((), str(submission.facts.folder), identity(submit_key, partitions))
+    with final_errors(), resource.client() as client:
+        if batches := _still_running(client, job, submission):
+            _go_on_waiting(context, options, client, job, submission, batches)
+            return
+        report = client.collect(job)
+        made = _make_values(context, options, report, partitions)
+    context.log.info(f"{report.rows} rows in {report.results}")
+    invalid = sum(one.invalid for one in made.values())
+    if context.selected_asset_check_keys:
+        yield _check_result(report, result_key, options.max_failed_ratio, made)
+    lacking = round(error_rate(report, invalid) * report.rows)
+    if options.on_partial == "fail" and lacking:
+        raise failure(
+            f"{lacking:,} of {report.rows:,} rows have no result ({counts_of(report, invalid)}), which "
+            f"on_partial='fail' does not accept; the others are in {report.results}",
+            metadata={"anybatch/results": report.results},
+        )
+    if result_key in context.selected_asset_keys:
+        if _is_parted(options, partitions):
+            values = {partition: one.value for partition, one in made.items()}
+            hand_over(context, result_key, io_manager_key, values)
+        yield _materialization(context, result_key, options, report, submission, made)
+
+
+def _still_running(client: Client, job: Job, submission: Submission) -> Sequence[Batch]:
+    """The batches to wait for, in a new round if there has to be one; none if the results can be taken."""
+    facts = submission.facts
+    batches = [client.retrieve(one) for one in facts.batch_ids] if facts.landing else client.resume(job)
+    return batches if any(not batch.status.is_terminal for batch in batches) else []
+
+
+def _submission(
+    context: dg.AssetExecutionContext,
+    submit_key: dg.AssetKey,
+    result_key: dg.AssetKey,
+    partitions: Sequence[str],
+) -> Submission:
+    """The submission that this run was started for, else the newest."""
+    tags, found = context.run.tags, None
+    if tags.get(submissions.TAG_SUBMIT_ASSET) == submit_key.to_user_string():
+        found = submissions.submission_of_run(context.instance, submit_key, tags[submissions.TAG_SUBMISSION])
+    found = found or submissions.latest_submission(context.instance, submit_key, partitions)
+    name, submit_name = result_key.to_user_string(), submit_key.to_user_string()
+    if found is None:
+        of = f" for {', '.join(partitions)}" if partitions else ""
+        raise failure(f"Nothing was submitted yet{of}: materialize {submit_name} first.")
+    if set(found.partitions) != set(partitions):
+        raise failure(
+            f"{submit_name} was last submitted as one batch for {len(found.partitions)} partitions, "
+            f"{found.partitions[0]} to {found.partitions[-1]}: materialize {name} for the same ones."
+        )
+    return found
+
+
+# --- not yet -----------------------------------------------------------------------------------------------
+
+
+def _go_on_waiting(
+    context: dg.AssetExecutionContext,
+    options: JobOptions,
+    client: Client,
+    job: Job,
+    submission: Submission,
+    batches: Sequence[Batch],
+) -> None:
+    """Write down what is waited for now, and see that something waits for it; or fail at the deadline."""
+    now, before = time.time(), submission.facts
+    facts = submission_facts(client, job, options, batches, now, landing=bool(before.landing))
+    running = [batch for batch in batches if not batch.status.is_terminal]
+    told = ", ".join(f"{batch.id} is {batch.status.value}" for batch in running)
+    what = next_step(now, facts.deadline or now, options.on_timeout, landing=bool(before.landing))
+    if what is Next.CANCEL:
+        _cancel(client, running)
+        raise failure(
+            f"{told}. The deadline has passed, and it was cancelled. Materialize this asset again to keep "
+            "the rows that were finished and to submit the others once more."
+        )
+    if what is Next.GIVE_UP:
+        raise failure(
+            f"{told}. The deadline has passed; it is left running. Materialize this asset again to take the "
+            "results once it has ended, or raise `timeout`."
+        )
+    if what is Next.LAND_PARTIAL:
+        facts = facts.model_copy(update={"landing": True, "deadline": now + CANCEL_TIME})
+    if facts != before:
+        submission = record_round(context, submission.asset_key, submission.partitions, job, facts)
+    parked = park_result(context, submission)
+    if what is Next.LAND_PARTIAL:  # only now: a process that is killed before leaves something that waits
+        _cancel(client, running)
+        context.log.warning(
+            f"{told}. The deadline has passed: it is cancelled, and what it finished is taken"
+        )
+    waits = f"Run {parked} waits for it" if parked else "The batch sensor starts this asset again"
+    context.log.warning(f"{told} (round {facts.round}). Nothing is materialized now. {waits}.")
+
+
+def _cancel(client: Client, batches: Sequence[Batch]) -> None:
+    for batch in batches:
+        if batch.status.value != "cancelling":
+            client.cancel(batch.id)
+
+
+# --- landed ------------------------------------------------------------------------------------------------
+
+
+def _make_values(
+    context: dg.AssetExecutionContext, options: JobOptions, report: Report, partitions: Sequence[str]
+) -> Mapping[str, Made]:
+    """The value of each partition, or the only one under "". Metadata of each partition goes to its event.
+
+    Of a run for the check alone there is none, unless it takes a value to know how many answers are good.
+    """
+    keys = context.selected_asset_keys
+    if not keys and not isinstance(options.value, type):
+        return {}
+    if not _is_parted(options, partitions):
+        return {"": make_value(options.value, report)}
+    made = {}
+    for partition, part in split_report(report, partitions).items():
+        made[partition] = make_value(options.value, part)
+        for key in keys:
+            told = part_metadata(part, made[partition].invalid)
+            context.add_asset_metadata(told, asset_key=key, partition_key=partition)
+    return made
+
+
+def _is_parted(options: JobOptions, partitions: Sequence[str]) -> bool:
+    """Whether each partition has a value and figures of its own."""
+    return len(partitions) > 1 and options.value != "none"
+
+
+def _materialization(
+    context: dg.AssetExecutionContext,
+    key: dg.AssetKey,
+    options: JobOptions,
+    report: Report,
+    submission: Submission,
+    made: Mapping[str, Made],
+) -> dg.MaterializeResult[Any]:
+    ended = max((batch.ended_at for batch in report.batches if batch.ended_at), default=None)
+    is_parted = _is_parted(options, submission.partitions)
+    facts = result_metadata(
+        report,
+        submission=submission,
+        invalid=sum(one.invalid for one in made.values()),
+        collect_lag=round(max(0.0, time.time() - ended), 1) if ended else None,
+        is_parted=is_parted,
+    )
+    if is_parted or options.value == "none":
+        return dg.MaterializeResult(asset_key=key, metadata=facts)
+    return dg.MaterializeResult(asset_key=key, metadata=facts, value=made[""].value)
+
+
+def _check_result(
+    report: Report, key: dg.AssetKey, max_failed_ratio: float | None, made: Mapping[str, Made]
+) -> dg.AssetCheckResult:
+    invalid = sum(one.invalid for one in made.values())
+    examples = [example for one in made.values() for example in one.examples][:5]
+    rate = error_rate(report, invalid)
+    passed = rate <= max_failed_ratio if max_failed_ratio is not None else rate < 1 or not report.rows
+    counts = {f"anybatch/{outcome.value}": count for outcome, count in report.counts.items() if count}
+    told: dict[str, Any] = {**counts, "anybatch/error_rate": rate}
+    if invalid:
+        told |= {"anybatch/invalid": invalid, "anybatch/invalid_examples": dg.MetadataValue.json(examples)}
+    return dg.AssetCheckResult(asset_key=key, check_name=CHECK, passed=passed, metadata=told)
+
+
+def _result_key(context: dg.AssetExecutionContext) -> dg.AssetKey:
+    """The key of the result asset as it is now, also where only its check was selected."""
+    checks = context.selected_asset_check_keys
+    key: dg.AssetKey = next(iter(context.selected_asset_keys or {check.asset_key for check in checks}))
+    return key

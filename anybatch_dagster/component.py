@@ -1,0 +1,277 @@
+"""`BatchAssetComponent`: a batch asset in a few lines of YAML, one request for each row of a table.
+
+    table ──▶ reviews_batch ──▶ reviews
+
+What YAML cannot say, a subclass does: `load_table`, `ask` and `get_asset_spec` are there to override.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Self
+
+import dagster as dg
+from dagster.components.core.component_tree import TestComponentTree
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from anybatch import Report, build_requests
+
+from .assets import BatchAssets, build_batch_assets
+from .component_scaffolder import BatchScaffolder
+from .component_schema import (
+    File,
+    ResolvedBackfillPolicy,
+    ResolvedBody,
+    ResolvedModelName,
+    ResolvedPartitions,
+    ResolvedResource,
+    ResolvedRetryPolicy,
+    ResolvedTable,
+    ResolvedText,
+    told,
+)
+from .options import OnChanged, OnOrphan, OnPartial, OnTimeout, OnUntranslatable, ValueName
+from .sensor import build_batch_sensor
+
+_PARTITION = "{partition}"
+
+
+@dg.scaffold_with(BatchScaffolder)
+class BatchAssetComponent(dg.Component, dg.Model, dg.Resolvable):
+    """A batch asset: a request to a language model for each row of a table, sent as one batch.
+
+    The table is an upstream asset or a file. Two assets come of it: `<name>_batch`, which submits the
+    batch, and `<name>`, which holds the results, with a check on the share of rows that have none. No run is
+    alive while the batch runs: a sensor waits for it, one for all components of a code location.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    # --- the requests
+    name: Annotated[str, told("Name of the result asset.", "review_topics")]
+    key_prefix: Annotated[str | list[str] | None, told("Prefix of both assets' keys.")] = None
+    table: ResolvedTable = Field(
+        description="Asset key of the upstream table, or a file. Whatever its IO manager loads is a table: a "
+        "DataFrame, an Arrow table, a list of dicts, the path of a CSV, JSONL or Parquet file.",
+        examples=["raw/reviews", {"file": "reviews.csv"}],
+    )
+    prompt: ResolvedText = Field(
+        description="Prompt template, or the file that holds it. `{column}` is the row's value, `{{` and "
+        "`}}` are braces; it is no Jinja template.",
+        examples=["What is this review about? {text}", {"file": "prompt.md"}],
+    )
+    system: Annotated[ResolvedText | None, told("System prompt, or the file that holds it.")] = None
+    id_column: Annotated[
+        str | None,
+        told(
+            "Column with the rows' ids; `row-1`, `row-2`, … if left out, which are only as stable as the "
+            "table's order.",
+            "review_id",
+        ),
+    ] = None
+    model_name: ResolvedModelName = Field(
+        alias="model", description="Name of the model.", examples=["gpt-4o-mini"]
+    )
+    body: Annotated[
+        ResolvedBody | None, told("The other parameters of every request.", {"max_tokens": 200})
+    ] = None
+
+    # --- the account
+    resource_key: Annotated[str, told("Key of the `BatchResource`.")] = "anybatch"
+    resource: Annotated[
+        ResolvedResource | None,
+        told(
+            "The account, defined here as resource `resource_key`; components that define the same one share "
+            "it. Left out, it is defined elsewhere in the code location.",
+            {"provider": "openai", "api_key": "{{ env.OPENAI_API_KEY }}"},
+        ),
+    ] = None
+
+    # --- the job
+    endpoint: Annotated[str, told("Endpoint of the requests.")] = "/v1/chat/completions"
+    completion_window: Annotated[str, told("How long the provider may take.")] = "24h"
+    metadata: Annotated[dict[str, str] | None, told("Metadata of the batch, for the provider.")] = None
+    options: Annotated[dict[str, Any] | None, told("The provider's own options of a batch.")] = None
+    output: Annotated[
+        str | None, told("Folder or URL under which the job folders lie; the resource's if left out.")
+    ] = None
+    on_orphan: Annotated[
+        OnOrphan,
+        told("What to do where a create got no answer and the provider offers no way to ask."),
+    ] = "fail"
+    on_changed: Annotated[
+        OnChanged,
+        told("What to do where other requests were submitted before."),
+    ] = "cancel_and_resubmit"
+    on_untranslatable: Annotated[
+        OnUntranslatable, told("What to do with a parameter that the provider has no word for.")
+    ] = "fail"
+    max_rounds: Annotated[
+        int, told("How often a row may be submitted, where it failed for a reason that may pass.", 3)
+    ] = 1
+    on_partial: Annotated[
+        OnPartial, told("What to do with results where some rows have none: keep them, or fail.")
+    ] = "keep"
+    max_failed_ratio: Annotated[
+        float | None,
+        told(
+            "Share of rows without a result above which the check `error_rate` fails; if left out, it fails "
+            "when no row succeeded.",
+            0.01,
+        ),
+    ] = None
+    timeout: Annotated[float, told("Seconds from creation on that the batch is waited for.")] = 26 * 3600.0
+    on_timeout: Annotated[
+        OnTimeout,
+        told(
+            "What to do with a batch that has not ended by then: leave it, cancel it, or land what there is."
+        ),
+    ] = "leave"
+    price: Annotated[
+        tuple[float, float] | None, told("USD for a million input and output tokens.", [0.075, 0.3])
+    ] = None
+    value: Annotated[
+        ValueName | type[BaseModel] | Callable[[Report], Any],
+        told("Value of the result asset, for the assets downstream.", of=ValueName),
+    ] = "path"
+
+    # --- the assets
+    partitions_def: Annotated[ResolvedPartitions | None, told("Partitions of both assets.")] = None
+    backfill_policy: Annotated[
+        ResolvedBackfillPolicy | None, told("How many partitions one run takes, and so one batch.")
+    ] = None
+    automation_condition: Annotated[
+        dg.AutomationCondition[Any] | None,
+        told("When to submit.", "{{ dg.AutomationCondition.eager() }}", of=str),
+    ] = None
+    freshness_policy: Annotated[
+        dg.FreshnessPolicy | None, told("Freshness policy of the result asset.", of=str)
+    ] = None
+    retry_policy: Annotated[ResolvedRetryPolicy | None, told("Retries of both assets' steps.")] = None
+    deps: Annotated[list[str] | None, told("Keys of further assets to come after.")] = None
+    description: Annotated[str | None, told("Description of the result asset.")] = None
+    group_name: Annotated[str | None, told("Group of both assets.")] = None
+    tags: Annotated[dict[str, str] | None, told("Tags of both assets.", {"team": "data"})] = None
+    owners: Annotated[list[str] | None, told("Owners of both assets.", ["team:data"])] = None
+    kinds: Annotated[list[str] | None, told("Kinds of both assets.", ["openai"])] = None
+    code_version: Annotated[str | None, told("Version of the prompt and its settings.")] = None
+    definition_metadata: Annotated[dict[str, Any] | None, told("Dagster's metadata of both assets.")] = None
+    io_manager_key: Annotated[str | None, told("IO manager of the result asset.")] = None
+    op_tags: Annotated[dict[str, Any] | None, told("Tags of both assets' ops.")] = None
+    pool: Annotated[str | None, told("Concurrency pool of the submit asset.")] = None
+
+    polling_sensor: Annotated[
+        bool,
+        told(
+            "Whether this component may bring the batch sensor: one component does, for all of them. Say "
+            "false in each where the code location defines a batch sensor of its own."
+        ),
+    ] = True
+
+    # --- to override -----------------------------------------------------------------------------------
+
+    def load_table(self, context: dg.AssetExecutionContext, table: Any) -> Any:
+        """The table to ask about; `table` is what was loaded of the upstream asset, or the path of the file.
+
+        In a run over several partitions both are mappings, from partition key to table.
+        """
+        return table
+
+    def ask(self, row: Mapping[str, Any]) -> Any:
+        """What to ask about a row: a text, messages, or the whole body; by default the filled template."""
+        (line,) = self._requests([row])
+        return line["body"]
+
+    def get_asset_spec(self, spec: dg.AssetSpec) -> dg.AssetSpec:
+        """The spec of each of the two assets; all of it may be changed but the key."""
+        return spec
+
+    # --- the definitions -------------------------------------------------------------------------------
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        family = self._family(context)
+        return dg.Definitions(
+            assets=[assets.map_asset_specs(self.get_asset_spec) for assets in self._batch_assets()],
+            sensors=self._sensors(family),
+            resources=self._resources(family),
+        )
+
+    def _family(self, context: dg.ComponentLoadContext) -> Sequence["BatchAssetComponent"]:
+        """All components of this kind in the code location."""
+        tree = context.component_tree
+        # Without a project there is a stand-in for a tree, which would look into the current folder.
+        alone = isinstance(tree, TestComponentTree)
+        family = [] if alone else tree.get_all_components(BatchAssetComponent)
+        # A component that a function returns without telling its type is not in it.
+        return family if any(component is self for component in family) else [*family, self]
+
+    def _sensors(self, family: Iterable["BatchAssetComponent"]) -> list[dg.SensorDefinition]:
+        """The batch sensor, if this is the first component that may bring it: two would start runs twice."""
+        if next((component for component in family if component.polling_sensor), None) is not self:
+            return []
+        return [build_batch_sensor(resource_keys=sorted({component.resource_key for component in family}))]
+
+    def _resources(self, family: Iterable["BatchAssetComponent"]) -> dict[str, Any]:
+        """The account; of several that are equal the first, since definitions merge only one and the same."""
+        for other in family:
+            if self.resource is None or other.resource is None or other.resource_key != self.resource_key:
+                continue
+            if other.resource != self.resource:
+                raise dg.DagsterInvalidDefinitionError(
+                    f"resource: {self.name} and {other.name} define the resource {self.resource_key!r} "
+                    "differently; give one of them another resource_key"
+                )
+            return {self.resource_key: other.resource}
+        return {}
+
+    def _batch_assets(self) -> BatchAssets:
+        def from_asset(context: dg.AssetExecutionContext, table: Any) -> Any:
+            return self.load_table(context, table)
+
+        def from_file(context: dg.AssetExecutionContext) -> Any:
+            return self.load_table(context, self._files(context))
+
+        source = self.table.file.rpartition("/")[2] if isinstance(self.table, File) else self.table
+        options: dict[str, Any] = {name: getattr(self, name) for name in _OPTIONS}
+        options |= {
+            "model": self.model_name,
+            "kinds": set(self.kinds or ()),
+            "description": self.description or f"`{self.model_name}`, asked about each row of `{source}`.",
+        }
+        if type(self).ask is not BatchAssetComponent.ask:
+            options["prompt"] = self.ask
+        if isinstance(self.table, File):
+            return build_batch_assets(from_file, **options)
+        ins = {"table": dg.AssetIn(key=dg.AssetKey.from_user_string(source))}
+        return build_batch_assets(from_asset, ins=ins, **options)
+
+    def _files(self, context: dg.AssetExecutionContext) -> str | dict[str, str]:
+        """The path of the table, or a path for each partition of the run."""
+        assert isinstance(self.table, File)
+        path = self.table.file
+        if _PARTITION not in path:
+            return path
+        return {key: path.replace(_PARTITION, key) for key in context.partition_keys}
+
+    def _requests(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        """What the options come to; a template that cannot be right is an error at once."""
+        return build_requests(
+            rows,
+            self.prompt,
+            model=self.model_name,
+            id=self.id_column,
+            endpoint=self.endpoint,
+            system=self.system,
+            **(self.body or {}),
+        )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if type(self).ask is BatchAssetComponent.ask:
+            self._requests(())
+        if isinstance(self.table, File) and _PARTITION in self.table.file and self.partitions_def is None:
+            raise ValueError(f"table.file: {_PARTITION} needs a partitions_def")
+        return self
+
+
+# What `build_batch_assets` takes by the same name and type.
+_OPTIONS = BatchAssetComponent.model_fields.keys() & inspect.signature(build_batch_assets).parameters.keys()

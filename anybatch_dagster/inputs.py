@@ -1,0 +1,93 @@
+"""What a function of the user's gave, as request lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
+
+from anybatch import ConfigurationError, build_requests
+from anybatch.ledger import is_path
+from anybatch.tables import read_rows
+
+if TYPE_CHECKING:
+    from .options import JobOptions
+
+
+def request_lines(given: Any, options: JobOptions, partitions: Sequence[str]) -> Any:
+    """Request lines, or the path of a file of them: what `anybatch.Job` takes as input.
+
+    A run over several partitions has one batch for all of them. Its function says which request belongs to
+    which partition, by a mapping from partition key to requests (or table): that is also how Dagster loads
+    an upstream asset there. The ids then travel behind the key, so that the answers can be told apart.
+
+    Raises ConfigurationError.
+    """
+    if isinstance(given, Mapping):
+        if unknown := sorted(map(str, given.keys() - set(partitions))):
+            run = ", ".join(partitions[:3]) + (", …" if len(partitions) > 3 else "")
+            raise ConfigurationError(
+                f"the mapping has keys that are no partitions of this run: {', '.join(unknown[:3])} "
+                f"(the run is of {run or 'no partition'})"
+            )
+        if len(partitions) == 1:
+            return _lines(given.get(partitions[0], ()), options)
+        # Dagster loads an upstream asset's partitions in an order that differs between processes, and other
+        # bytes would be another job.
+        return _partitioned({key: given[key] for key in partitions if key in given}, options)
+    if len(partitions) > 1 and options.value != "none":
+        raise ConfigurationError(
+            f"this run covers {len(partitions)} partitions, and its requests do not say which is whose: "
+            "return a mapping from partition key to requests, {key: … for key in context.partition_keys}, or "
+            'set value="none"'
+        )
+    return _lines(given, options)
+
+
+def _lines(given: Any, options: JobOptions) -> Any:
+    if given is None:
+        raise ConfigurationError(
+            "the function returned None: yield requests, or return them, a table or a path"
+        )
+    if options.prompt is None:
+        return given
+    assert options.model is not None  # JobOptions saw to it
+    return build_requests(
+        given,
+        options.prompt,
+        model=options.model,
+        id=options.id_column,
+        endpoint=options.endpoint,
+        system=options.system,
+        **options.body,
+    )
+
+
+def _partitioned(given: Mapping[str, Any], options: JobOptions) -> Iterator[Mapping[str, Any]]:
+    for partition, part in given.items():
+        lines = _lines(part, options)
+        yield from (_sign(line, partition) for line in (read_rows(lines) if is_path(lines) else lines))
+
+
+def _sign(line: Any, partition: str) -> Any:
+    if not isinstance(line, Mapping) or not isinstance(line.get("custom_id"), str):
+        return line  # validation names it, by its place
+    return {**line, "custom_id": f"{quote(partition, safe='')}/{line['custom_id']}"}
+
+
+def split_id(custom_id: str) -> tuple[str, str]:
+    """The partition and the user's own id of a row that came of a mapping."""
+    partition, _, own = custom_id.partition("/")
+    return unquote(partition), own
+
+
+def run_partitions(context: Any) -> tuple[str, ...]:
+    """The partition keys of a run, none where its assets have no partitions."""
+    if context.has_partition_key or context.has_partition_key_range:
+        return tuple(context.partition_keys)
+    return ()
+
+
+def span(partitions: Sequence[str]) -> list[str]:
+    """Partition keys in short: the only one, or the first and the last."""
+    return [f"{partitions[0]}~{partitions[-1]}"] if len(partitions) > 1 else list(partitions)

@@ -1,0 +1,95 @@
+"""What a batch asset is told: the options of `anybatch.Job` and the Airflow operator, under their names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal, TypeAlias
+
+import dagster as dg
+from pydantic import BaseModel
+
+from anybatch import Job, Report
+
+OnOrphan: TypeAlias = Literal["fail", "resubmit"]
+OnChanged: TypeAlias = Literal["cancel_and_resubmit", "fail"]
+OnUntranslatable: TypeAlias = Literal["fail", "drop"]
+OnPartial: TypeAlias = Literal["keep", "fail"]
+OnTimeout: TypeAlias = Literal["leave", "cancel", "land_partial"]
+ValueName: TypeAlias = Literal["path", "rows", "dataframe", "arrow", "none"]
+Value: TypeAlias = ValueName | type[BaseModel] | Callable[[Report], Any]
+Prompt: TypeAlias = str | Callable[[dict[str, Any]], Any]
+IdColumn: TypeAlias = str | Callable[[dict[str, Any]], object]
+
+# What a provider may need, beyond its completion window, to write the files of a batch that ended.
+DEFAULT_TIMEOUT = timedelta(hours=26)
+
+_CHOICES = {
+    "on_partial": ("keep", "fail"),
+    "on_timeout": ("leave", "cancel", "land_partial"),
+}
+_VALUES = ("path", "rows", "dataframe", "arrow", "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """What a batch asset asks of its jobs."""
+
+    resource_key: str
+    model: str | None
+    endpoint: str
+    completion_window: str
+    metadata: Mapping[str, str]
+    options: Mapping[str, Any]
+    output: str | None
+    prompt: Prompt | None = field(repr=False)
+    id_column: IdColumn | None
+    system: str | None = field(repr=False)
+    body: Mapping[str, Any]
+    on_orphan: OnOrphan
+    on_changed: OnChanged
+    on_untranslatable: OnUntranslatable
+    max_rounds: int
+    on_partial: OnPartial
+    max_failed_ratio: float | None
+    timeout: timedelta
+    on_timeout: OnTimeout
+    price: tuple[float, float] | None
+    value: Value = field(repr=False)
+
+    def __post_init__(self) -> None:
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise _invalid(f"{name}: {' or '.join(map(repr, known))}, not {getattr(self, name)!r}")
+        value: Any = self.value
+        fits = issubclass(value, BaseModel) if isinstance(value, type) else callable(value)
+        if not fits and value not in _VALUES:
+            raise _invalid(f"value: {', '.join(_VALUES)}, a pydantic model or a function, not {self.value!r}")
+        only = [name for name in ("id_column", "system", "body") if getattr(self, name)]
+        if only and self.prompt is None:
+            raise _invalid(f"{' and '.join(only)}: only with `prompt`, which makes requests of a table")
+        if self.prompt is not None and self.model is None:
+            raise _invalid("`prompt` makes requests of a table, and they need `model`")
+
+    def job(self, requests: Any, folder: str, identity: str, *, restart: str | None = None) -> Job:
+        return Job(
+            input=requests,
+            output=folder,
+            id=identity,
+            model=self.model,
+            endpoint=self.endpoint,
+            completion_window=self.completion_window,
+            metadata=self.metadata,
+            options=self.options,
+            on_orphan=self.on_orphan,
+            on_changed=self.on_changed,
+            on_untranslatable=self.on_untranslatable,
+            max_rounds=self.max_rounds,
+            price=self.price,
+            restart=restart,
+        )
+
+
+def _invalid(message: str) -> dg.DagsterInvalidDefinitionError:
+    return dg.DagsterInvalidDefinitionError(message)

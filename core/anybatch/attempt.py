@@ -1,0 +1,265 @@
+"""An attempt at a job: what is done about it between two waits.
+
+    submit the round ──> wait ──> all ended ──> which rows go again?
+           ^                                      │           │
+           └── keep the rows so far, open the ────┘           └── none: land
+               next round with those
+
+Every arrow can be taken by another process than the one before, or by several at once: the ledger decides.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import uuid
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+import orjson
+
+from .collect import ended_round, gather, land
+from .errors import InputChangedError, InputError, JobError
+from .flow import Flow, do
+from .job import fingerprint, job_metadata
+from .ledger import is_path, open_path
+from .lines import make_plan
+from .models import BatchStatus
+from .rounds import (
+    Budget,
+    Chosen,
+    account_of,
+    budget,
+    choose,
+    ids_name,
+    next_round,
+    part_of,
+    records_of,
+    rows_name,
+    stray_name,
+)
+from .shards import Submission, read_ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from upath import UPath
+
+    from .collect import Gathered
+    from .job import Job
+    from .ledger import JobFolder, Ledger
+    from .lines import Plan
+    from .models import Batch
+    from .providers.base import Provider
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Attempt:
+    """One process at work on a job; `scratch` is a temporary folder of its own.
+
+    `renews`: whether a batch that was refused as a whole is submitted anew, as when an attempt begins.
+    """
+
+    job: Job
+    provider: Provider
+    scratch: Path
+    renews: bool = True
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    plans: dict[int, Plan | None] = field(default_factory=dict)
+    metadata: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        job, self.metadata = self.job, job_metadata(self.job, self.provider)
+        self.provider.check(job.endpoint, self.metadata, job.options, job.completion_window)
+
+    def go_on(self, ledger: Ledger) -> Flow[list[Batch]]:
+        """Bring the job as far as it goes without waiting; the current round's batches as they stand.
+
+        Where they have ended and rows may go again, their results are read, which tells. If none does, the
+        results land on the spot, since they are at hand.
+        """
+        while True:
+            batches = yield from self._submitted(ledger)
+            if not all(batch.status.is_terminal for batch in batches):
+                return batches
+            if not any(budget(self.job, ledger, {batch.status for batch in batches})):
+                return batches
+            ledger = yield from read_ledger(self.job, ledger.fingerprint)
+            if ledger.landed_at is not None:
+                return []
+            if [record.batch_id for record in ledger.current] != [batch.id for batch in batches]:
+                continue  # another attempt has gone on
+            if (yield from self._close_round(ledger, batches)):
+                return batches
+            ledger = yield from read_ledger(self.job, ledger.fingerprint)
+
+    def reopen(self, ledger: Ledger) -> Flow[Ledger | None]:
+        """A landed job with one more round, where `max_rounds` leaves one and rows are worth it; else None.
+
+        What has landed stays until the next landing replaces it.
+        """
+        folder = self.job.folder
+        report = yield from do(folder.read_report)
+        if report is None or report.ok or not budget(self.job, ledger, ()).repeat:
+            return None
+        try:
+            chosen = yield from do(partial(self._choose_landed, ledger))
+        except (FileNotFoundError, JobError) as error:
+            log.warning("job %s has landed; its rows are not submitted again: %s", ledger.job, error)
+            return None
+        if not chosen.rows:
+            return None
+        plan = yield from self._plan_next(ledger, chosen)
+        after = next_round(ledger, records_of(plan, ledger.round + 1), report.batches, report.unexpected)
+        kept = yield from do(partial(_copies, folder, self.scratch))
+        yield from self._open(ledger, after, plan, *kept)
+        return (yield from read_ledger(self.job, ledger.fingerprint))
+
+    def plan_of(self, ledger: Ledger, number: int) -> Flow[Plan]:
+        """What a round submits, read from the input once more where this process has not done so."""
+        if (plan := self.plans.get(number)) is None:
+            ids = yield from do(partial(self.job.folder.fetch, ids_name(number), self.scratch))
+            plan = self.plans[number] = yield from do(partial(self._plan, ledger, number, ids))
+        return plan
+
+    def _submitted(self, ledger: Ledger) -> Flow[list[Batch]]:
+        """The batch of each shard of the current round."""
+        batches = []
+        for record in ledger.current:
+            submission = Submission(
+                self.job, self.provider, self.plan_of, record, self.metadata, self.mark, ledger.fingerprint,
+                self.renews,
+            )  # fmt: skip
+            batches.append((yield from submission.run()))
+        return batches
+
+    def _close_round(self, ledger: Ledger, batches: Sequence[Batch]) -> Flow[bool]:
+        """Read the results of a round that has ended, and open the next, or land; whether it was that."""
+        ended = yield from ended_round(self.job, self.provider, ledger, batches)
+        with self.job.folder.scratch() as scratch:
+            gathered = yield from gather(self.provider, self.job.folder, ledger, ended, scratch)
+            chosen = yield from do(partial(self._choose, ledger, gathered))
+            if not chosen.rows:
+                yield from land(self.job, self.provider, ledger, gathered)
+                return True
+            plan = yield from self._plan_next(ledger, chosen)
+            accounts = [account_of(record, batch) for record, batch in ended]
+            after = next_round(
+                ledger, records_of(plan, ledger.round + 1), accounts, gathered.tally.unexpected, chosen
+            )
+            yield from self._open(ledger, after, plan, gathered.rows, gathered.stray)
+            return False
+
+    def _open(self, before: Ledger, after: Ledger, plan: Plan, rows: Path, stray: Path) -> Flow[None]:
+        """Open a round, unless another attempt has gone on; `rows` and `stray` are those of all before."""
+        folder, number = self.job.folder, after.round
+        keep = partial(_keep, folder, number, rows, stray, self._ids(number))
+        if (yield from do(partial(folder.commit, before, after, first=keep))) is None:
+            return
+        self.plans[number] = plan
+        log.info("job %s: round %d submits %d rows again", before.job, number, plan.rows)
+        if number > 1:  # the file just kept holds all that was in these
+            yield from do(partial(folder.discard, rows_name(number - 2), stray_name(number - 2)))
+
+    def _ids(self, number: int) -> Path:
+        """Where the ids of a round that is being opened are written."""
+        return self.scratch / f"next-{ids_name(number)}"
+
+    def _choose(self, ledger: Ledger, gathered: Gathered) -> Chosen:
+        """Decide which rows go again, and write down their ids."""
+        ended = gathered.ended
+        cancelled = [record for record, batch in ended if batch.status is BatchStatus.CANCELLED]
+        allowed = budget(self.job, ledger, {batch.status for _, batch in ended})
+        with ExitStack() as files:
+            ids = files.enter_context(self._fetched(ids_name(0)).open("rb"))
+            theirs = files.enter_context(self._fetched(ids_name(ledger.round)).open("rb"))
+            rows = files.enter_context(gathered.rows.open("rb"))
+            out = files.enter_context(self._ids(ledger.round + 1).open("wb"))
+            return choose(rows, ids, part_of(theirs, cancelled), allowed, out)
+
+    def _choose_landed(self, ledger: Ledger) -> Chosen:
+        with (
+            self._fetched("results.jsonl").open("rb") as rows,
+            self._fetched(ids_name(0)).open("rb") as ids,
+            self._ids(ledger.round + 1).open("wb") as out,
+        ):
+            return choose(rows, ids, None, Budget(repeat=True, renew=True), out)
+
+    def _fetched(self, name: str) -> Path:
+        return self.job.folder.fetch(name, self.scratch)
+
+    def _plan_next(self, ledger: Ledger, chosen: Chosen) -> Flow[Plan]:
+        number = ledger.round + 1
+        plan = yield from do(partial(self._plan, ledger, number, self._ids(number)))
+        if plan.rows != chosen.rows:
+            raise JobError(f"job {ledger.job}: {ids_name(0)} does not hold the custom_ids of the input")
+        return plan
+
+    def _plan(self, ledger: Ledger, number: int, ids: Path) -> Plan:
+        """Plan the rows of these ids, for a round after the input was validated.
+
+        The lines are copied: a round may hold single lines from all over the input.
+        """
+        content = self.scratch / f"content-{number}.jsonl"
+        why = f"job {ledger.job}: rows could not be submitted again: the input"
+        then = "while the job ran; what was answered so far can be collected"
+        source = next((path for path in input_paths(self.job, ledger) if path.exists()), None)
+        if source is None:
+            raise InputChangedError(f"{why} was removed {then}")
+        try:
+            with source.open("rb") as file, ids.open("rb") as wanted, content.open("wb") as spool:
+                plan = make_plan(
+                    file,
+                    str(source),
+                    self.provider,
+                    self.job.endpoint,
+                    content=content,
+                    spool=spool,
+                    model=self.job.model,
+                    drop_untranslatable=self.job.on_untranslatable == "drop",
+                    only=map(orjson.loads, wanted),
+                )
+        except InputError as error:  # it was valid when it was first read
+            raise InputChangedError(f"{why} {source} was changed {then}") from error
+        if fingerprint(self.job, self.provider, plan.digest, ledger.restarts) != ledger.fingerprint:
+            raise InputChangedError(f"{why} {source} (or the job's options) was changed {then}")
+        return plan
+
+
+def input_paths(job: Job, ledger: Ledger) -> Iterator[UPath]:
+    """Where the input may be read once more."""
+    if is_path(job.input):
+        yield open_path(job.input)
+    if ledger.input is not None:
+        yield open_path(ledger.input)
+    yield job.folder / "requests.jsonl"
+
+
+def _copies(folder: JobFolder, scratch: Path) -> tuple[Path, Path]:
+    """Copies of what has landed: all rows, and the stray lines."""
+    copies = scratch / "rows.copy", scratch / "stray.copy"
+    for name, copy in zip(("results.jsonl", "stray.jsonl"), copies, strict=True):
+        with copy.open("wb") as target:
+            if (folder / name).exists():
+                with (folder / name).open("rb") as source:
+                    shutil.copyfileobj(source, target)
+    return copies
+
+
+def _keep(folder: JobFolder, number: int, rows: Path, stray: Path, ids: Path) -> None:
+    """Write down what round `number` builds on, before the ledger says that there is such a round."""
+    for path in (rows, stray, ids):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())  # the provider may not have it any more when it is needed
+    folder.put(rows, rows_name(number - 1))
+    folder.put(ids, ids_name(number))
+    if stray.stat().st_size:
+        folder.put(stray, stray_name(number - 1))
+    else:
+        folder.discard(stray_name(number - 1))
