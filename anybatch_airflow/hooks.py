@@ -86,6 +86,27 @@ class AnyBatchHook(BaseHook):
         self.provider = provider
         self.api_base = api_base
 
+    @staticmethod
+    def get_ui_field_behaviour() -> dict[str, Any]:
+        """What Airflow 3.1 asks the hook about the standard fields of the connection form."""
+        from anybatch_airflow.provider_info import connection_type
+
+        behaviour = connection_type()["ui-field-behaviour"]
+        return {name.replace("-", "_"): value for name, value in behaviour.items()}
+
+    @staticmethod
+    def get_connection_form_widgets() -> dict[str, Any]:
+        """What Airflow 3.1 asks the hook about its own fields; `client_args` is text there, in JSON."""
+        from wtforms import StringField  # the API server puts a stand-in there where it is not installed
+
+        from anybatch_airflow.provider_info import connection_type
+
+        fields = connection_type()["conn-fields"]
+        return {
+            name: StringField(field["label"], description=field["description"])
+            for name, field in fields.items()
+        }
+
     def __repr__(self) -> str:
         return f"AnyBatchHook(conn_id={self.conn_id!r}, provider={self.provider!r})"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class InputField:
     def __set__(self, operator: Any, value: Any) -> None:
         # Every way in passes here: the constructor, the rendering of a template, the resolving of an XCom.
         is_shown = isinstance(value, Hidden) or is_path(value) or hasattr(value, "resolve")  # an XComArg
-        operator._input = value if is_shown else Hidden(value)
+        operator._input = plain(value) if is_shown else Hidden(value)
 
 
 def read_input(value: Any, context: Context) -> Any:
@@ -86,6 +86,11 @@ def requests_from(
     return build_requests(
         value, prompt, model=model, id=id_column, endpoint=endpoint, system=system, **dict(body or {})
     )
+
+
+def plain(value: Any) -> Any:
+    """A local path as its text: Airflow 3.1 takes a Path in a templated field for an XCom to resolve."""
+    return os.fspath(value) if isinstance(value, PurePath) and not hasattr(type(value), "fs") else value
 
 
 def is_path(value: Any) -> bool:

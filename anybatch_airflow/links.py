@@ -16,7 +16,6 @@ from urllib.parse import quote, urlsplit
 from airflow.providers.common.compat.sdk import BaseOperatorLink
 
 if TYPE_CHECKING:
-
     from airflow.providers.common.compat.sdk import BaseOperator, TaskInstanceKey
 
 BATCH_URL = "batch_url"

@@ -25,7 +25,7 @@ def get_provider_info() -> dict[str, Any]:
         "operators": _modules("operators"),
         "sensors": _modules("sensors"),
         "triggers": _modules("triggers", "events"),
-        "connection-types": [_connection_type()],
+        "connection-types": [connection_type()],
         "task-decorators": [{"name": "anybatch", "class-name": "anybatch_airflow.decorators.anybatch_task"}],
         "extra-links": ["anybatch_airflow.links.BatchLink", "anybatch_airflow.links.ResultsLink"],
         "config": {"anybatch": {"description": "Options of the anybatch provider.", "options": _options()}},
@@ -37,7 +37,8 @@ def _modules(*names: str) -> list[dict[str, Any]]:
     return [{"integration-name": _INTEGRATION, "python-modules": modules}]
 
 
-def _connection_type() -> dict[str, Any]:
+def connection_type() -> dict[str, Any]:
+    """The connection type with its form, as Airflow 3.2 and later read it; the hook tells it to 3.1."""
     return {
         "connection-type": "anybatch",
         "hook-class-name": "anybatch_airflow.hooks.AnyBatchHook",

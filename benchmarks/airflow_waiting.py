@@ -35,6 +35,7 @@ from airflow_stack import AirflowStack, free_port  # noqa: E402
 
 NUMBER = int(os.environ.get("BENCH_NUMBER", "500"))
 SETTLE, WATCH, ENDED = 45.0, 60.0, 12  # seconds, seconds, batches that end
+KINDS = ("floor", "anybatch", "commonai")
 MEMORY, CPU = 20.0, 10.0  # how many times less anybatch must take
 
 
@@ -226,7 +227,7 @@ def run() -> bool:
         stack = AirflowStack(Path(name) / "airflow", HERE / "airflow_dags", env=env, say=say)
         with stack as airflow:
             airflow.api("POST", "/api/v2/pools", {"name": "bench", "slots": 8})
-            readings = {kind: measure(airflow, kind, marks) for kind in ("floor", "anybatch", "commonai")}
+            readings = {kind: measure(airflow, kind, marks) for kind in KINDS}
     server.shutdown()
     return report(readings)
 

@@ -28,7 +28,7 @@ import psutil
 import yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 RULES = Path(__file__).resolve().parent / "dagster" / "dagster.yaml"
 
@@ -37,9 +37,10 @@ _LAUNCH = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
-from dagster._cli import main
+from importlib import import_module
+command = sys.argv.pop(1)
 sys.argv[0] = "dagster"
-main()
+import_module(command).main()
 """
 
 _HEALTH = """{
@@ -55,8 +56,12 @@ _LAUNCH_BACKFILL = """mutation($params: LaunchBackfillParams!) {
   launchPartitionBackfill(backfillParams: $params) {
   __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message }
 } }"""
-_TERMINATE = """mutation($id: String!) { terminateRun(runId: $id) {
+_TERMINATE = """mutation($id: String!, $policy: TerminateRunPolicy) {
+  terminateRun(runId: $id, terminatePolicy: $policy) {
   __typename ... on TerminateRunFailure { message } ... on PythonError { message }
+} }"""
+_REEXECUTE = """mutation($params: ReexecutionParams!) { launchRunReexecution(reexecutionParams: $params) {
+  __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message }
 } }"""
 
 
@@ -80,8 +85,9 @@ class DagsterStack:
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.home = home
-        self.log = home / "dagster.log"
         self.definitions = definitions
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
         self._config = _merge(
             yaml.safe_load(RULES.read_text()), {"telemetry": {"enabled": False}, **(config or {})}
         )
@@ -89,9 +95,9 @@ class DagsterStack:
         # Images for containers like to set it, and then every run compiles Dagster anew: 8 s of CPU, not 3.
         self._env.pop("PYTHONDONTWRITEBYTECODE", None)
         self._say = say
-        self._process: subprocess.Popen[bytes] | None = None
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._instance: dg.DagsterInstance | None = None
-        self._location: dict[str, str] = {}
+        self._locations: dict[str, dict[str, str]] = {}  # by name, what selects its definitions
 
     # --- life ----------------------------------------------------------------------------------------
 
@@ -108,62 +114,114 @@ class DagsterStack:
 
     def start(self, timeout: float = 240.0) -> None:
         """Start the processes and return when the definitions are loaded and the daemons are at work."""
+        self.prepare()
+        for name in self.components():
+            self.launch(name)
+        self.until(self._is_healthy, f"starting {', '.join(self._processes)}", timeout)
+
+    def prepare(self) -> None:
+        """Make the home folder, with the instance's settings."""
         self.home.mkdir(parents=True, exist_ok=True)
         (self.home / "dagster.yaml").write_text(yaml.safe_dump(self._config))
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        command = [sys.executable, "-c", _LAUNCH, "dev", "-f", str(self.definitions), "-h", "127.0.0.1"]
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*command, "-p", str(self.port)],
-                env=self._env,
+
+    def components(self) -> dict[str, list[str]]:
+        """The name of each process: the module of the command that starts it, and the command's words."""
+        words = ["dev", "-f", str(self.definitions), "-h", "127.0.0.1", "-p", str(self.port)]
+        return {"dagster": ["dagster._cli", *words]}
+
+    def environment(self, name: str) -> dict[str, str]:
+        """The environment of a process."""
+        return self._env
+
+    def launch(self, name: str) -> None:
+        """Start one of the components."""
+        with self._log(name).open("ab") as log:
+            self._processes[name] = subprocess.Popen(
+                [sys.executable, "-c", _LAUNCH, *self.components()[name]],
+                env=self.environment(name),
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a process group of its own, ended as a whole
             )
-        self.until(self._is_healthy, "starting webserver, daemon and code server", timeout)
 
     def stop(self) -> None:
         """End every process that was started, with its children."""
         if self._instance is not None:
             self._instance.dispose()
             self._instance = None
-        process, self._process = self._process, None
-        if process is None:
-            return
+        deadline = time.monotonic() + 5
+        children = list(self._children())  # now, as they are nobody's once their parent is gone
         try:
-            _signal_group(process, signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(5)
+            for process in self._processes.values():
+                _signal_group(process, signal.SIGTERM)
+            for process in self._processes.values():
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.1, deadline - time.monotonic()))
         finally:  # also when a person is impatient; a group outlives its leader if a child did not listen
-            _signal_group(process, signal.SIGKILL)
-            process.wait()
+            for process in self._processes.values():
+                _signal_group(process, signal.SIGKILL)
+                process.wait()
+            for child in children:
+                with suppress(psutil.NoSuchProcess):  # psutil knows a new process with an old id
+                    child.kill()
+            self._processes.clear()
 
     def log_tail(self, lines: int = 40) -> str:
         """The end of what the processes have printed."""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+        tails = {path: path.read_text(errors="replace").splitlines() for path in self.home.glob("*.log")}
+        return "\n".join("\n".join([f"--- {path.name}", *tail[-lines:]]) for path, tail in tails.items())
+
+    def _log(self, name: str) -> Path:
+        return self.home / f"{name}.log"
 
     # --- orders --------------------------------------------------------------------------------------
 
     def launch_job(self, job: str, *, config: Mapping[str, Any] | None = None) -> str:
         """Start a run of a job; returns its id."""
-        selector = {**self._location, "jobName": job}
+        selector = {**self._selector(None), "jobName": job}
         params = {"selector": selector, "runConfigData": dict(config or {})}
         answer = self._mutate(_LAUNCH_RUN, "launchRun", {"params": params})
         return str(answer["run"]["runId"])
 
-    def launch_backfill(self, assets: Sequence[str], partitions: Sequence[str]) -> str:
+    def launch_assets(
+        self, assets: Sequence[str], *, tags: Mapping[str, str] | None = None, location: str | None = None
+    ) -> str:
+        """Start a run of some assets; returns its id."""
+        selector = {
+            **self._selector(location),
+            "jobName": "__ASSET_JOB",
+            "assetSelection": _keys(assets),
+        }
+        params = {"selector": selector, "executionMetadata": {"tags": _tags(tags)}}
+        answer = self._mutate(_LAUNCH_RUN, "launchRun", {"params": params})
+        return str(answer["run"]["runId"])
+
+    def launch_backfill(
+        self, assets: Sequence[str], partitions: Sequence[str], *, tags: Mapping[str, str] | None = None
+    ) -> str:
         """Start a backfill of some assets; returns its id."""
-        selection = [{"path": name.split("/")} for name in assets]
-        params = {"assetSelection": selection, "partitionNames": list(partitions), "fromFailure": False}
+        params = {
+            "assetSelection": _keys(assets),
+            "partitionNames": list(partitions),
+            "fromFailure": False,
+            "tags": _tags(tags),
+        }
         answer = self._mutate(_LAUNCH_BACKFILL, "launchPartitionBackfill", {"params": params})
         return str(answer["backfillId"])
 
-    def terminate(self, run_id: str) -> None:
-        """What the button in the UI does."""
-        self._mutate(_TERMINATE, "terminateRun", {"id": run_id})
+    def terminate(self, run_id: str, *, force: bool = False) -> None:
+        """What the button in the UI does; `force` is for a run whose process is gone."""
+        policy = "MARK_AS_CANCELED_IMMEDIATELY" if force else "SAFE_TERMINATE"
+        self._mutate(_TERMINATE, "terminateRun", {"id": run_id, "policy": policy})
+
+    def reexecute(self, run_id: str, *, from_failure: bool = False) -> str:
+        """What the other button does: the whole run again, or from where it failed; returns the new id."""
+        strategy = "FROM_FAILURE" if from_failure else "ALL_STEPS"
+        params = {"parentRunId": run_id, "strategy": strategy}
+        answer = self._mutate(_REEXECUTE, "launchRunReexecution", {"params": params})
+        return str(answer["run"]["runId"])
 
     # --- looking -------------------------------------------------------------------------------------
 
@@ -181,13 +239,18 @@ class DagsterStack:
             raise StackError(f"there is no run {run_id}")
         return run
 
-    def run_processes(self) -> int:
-        """Processes that execute a run or a step now: the code server starts each by multiprocessing."""
-        if self._process is None:
-            return 0
-        with suppress(psutil.NoSuchProcess):
-            return sum(map(_is_run, psutil.Process(self._process.pid).children(recursive=True)))
-        return 0
+    def run_processes(self, *names: str) -> int:
+        """Processes that execute a run or a step now, of these components or of all.
+
+        The code server starts each by multiprocessing.
+        """
+        return sum(map(_is_run, self._children(*names)))
+
+    def _children(self, *names: str) -> Iterator[psutil.Process]:
+        for name, process in list(self._processes.items()):
+            if not names or name in names:
+                with suppress(psutil.NoSuchProcess):
+                    yield from psutil.Process(process.pid).children(recursive=True)
 
     def until(
         self,
@@ -202,8 +265,9 @@ class DagsterStack:
         begun = told = time.monotonic()
         while not (found := done()):
             now = time.monotonic()
-            if self._process is None or self._process.poll() is not None:
-                raise StackError(f"{what}: dagster dev has ended\n{self.log_tail()}")
+            for name, process in list(self._processes.items()):
+                if process.poll() is not None:
+                    raise StackError(f"{what}: {name} has ended\n{self.log_tail()}")
             if now - begun > timeout:
                 raise StackError(f"{what}: not within {timeout:.0f} s\n{self.log_tail()}")
             if each is not None:
@@ -226,11 +290,13 @@ class DagsterStack:
         daemons = data["instance"]["daemonHealth"]["allDaemonStatuses"]
         if not nodes or not all(daemon["healthy"] for daemon in daemons if daemon["required"]):
             return False
-        self._location = {
-            "repositoryName": nodes[0]["name"],
-            "repositoryLocationName": nodes[0]["location"]["name"],
-        }
+        for node in nodes:
+            name = node["location"]["name"]
+            self._locations[name] = {"repositoryName": node["name"], "repositoryLocationName": name}
         return True
+
+    def _selector(self, location: str | None) -> dict[str, str]:
+        return self._locations[location or next(iter(self._locations))]
 
     def _mutate(self, query: str, name: str, variables: Mapping[str, Any]) -> dict[str, Any]:
         answer: dict[str, Any] = self.graphql(query, variables)[name]
@@ -248,6 +314,14 @@ class DagsterStack:
             raise StackError(str(found["errors"]))
         data: dict[str, Any] = found["data"]
         return data
+
+
+def _keys(assets: Sequence[str]) -> list[dict[str, list[str]]]:
+    return [{"path": name.split("/")} for name in assets]
+
+
+def _tags(tags: Mapping[str, str] | None) -> list[dict[str, str]]:
+    return [{"key": key, "value": value} for key, value in (tags or {}).items()]
 
 
 def free_port() -> int:

@@ -17,7 +17,7 @@ from anybatch_airflow.account import (
     task_instance,
     waits_deferred,
 )
-from anybatch_airflow.inputs import InputField, is_path, location, read_input, requests_from
+from anybatch_airflow.inputs import InputField, is_path, location, plain, read_input, requests_from
 from anybatch_airflow.landing import land
 from anybatch_airflow.lineage import openlineage_facets
 from anybatch_airflow.links import BatchLink, ResultsLink, push_links
@@ -158,7 +158,7 @@ class AnyBatchOperator(OnAccount, BaseOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.input = input
-        self.output_folder = output_folder
+        self.output_folder = plain(output_folder)
         self.endpoint = endpoint
         self.prompt = prompt
         self.id_column = id_column

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, BaseOperator
 
 from anybatch_airflow.account import OnAccount, final_errors, job_id, task_instance
-from anybatch_airflow.inputs import batch_ids, location
+from anybatch_airflow.inputs import batch_ids, location, plain
 from anybatch_airflow.landing import land
 from anybatch_airflow.lineage import openlineage_facets
 from anybatch_airflow.links import BatchLink, ResultsLink, push_links
@@ -77,7 +77,7 @@ class AnyBatchResultsOperator(OnAccount, BaseOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.batch_id = batch_id
-        self.output_folder = output_folder
+        self.output_folder = plain(output_folder)
         self.endpoint = endpoint
         self.conn_id = conn_id
         self.provider = provider

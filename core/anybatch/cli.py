@@ -165,8 +165,11 @@ def _pending(ledger: Ledger) -> str:
         f"job {ledger.job}: {ledger.rows} rows, {len(ledger.shards)} batches at {ledger.provider}, not landed"
     ]
     for record in ledger.shards:
-        state = record.status or record.step
-        lines.append(f"  rows {record.first_row}+{record.rows}  {record.batch_id or 'no batch yet'}  {state}")
+        state = record.ended.status if record.ended else record.status or record.step
+        again = f"  round {record.round + 1}" if record.round else ""
+        lines.append(
+            f"  rows {record.first_row}+{record.rows}  {record.batch_id or 'no batch yet'}  {state}{again}"
+        )
     return "\n".join([*lines, "the same `run` again continues it"])
 
 

@@ -157,7 +157,7 @@ class JobFolder:
         return self._read_model("report.json", Report)
 
     def _read_model(self, name: str, model: type[M]) -> M | None:
-        file = self.path / name
+        file = (self.local or self.path) / name
         try:
             text = file.read_bytes()
         except FileNotFoundError:

@@ -33,7 +33,7 @@ MANIFEST: dict[str, Any] = {
         (Path("/data/in.csv"), "file:///data/in.csv", ("file", "/data/in.csv")),
         ("s3://conn@bucket/a/b.jsonl", "s3://bucket/a/b.jsonl", ("s3://bucket", "a/b.jsonl")),
         ("gs://bucket/", "gs://bucket/", ("gs://bucket", "/")),
-        (ObjectStoragePath("memory://x/in.jsonl"), "memory://x/in.jsonl", ("memory://x", "in.jsonl")),
+        (ObjectStoragePath("s3://aws@x/in.jsonl"), "s3://x/in.jsonl", ("s3://x", "in.jsonl")),
         ([{"custom_id": "a"}], None, None),
         (None, None, None),
     ],

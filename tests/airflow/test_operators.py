@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, TaskDeferred
-from airflow.sdk import DAG, BaseOperator, ObjectStoragePath
+from airflow.sdk import DAG, BaseOperator
+from upath import UPath
 
 from anybatch import Client, Job, LedgerConflictError
 from anybatch_airflow import AnyBatchOperator
@@ -231,11 +232,11 @@ def test_paths_and_object_stores(
     tmp_path: Path, scheme: str,
 ) -> None:  # fmt: skip
     root = f"{scheme}{tmp_path}"
-    place = ObjectStoragePath(f"{root}/in.jsonl") if scheme else Path(f"{root}/in.jsonl")
+    place = UPath(f"{root}/in.jsonl") if scheme else Path(f"{root}/in.jsonl")
     place.write_text("".join(json.dumps(request) + "\n" for request in make_requests(4, "delay=0")))
     operator = make_operator(input=f"{root}/in.jsonl", output_folder=f"{root}/job", deferrable=False)
     assert operator.execute(context)["results"].endswith("/job/results.jsonl")
-    landed = ObjectStoragePath(f"{root}/job/results.jsonl") if scheme else Path(f"{root}/job/results.jsonl")
+    landed = UPath(f"{root}/job/results.jsonl") if scheme else Path(f"{root}/job/results.jsonl")
     assert len(landed.read_text().splitlines()) == 4
 
 

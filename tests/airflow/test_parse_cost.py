@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 
-LIMIT = 0.1  # seconds of CPU beyond airflow.sdk
+LIMIT = 0.1  # seconds of CPU beyond what any DAG file pays
 RUNS = 3
 
 _PARSE = """
@@ -18,12 +18,13 @@ def refused(*_args, **_kwargs):
 
 import anybatch_airflow.provider_info
 early = sorted(set(sys.modules) & {"airflow", "anybatch", "httpx", "pydantic"})
-import airflow.sdk
+from airflow.sdk import DAG, BaseOperator, task
+with DAG("other", schedule=None):
+    BaseOperator(task_id="other")
 before = set(sys.modules)
 socket.socket.connect = socket.getaddrinfo = refused
 sqlite3.connect = refused
 began = time.process_time()
-from airflow.sdk import DAG, task
 from anybatch_airflow import (
     AnyBatchCancelOperator, AnyBatchCreateOperator, AnyBatchOperator, AnyBatchResultsOperator, AnyBatchSensor,
 )
@@ -54,7 +55,7 @@ def test_parsing_a_dag_costs_little() -> None:
     parse()
     measured = [parse() for _ in range(RUNS)]
     seconds = statistics.median(float(str(one["seconds"])) for one in measured)
-    print(f"beyond airflow.sdk: {seconds * 1000:.0f} ms of CPU")
+    print(f"beyond any DAG file: {seconds * 1000:.0f} ms of CPU")
     assert seconds <= LIMIT
     [first, *_] = measured
     assert first["early"] == []  # the provider info is read while Airflow reads its configuration

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, TaskDeferred
-from airflow.sdk import ObjectStoragePath
+from upath import UPath
 
 from anybatch import Client, Job
 from anybatch.providers.base import Limits
@@ -327,7 +327,7 @@ def test_results_of_several_batches_land_in_one_file(
     }  # fmt: skip
     assert (manifest["rows"], manifest["batch_ids"]) == (5, [one, two])
     assert manifest["cost"] > 0
-    folder = ObjectStoragePath(place) if scheme else Path(place)
+    folder = UPath(place) if scheme else Path(place)
     lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     assert len(lines) == 5
     assert {line["custom_id"] for line in lines[:3]} == {"row-0", "row-1", "row-2"}

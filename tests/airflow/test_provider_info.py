@@ -18,6 +18,10 @@ import anybatch_airflow
 from anybatch_airflow.hooks import read_connection
 from anybatch_airflow.provider_info import get_provider_info
 
+from .versions import Providers, needs
+
+FORM = needs(2, "commands that show the form without wtforms")
+
 
 def test_the_info_is_what_airflow_accepts() -> None:
     import airflow
@@ -72,7 +76,7 @@ def test_the_form_shows_the_fields_that_are_read() -> None:
 
 @pytest.fixture(scope="module")
 def shown() -> dict[str, str]:
-    """What `airflow providers …` prints, by its words, all in one process."""
+    """What `airflow providers …` prints, by its words, and the API server's form; all in one process."""
     commands = {words: ["providers", *words.split(), "--output", "json"] for words in _COMMANDS}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _RUN, json.dumps(commands)],
@@ -86,8 +90,10 @@ def shown() -> dict[str, str]:
 _COMMANDS = ("list", "hooks", "widgets", "behaviours", "links", "triggers", "get anybatch --full")
 _RUN = """
 import contextlib, io, json, sys
+from airflow.api_fastapi.core_api.services.ui.connections import HookMetaService
 from airflow.cli import cli_parser
-shown = {}
+forms = {form.connection_type: form.model_dump_json() for form in HookMetaService.hook_meta_data()}
+shown = {"form": forms["anybatch"]}
 for words, arguments in json.loads(sys.argv[1]).items():
     parsed = cli_parser.get_parser().parse_args(arguments)
     with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -102,8 +108,8 @@ print(json.dumps(shown))
     [
         ("list", ["anybatch"]),
         ("hooks", ["anybatch_airflow.hooks.AnyBatchHook", "anybatch (LLM batches)"]),
-        ("widgets", ["extra__anybatch__provider", "extra__anybatch__console_url"]),
-        ("behaviours", ["anybatch"]),
+        pytest.param("widgets", ["extra__anybatch__provider", "extra__anybatch__console_url"], marks=FORM),
+        pytest.param("behaviours", ["anybatch"], marks=FORM),
         ("links", ["anybatch_airflow.links.BatchLink", "anybatch_airflow.links.ResultsLink"]),
         ("triggers", ["anybatch_airflow.triggers", "anybatch_airflow.events"]),
         ("get anybatch --full", ["anybatch_airflow.decorators.anybatch_task", "min_defer_seconds"]),
@@ -113,19 +119,21 @@ def test_the_commands_of_airflow_show_it(shown: dict[str, str], words: str, expe
     assert not [text for text in expected if text not in shown[words]]
 
 
-def test_airflow_knows_the_connection_type() -> None:
-    from airflow.providers_manager import ProvidersManager
-    from airflow.sdk.providers_manager_runtime import ProvidersManagerTaskRuntime
-
-    runtime = ProvidersManagerTaskRuntime()
-    assert "anybatch" in runtime.taskflow_decorators
-    hook = runtime.hooks["anybatch"]
+def test_a_worker_knows_the_decorator_and_the_hook() -> None:
+    providers = Providers()
+    assert "anybatch" in providers.taskflow_decorators
+    hook = providers.hooks["anybatch"]
     assert hook is not None
     assert hook.hook_class_name == "anybatch_airflow.hooks.AnyBatchHook"
-    manager = ProvidersManager()
-    assert manager.field_behaviours["anybatch"]["relabeling"]["password"] == "API key"
-    fields = {name for name in manager.connection_form_widgets if name.startswith("extra__anybatch__")}
-    assert fields == {f"extra__anybatch__{name}" for name in ("provider", "client_args", "console_url")}
+
+
+def test_the_api_server_knows_the_form(shown: dict[str, str]) -> None:
+    form = json.loads(shown["form"])
+    assert form["hook_name"] == "anybatch (LLM batches)"
+    assert form["standard_fields"]["password"]["title"] == "API key"
+    assert form["standard_fields"]["login"]["hidden"] is True
+    assert set(form["extra_fields"]) == {"provider", "client_args", "console_url"}
+    assert "openai-compatible" in json.dumps(form["extra_fields"]["provider"])
 
 
 def test_public_names_are_pinned() -> None:

@@ -16,8 +16,9 @@ from airflow.providers.common.compat.sdk import (
     HookLineageCollector,
     TaskDeferred,
 )
-from airflow.sdk import Asset, AssetAlias, ObjectStoragePath
+from airflow.sdk import Asset, AssetAlias
 from airflow.sdk.execution_time.context import OutletEventAccessors
+from upath import UPath
 
 from anybatch import BatchFailedError
 from anybatch_airflow import AnyBatchOperator
@@ -147,7 +148,7 @@ def test_rounds_on_a_worker_slot(world: World) -> None:
 
 def test_a_path_that_a_function_returned_is_read_again_for_a_later_round(world: World) -> None:
     place = f"memory://{world.out}/in.jsonl"
-    ObjectStoragePath(place).write_text("".join(json.dumps(request) + "\n" for request in requests(2)))
+    UPath(place).write_text("".join(json.dumps(request) + "\n" for request in requests(2)))
     world.attempt(input=lambda: place, max_rounds=2)
     world.fake.expire(world.fake.last.id, done=1)
     world.woken(ENDED, input=lambda: pytest.fail("called again"), max_rounds=2)

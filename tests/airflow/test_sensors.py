@@ -20,7 +20,7 @@ from airflow.sdk import DAG
 from anybatch import Batch, Client
 from anybatch_airflow import AnyBatchOperator, AnyBatchSensor
 
-from .versions import DagSerialization
+from .versions import AIRFLOW, DagSerialization, needs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,13 +133,18 @@ def test_no_batch_is_an_error(make_sensor: Callable[..., AnyBatchSensor], contex
 # --- from the triggerer ------------------------------------------------------------------------------
 
 
-def test_it_starts_in_the_triggerer_if_asked_to(make_sensor: Callable[..., AnyBatchSensor]) -> None:
-    sensor = make_sensor(batch_id=["b1", "{{ params.id }}"], start_from_trigger=True, timeout=90)
+@pytest.mark.parametrize(
+    "other", ["b2", pytest.param("{{ params.id }}", marks=needs(3, "templates in the triggerer"))]
+)
+def test_it_starts_in_the_triggerer_if_asked_to(
+    make_sensor: Callable[..., AnyBatchSensor], other: str
+) -> None:
+    sensor = make_sensor(batch_id=["b1", other], start_from_trigger=True, timeout=90)
     assert sensor.start_from_trigger is True
     arguments = sensor.start_trigger_args
     assert (arguments.next_method, arguments.timeout) == ("execute_complete", timedelta(seconds=90))
     trigger = import_string(arguments.trigger_cls)(**arguments.trigger_kwargs)
-    assert (trigger.batch_id, trigger.provider) == (["b1", "{{ params.id }}"], "local")
+    assert (trigger.batch_id, trigger.provider) == (["b1", other], "local")
     assert trigger.min_defer_seconds == 0
     assert trigger.cancel_on_kill is False
     # What the triggerer renders is what both know by the same name.
@@ -165,6 +170,13 @@ def test_else_it_starts_on_a_worker(
     sensor = make_sensor(batch_id="b", **kwargs)
     assert sensor.start_from_trigger is False
     assert sensor.start_trigger_args is None
+
+
+def test_a_template_waits_for_a_worker_where_no_triggerer_renders_it(
+    make_sensor: Callable[..., AnyBatchSensor],
+) -> None:
+    sensor = make_sensor(batch_id="{{ params.id }}", start_from_trigger=True)
+    assert sensor.start_from_trigger is (AIRFLOW >= (3, 3))
 
 
 def test_an_xcom_is_known_to_a_worker_only(make_sensor: Callable[..., AnyBatchSensor]) -> None:

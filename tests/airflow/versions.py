@@ -11,14 +11,16 @@ AIRFLOW = tuple(map(int, version("apache-airflow-core").split(".")[:2]))
 
 if AIRFLOW >= (3, 2):
     from airflow.dag_processing.dagbag import DagBag
+    from airflow.sdk.providers_manager_runtime import ProvidersManagerTaskRuntime as Providers
     from airflow.sdk.serde import deserialize, serialize
     from airflow.serialization.serialized_objects import DagSerialization
 else:
     from airflow.models.dagbag import DagBag
+    from airflow.providers_manager import ProvidersManager as Providers
     from airflow.serialization.serde import deserialize, serialize
     from airflow.serialization.serialized_objects import SerializedDAG as DagSerialization
 
-__all__ = ["AIRFLOW", "DagBag", "DagSerialization", "deserialize", "needs", "serialize"]
+__all__ = ["AIRFLOW", "DagBag", "DagSerialization", "Providers", "deserialize", "needs", "serialize"]
 
 
 def needs(minor: int, what: str) -> Any:

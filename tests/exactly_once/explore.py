@@ -11,13 +11,11 @@ and its local values. Ids, attempts and times are replaced by their order and ag
 
 from __future__ import annotations
 
-import dis
 import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -115,6 +113,7 @@ class World:
     trace: list[str] = field(default_factory=list)
     marks: dict[str, None] = field(default_factory=dict)  # how attempts sign the ledger
     _known: dict[int, Any] = field(default_factory=dict)
+    closed: bool = False
     last: tuple[str, str] | None = None  # whose step the last one was, and what it touched
 
     def begin(self, name: str, flow: Flow) -> Attempt:
@@ -123,6 +122,7 @@ class World:
         return attempt
 
     def close(self) -> None:
+        self.closed = True
         for attempt in self.attempts.values():
             attempt.flow.close()
         if isinstance(self.folder, Path):
@@ -285,8 +285,7 @@ class World:
             return type(attempt.raised), self._value(attempt.returned)
         frames = []
         for frame in attempt.frames():
-            names = needed(frame.f_code).get(frame.f_lasti, frame.f_locals.keys())
-            local = {name: self._value(value) for name, value in frame.f_locals.items() if name in names}
+            local = {name: self._value(value) for name, value in frame.f_locals.items() if name != "scratch"}
             frames.append((_name_of(frame), frame.f_lasti, tuple(sorted(local.items(), key=str))))
         return tuple(frames), self._age(attempt.wake), attempt.is_writing
 
@@ -356,47 +355,6 @@ def _meet(one: str, other: str) -> bool:
 
 def _order(who: str, what: str) -> tuple[bool, str]:
     return what not in (LEDGER, READING), who
-
-
-@cache
-def needed(code: CodeType) -> dict[int, frozenset[str]]:
-    """The local names whose values may be read after each instruction: all others are of no account."""
-    instructions = list(dis.get_instructions(code))
-    index = {one.offset: number for number, one in enumerate(instructions)}
-    follow: list[set[int]] = []
-    for number, one in enumerate(instructions):
-        goes_on = one.opname not in ("RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE")
-        goes_on = goes_on and not one.opname.startswith("JUMP_") or "_IF_" in one.opname
-        follow.append({number + 1} if goes_on and number + 1 < len(instructions) else set())
-        if one.opcode in (*dis.hasjrel, *dis.hasjabs):
-            follow[-1].add(index[one.argval])
-    for entry in dis.Bytecode(code).exception_entries:
-        for number, one in enumerate(instructions):
-            if entry.start <= one.offset < entry.end:
-                follow[number].add(index[entry.target])
-    return _live_after(instructions, follow)
-
-
-def _live_after(instructions: list[dis.Instruction], follow: list[set[int]]) -> dict[int, frozenset[str]]:
-    locals_of = [_names(one) for one in instructions]
-    before: list[frozenset[str]] = [frozenset()] * len(instructions)
-    after = list(before)
-    changed = True
-    while changed:
-        changed = False
-        for number in reversed(range(len(instructions))):
-            after[number] = frozenset().union(*(before[other] for other in follow[number]))
-            stored = instructions[number].opname == "STORE_FAST"
-            names = after[number] - locals_of[number] if stored else after[number] | locals_of[number]
-            changed |= names != before[number]
-            before[number] = names
-    return {one.offset: after[number] for number, one in enumerate(instructions)}
-
-
-def _names(one: dis.Instruction) -> frozenset[str]:
-    if one.opname.startswith(("LOAD_FAST", "STORE_FAST", "DELETE_FAST", "LOAD_DEREF", "LOAD_CLOSURE")):
-        return frozenset(one.argval if isinstance(one.argval, tuple) else [one.argval])
-    return frozenset()
 
 
 def _name_of(frame: FrameType) -> str:
@@ -500,11 +458,11 @@ class Seen:
         if state in self.left:
             left, self.left[state] = self.left[state], self.left[state] & late
             return False, [step for step in steps if step in left - late]
-        if self.alike and (state := world.mirrored(ledger)) in self.left:
+        if self.alike and (mirrored := world.mirrored(ledger)) in self.left:
             late = _mirrored(world, late)
-            left, self.left[state] = self.left[state], self.left[state] & late
+            left, self.left[mirrored] = self.left[mirrored], self.left[mirrored] & late
             return False, [step for step in steps if step in _mirrored(world, left - late)]
-        self.left[world.state(ledger)] = late
+        self.left[state] = late
         return True, [step for step in steps if step not in late]
 
 

@@ -16,8 +16,8 @@ any of these parameters; seconds count from the creation of the batch.
 | `outage=5..15`      |         | every request to this database is answered 503 in seconds 5 to 15          |
 
 A window that starts at 0 includes the answer to the create itself: the batch exists and its creator does not
-learn of it. A row's fate depends on `seed` and `custom_id` only. To rehearse the real expiry instead of a
-share of rows, give a `completion_window` shorter than `delay` ("10s", "5m", "2h", "1d").
+learn of it. A row's fate depends on `seed`, `custom_id` and the round of its job only. To rehearse the real
+expiry instead of a share of rows, give a `completion_window` shorter than `delay` ("10s", "5m", "2h", "1d").
 
 A model name without `local:` is accepted and behaves like `local:echo` with the defaults, so that an example
 written for a paid provider rehearses unchanged.
@@ -85,9 +85,9 @@ class Faults:
     throttle: Window | None = None
     outage: Window | None = None
 
-    def fate(self, custom_id: str) -> int:
-        """The planned outcome of a row, from the seed and its id alone."""
-        share = draw(self.seed, custom_id)
+    def fate(self, custom_id: str, again: str = "0") -> int:
+        """The planned outcome of a row, from the seed, its id, and the round in which it is submitted."""
+        share = draw(self.seed, custom_id, *([] if again == "0" else [again]))
         for limit, outcome in ((self.fail, FAIL), (self.expire, EXPIRE), (self.missing, MISS)):
             if share < limit:
                 return outcome

@@ -31,6 +31,8 @@ def read_plan(lines: BinaryIO, batch: Record) -> Plan:
     except faults.ModelError as error:
         ask = faults.Faults()
         problems.append(problem("model_not_found", str(error), "body.model", 1))
+    # A row that a job submits again draws anew, as it would at a real provider.
+    again = str(json.loads(batch.metadata or "{}").get("anybatch_round", "0"))
     for number, request in read_lines(lines):
         if len(problems) >= MAX_PROBLEMS:
             break
@@ -38,7 +40,7 @@ def read_plan(lines: BinaryIO, batch: Record) -> Plan:
             problems.append(found | {"line": number})
             continue
         fits = batch.upstream or standin.check(batch.endpoint, request["body"]) is None
-        outcomes.append(ask.fate(request["custom_id"]) if fits else faults.FAIL)
+        outcomes.append(ask.fate(request["custom_id"], again) if fits else faults.FAIL)
     if not outcomes and not problems:
         message = "The input file is empty. Please ensure that the batch contains at least one request."
         problems.append(problem("empty_file", message, "input_file_id", None))

@@ -73,7 +73,7 @@ class Cluster(airflow_stack.AirflowStack):  # type: ignore[misc, name-defined]
         found |= {"dag-processor": ["dag-processor"]}
         found |= dict.fromkeys(TRIGGERERS, triggerer)
         return found | {
-            "worker-1": self._worker("worker-1", "default", 8),
+            "worker-1": self._worker("worker-1", "default", 12),
             "worker-2": self._worker("worker-2", "doomed", 8),
         }
 

@@ -68,6 +68,16 @@ class Job:
     def mark_run(self, state: str) -> None:
         self.cluster.api("PATCH", self._run, {"state": state})
 
+    def age(self, hours: int) -> None:
+        """Let the run have started that much earlier."""
+        self.cluster.query(
+            "UPDATE dag_run SET start_date = start_date - make_interval(hours => %s) "
+            "WHERE dag_id = %s AND run_id = %s RETURNING id",
+            hours,
+            self.dag_id,
+            self.run_id,
+        )
+
     @property
     def _run(self) -> str:
         return f"/api/v2/dags/{self.dag_id}/dagRuns/{self.run_id}"
@@ -104,7 +114,7 @@ class Job:
 
     # --- waiting -----------------------------------------------------------------------------------------
 
-    def until(self, what: str, done: Callable[[], bool], timeout: float = 120) -> None:
+    def until(self, what: str, done: Callable[[], bool], timeout: float = 180) -> None:
         self.cluster.until(f"{self.run_id}: {what}", done, timeout, self.story)
 
     def until_on_the_way(self, what: str, done: Callable[[], bool], timeout: float) -> None:
@@ -123,7 +133,7 @@ class Job:
         self.until_on_the_way(what, lambda: self.task.state in states, timeout)
         return self.task
 
-    def until_watched(self, tries: int = 1, timeout: float = 120) -> Task:
+    def until_watched(self, tries: int = 1, timeout: float = 180) -> Task:
         """Return when this attempt is deferred and its trigger has looked at a batch."""
         self.until_on_the_way(
             f"attempt {tries} is deferred",
@@ -137,16 +147,16 @@ class Job:
         """Return when there have been more looks at the batch than those."""
         self.until("the trigger looks at the batch", lambda: self.looks() > seen, 60)
 
-    def until_created(self, count: int = 1, timeout: float = 120) -> FakeBatch:
+    def until_created(self, count: int = 1, timeout: float = 180) -> FakeBatch:
         """The newest batch, once so many have been created."""
         what = f"{count} batches are created"
         self.until_on_the_way(what, lambda: len(self.fake.batches) >= count, timeout)
         return self.fake.last
 
     def until_cancelled(self, batch: FakeBatch) -> None:
-        self.until("the batch is cancelled", lambda: batch.state in GONE, 90)
+        self.until("the batch is cancelled", lambda: batch.state in GONE, 120)
 
-    def until_retried(self, timeout: float = 90) -> None:
+    def until_retried(self, timeout: float = 180) -> None:
         """Return when Airflow has missed the first attempt and started the second."""
         runs = ("running", 2)
         self.until_on_the_way("a second attempt runs", lambda: self.task[:2] == runs, timeout)

@@ -34,7 +34,7 @@ def outage(cluster: Cluster, name: str, fault: Fault, seconds: float) -> None:
             pass
         content = job.server.hold("GET", ".*/content", handled=False)
         job.fake.finish(batch.id)
-        content.wait(120)
+        content.wait(180)
         with failing(job, fault, 20):
             content.drop()
         job.until_state("success")

@@ -64,8 +64,9 @@ def test_a_failed_run_cancels(cluster: Cluster) -> None:
 @calm
 def test_a_run_that_times_out_cancels(cluster: Cluster) -> None:
     with started(cluster, "hurried", "timed-out") as job:
-        batch = job.until_created()
-        job.until_cancelled(batch)
+        job.until_watched()
+        job.age(hours=1)
+        job.until_cancelled(job.until_created())
         assert job.task.state == "skipped"
         assert len(job.fake.batches) == 1
 
@@ -107,6 +108,7 @@ def test_a_clear_after_marked_failed(cluster: Cluster) -> None:
         batch = job.until_created()
         job.mark("failed")
         job.until_cancelled(batch)
+        job.until("the run is over", lambda: cluster.run_state("plain", job.run_id) == "failed")
         job.clear()
         job.until_watched(tries=2)
         job.fake.cancel_now(batch.id, done=2)

@@ -47,7 +47,7 @@ def test_a_worker_dies_at_each_step(cluster: Cluster) -> None:
         collect.until_watched()
         collect.fake.finish(collect.fake.last.id)
         for hold in holds:
-            hold.wait(90)
+            hold.wait(180)
         # Its batch gets written down, but nobody takes notice of the task any more.
         recorded.process().parent().send_signal(signal.SIGSTOP)
         holds[-1].release()
@@ -74,7 +74,7 @@ def test_a_create_that_stalls_past_its_successor(cluster: Cluster) -> None:
     with Job(cluster, "plain", "zombie-create") as job:
         hold = job.server.hold("POST", BATCHES, handled=False, limit=LIMIT)
         job.start()
-        hold.wait(120)
+        hold.wait(180)
         zombie = job.process()
         supervisor = zombie.parent()
         for process in (supervisor, zombie):
@@ -96,7 +96,7 @@ def test_a_create_that_arrives_when_its_sender_is_dead(cluster: Cluster) -> None
     with Job(cluster, "plain", "late-create") as job:
         hold = job.server.hold("POST", BATCHES, handled=False, limit=LIMIT)
         job.start()
-        hold.wait(120)
+        hold.wait(180)
         zombie = job.process()
         for process in (zombie.parent(), zombie):
             process.kill()
@@ -115,7 +115,7 @@ def test_a_create_whose_supervisor_died(cluster: Cluster) -> None:
     with Job(cluster, "plain", "orphaned-task") as job:
         hold = job.server.hold("POST", BATCHES, handled=False, limit=LIMIT)
         job.start()
-        hold.wait(120)
+        hold.wait(180)
         job.process().parent().kill()
         job.until_retried()
         hold.release()
@@ -131,7 +131,7 @@ def test_two_attempts_collect(cluster: Cluster) -> None:
         job.start()
         job.until_watched()
         job.fake.finish(job.fake.last.id)
-        hold.wait(120)
+        hold.wait(180)
         zombie = job.process()
         supervisor = zombie.parent()
         for process in (supervisor, zombie):
@@ -153,7 +153,7 @@ def test_cleared_while_it_creates(cluster: Cluster) -> None:
     with Job(cluster, "plain", "cleared-create") as job:
         hold = job.server.hold("POST", BATCHES, handled=True, limit=LIMIT)
         job.start()
-        hold.wait(120)
+        hold.wait(180)
         job.clear()
         job.until("a second attempt runs", lambda: job.task.tries == 2)
         hold.drop()

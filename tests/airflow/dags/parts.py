@@ -63,7 +63,7 @@ with DAG("policies", default_args={"provider": "local"}):
     with TaskGroup("group"):
         AnyBatchOperator(
             task_id="partial",
-            input=requests("delay=10", rows=40),
+            input=requests("delay=60", rows=60),
             output_folder=OUTPUT + "/policies/{{ run_id }}/partial",
             timeout=4,
             on_timeout="land_partial",

@@ -49,7 +49,7 @@ for name, options in VARIANTS.items():
             **options,
         )
 
-with DAG("hurried", is_paused_upon_creation=False, dagrun_timeout=timedelta(seconds=20)):
+with DAG("hurried", is_paused_upon_creation=False, dagrun_timeout=timedelta(minutes=30)):
     AnyBatchOperator(
         task_id="job",
         conn_id="provider",

@@ -1,0 +1,1 @@
+"""Components and plain definitions, loaded by their place in this folder."""
