@@ -669,6 +669,23 @@ def test_without_a_listing_retrieves_are_bounded() -> None:
     simulate(main())
 
 
+def test_a_listing_that_did_not_pay_for_the_first_few_is_read_for_all() -> None:
+    """Triggers start one by one, the oldest first: what they wait for is at the end of the listing."""
+
+    async def main() -> None:
+        account = Account(many(1_000))
+        watcher, names, waits = account.watcher(), list(account.batches), []
+        for first in range(0, 1_000, 20):
+            waits += start(watcher, names[first : first + 20])
+            await asyncio.sleep(1)
+        account.calls.clear()
+        await asyncio.sleep(60)
+        assert len(account.calls) <= 60  # retrieving each takes 4,000
+        await stop(waits)
+
+    simulate(main())
+
+
 def test_all_ends_are_delivered() -> None:
     async def main() -> None:
         account = Account(

@@ -196,6 +196,7 @@ class Watcher:
         self._first, self._most, self._page_size = 15.0, 300.0, 0
         self._not_before = self._next_sweep = self._list_again = -math.inf
         self._failures = self._slowed = self._unpaid = 0
+        self._unpaid_for = 0  # how many batches were waited for when a listing last did not pay
         # What was looked at in one sweep stays together: it has one time of looking, and one jitter.
         self._began, self._roll = -math.inf, 0.5
 
@@ -392,7 +393,8 @@ class Watcher:
         """Look at everything that is due."""
         now = asyncio.get_running_loop().time()
         self._began, self._roll = now, random.random()
-        listable = self._page_size > 1 and now >= self._list_again
+        grown = len(self._batches) >= 2 * self._unpaid_for  # as when hundreds of waits begin, one by one
+        listable = self._page_size > 1 and (now >= self._list_again or grown)
         due = self._schedule.take(now, None if listable else ONE_BY_ONE)
         await asyncio.sleep(0)
         if due and listable and (wanted := self._wanted_off_listing(now)):
@@ -455,6 +457,7 @@ class Watcher:
         """After a listing that cost more than it brought, go without for a while, longer each time."""
         self._unpaid = 0 if paid else self._unpaid + 1
         if not paid:
+            self._unpaid_for = len(self._batches)
             pause, most = NO_LISTING
             pause = min(most, pause * 2.0 ** min(self._unpaid - 1, 10))
             self._list_again = asyncio.get_running_loop().time() + pause
