@@ -52,6 +52,7 @@ LATE_LOOK = 60.0  # seconds that a wait has which begins after its deadline
 WALL_CLOCK = 60.0  # seconds between looks at the wall clock, which may jump
 CANCEL_AGAIN = 0.1  # seconds until a poll task that was to end is looked at again
 SLICE = 250  # records handled before the event loop gets its turn
+TOLD = 10  # the same for batches whose progress is told: a line in a task's log takes a millisecond or two
 
 
 class Polling(Protocol):
@@ -438,7 +439,9 @@ class Watcher:
                 await asyncio.sleep(self._not_before - asyncio.get_running_loop().time())
                 continue
             pages, refused = pages + 1, 0
-            for batch in page:
+            for number, batch in enumerate(page):
+                if number % TOLD == 0:
+                    await asyncio.sleep(0)
                 wanted.pop(batch.id, None)
                 if watched := self._batches.get(batch.id):
                     ours.add(batch.id)
