@@ -4,8 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# Older Airflows that are supported, each with an environment and a constraints file of its own.
+OLDER := 3.1 3.2
+OLDER_RUNS := $(OLDER:%=airflow-%)
+OLDER_PACKAGES := apache-airflow-providers-openlineage pandas pytest pytest-asyncio
+
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-dagster test check bench deployment wheel clean
+.PHONY: help demo demo-dagster test check bench bench-airflow deployment wheel clean airflow-versions $(OLDER_RUNS)
 
 help:
 	@echo "make demo          the main job on a real Airflow (throw-away, SQLite) and the embedded provider"
@@ -14,7 +19,9 @@ help:
 	@echo "make check         ruff, mypy --strict, pyright"
 	@echo "make wheel         build the wheel and test it in an environment of its own"
 	@echo "make deployment    the slower suites: real Airflow and Dagster deployments"
+	@echo "make airflow-versions  the Airflow tests on the older Airflows that are supported: $(OLDER)"
 	@echo "make bench         the benchmarks"
+	@echo "make bench-airflow 500 waiting batches in one triggerer, beside Airflow's common-ai provider"
 	@echo "make clean         remove .venv and caches"
 
 $(READY): pyproject.toml constraints.txt
@@ -47,8 +54,29 @@ wheel: $(READY)
 deployment: $(READY)
 	$(BIN)/python -m pytest -m deployment --durations=10
 
+airflow-versions: $(OLDER_RUNS)
+
+$(OLDER_RUNS): airflow-%: .venv-airflow-%/.ready
+	@echo "==> Airflow $*: the quick tests"
+	@$(<D)/bin/python -m pytest tests/airflow --ignore tests/airflow/cluster -m "not deployment" -q -rs
+	@echo "==> Airflow $*: a real deployment"
+	@$(<D)/bin/python -m pytest tests/airflow/test_older.py -m deployment -q -s
+
+.venv-airflow-%/.ready: constraints-airflow-%.txt pyproject.toml | $(READY)
+	@echo "==> setting up $(@D) (about a minute the first time)"
+	@test -x $(@D)/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python $(@D)
+	@$(BIN)/uv pip install --quiet --system-certs --compile-bytecode --python $(@D)/bin/python -c $< -e '.[airflow,local]' "apache-airflow~=$*.0" $(OLDER_PACKAGES)
+	@touch $@
+	@echo "==> $(@D) is ready"
+
 bench: $(READY)
 	@$(BIN)/python -m benchmarks
 
+bench-airflow: $(READY)
+	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	@$(BIN)/uv pip install --quiet --system-certs --compile-bytecode --python .venv-bench/bin/python \
+		-c constraints.txt -e ".[airflow,local]" apache-airflow-providers-common-ai openai psutil
+	@.venv-bench/bin/python -m benchmarks.airflow_waiting
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist
+	rm -rf $(VENV) .venv-bench $(OLDER:%=.venv-airflow-%) .mypy_cache .ruff_cache .pytest_cache dist

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from anybatch.providers import local
+from anybatch.providers.compatible import DIALECTS
 from tests.fakes.openai import OpenAIFake
 from tests.fakes.server import FakeServer
 
@@ -51,6 +54,7 @@ os.environ |= {
 # What Airflow's own packages raise before 3.3; nothing of it comes from an import of anybatch's.
 OLD_WARNINGS = [
     "ignore:The `airflow.operators.branch:FutureWarning",
+    "ignore:SelectableGroups dict interface:DeprecationWarning",
     "ignore:ProvidersManager.hooks is deprecated:FutureWarning",
     "ignore:The anyio.abc.BlockingPortal alias:DeprecationWarning",
     "ignore:'HTTP_422_UNPROCESSABLE_ENTITY':DeprecationWarning",
@@ -77,6 +81,24 @@ class TaskInstance:
 
     def xcom_push(self, key: str, value: Any) -> None:
         self.pushed[key] = value
+
+
+@pytest.fixture(autouse=True)
+def _frequent_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The local provider and OpenAI are looked at ten times as often as in life."""
+    monkeypatch.setattr(local, "_DIALECT", replace(local._DIALECT, poll_seconds=(0.1, 0.5)))
+    monkeypatch.setitem(DIALECTS, "openai", replace(DIALECTS["openai"], poll_seconds=(1.5, 30.0)))
+
+
+@pytest.fixture(scope="session")
+def database() -> None:
+    """The metadata database that `dag.test()` needs, and one API for all its tasks."""
+    from airflow.sdk.execution_time import supervisor
+    from airflow.utils.db import initdb
+
+    initdb()
+    # Making that API takes seconds; Airflow 3.3 keeps it by itself.
+    supervisor.in_process_api_server = functools.cache(supervisor.in_process_api_server)
 
 
 @pytest.fixture

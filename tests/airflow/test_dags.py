@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 DAGS = HERE / "dags"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _database() -> None:
-    from airflow.utils.db import initdb
-
-    initdb()
+pytestmark = pytest.mark.usefixtures("database")
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     MakeRequests = Callable[..., list[dict[str, Any]]]
 
 CHAT = "/v1/chat/completions"
+LOOK = 0.05  # seconds between listings
 
 
 class Store:
@@ -59,14 +60,14 @@ def create(tmp_path: Path, api_base: str, make_requests: MakeRequests) -> Callab
 def make_watcher(api_base: str) -> Callable[..., BatchCompletedTrigger]:
     def make(**kwargs: Any) -> BatchCompletedTrigger:
         return BatchCompletedTrigger(
-            **{"provider": "local", "api_base": api_base, "poll_interval": 0.2, **kwargs}
+            **{"provider": "local", "api_base": api_base, "poll_interval": LOOK, **kwargs}
         )
 
     return make
 
 
 async def told(trigger: BatchCompletedTrigger, count: int, *, patience: float = 20) -> list[dict[str, Any]]:
-    """The first events of a watcher, and what comes within two more looks, to notice what is too much."""
+    """The first events of a watcher, and what comes within a few more looks, to notice what is too much."""
     found: list[dict[str, Any]] = []
 
     async def collect() -> None:
@@ -80,7 +81,7 @@ async def told(trigger: BatchCompletedTrigger, count: int, *, patience: float = 
         assert time.monotonic() < deadline, found
         assert not task.done(), task.result()
         await asyncio.sleep(0.05)
-    await asyncio.sleep(3 * 0.2)
+    await asyncio.sleep(6 * LOOK)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     return found
@@ -312,7 +313,7 @@ def test_watchers_of_one_connection_share_its_listing(
     from airflow.triggers.shared_stream import SharedStreamManager
 
     triggers = [
-        BatchCompletedTrigger(conn_id=conn_id, metadata={"team": str(number)}, poll_interval=0.3)
+        BatchCompletedTrigger(conn_id=conn_id, metadata={"team": str(number)}, poll_interval=0.2)
         for number in range(20)
     ]
     keys = {trigger.shared_stream_key() for trigger in triggers}
@@ -330,14 +331,14 @@ def test_watchers_of_one_connection_share_its_listing(
                 pass
 
         tasks = [asyncio.create_task(one(*pair)) for pair in enumerate(triggers)]
-        await asyncio.sleep(2)
+        await until(lambda: keyed_server.count("GET", "/v1/batches") >= 3)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await manager.stop_all()
 
     asyncio.run(watch())
-    assert 2 <= keyed_server.count("GET", "/v1/batches") <= 8  # not one for each of twenty
+    assert 3 <= keyed_server.count("GET", "/v1/batches") <= 8  # not one for each of twenty
 
 
 # --- trouble -----------------------------------------------------------------------------------------

@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 PARTS = HERE / "dags" / "parts.py"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _database() -> None:
-    from airflow.utils.db import initdb
-
-    initdb()
+pytestmark = pytest.mark.usefixtures("database")
 
 
 @pytest.fixture

@@ -169,8 +169,8 @@ def test_a_wrong_key_ends_the_wait_and_is_not_told(
 def test_no_event_right_after_the_deferral(create: Callable[[str], Batch], api_base: str) -> None:
     batch = create("delay=0")
     begun = time.time()
-    asyncio.run(event_of(trigger_for(api_base, batch, deferred_at=begun, min_defer_seconds=2)))
-    assert time.time() - begun >= 2
+    asyncio.run(event_of(trigger_for(api_base, batch, deferred_at=begun, min_defer_seconds=1)))
+    assert time.time() - begun >= 1
 
 
 def test_the_pause_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,8 +217,11 @@ def test_five_hundred_triggers_start_with_a_few_calls(add_connection: Callable[.
         async def first_seconds() -> None:
             triggers = [AnyBatchTrigger(batches={name: at}, conn_id=conn_id) for name, at in created.items()]
             waits = [asyncio.create_task(event_of(trigger)) for trigger in triggers]
-            _, waiting = await asyncio.wait(waits, timeout=5)
-            assert len(waiting) == 500
+            deadline = time.monotonic() + 20
+            while any(batch.looks == 0 for batch in fake.batches.values()):
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.05)
+            assert not [wait for wait in waits if wait.done()]
             for wait in waits:
                 wait.cancel()
             await asyncio.gather(*waits, return_exceptions=True)

@@ -35,11 +35,6 @@ def lengths(texts: str) -> int:
 
 
 @batch_asset()
-def endless() -> Iterator[dict[str, Any]]:
-    yield from requests("3000")
-
-
-@batch_asset()
 def secret() -> Iterator[dict[str, Any]]:
     yield from requests(DELAY)
 
@@ -58,13 +53,16 @@ RESOURCES = {
 }
 
 defs = dg.Definitions(
-    assets=[*texts, lengths, *endless, *secret, *refused],
+    assets=[*texts, lengths, *secret, *refused],
     jobs=[
-        dg.define_asset_job("job_endless", selection=["endless_batch", "endless"]),
         dg.define_asset_job("job_secret", selection=["secret_batch", "secret"]),
         dg.define_asset_job("job_refused", selection=["refused_batch", "refused"]),
     ],
-    sensors=[build_batch_sensor(minimum_interval_seconds=5, resource_keys=["anybatch", "mistaken"])],
+    sensors=[
+        build_batch_sensor(
+            minimum_interval_seconds=5, tick_seconds=20, resource_keys=["anybatch", "mistaken"]
+        )
+    ],
     resources=RESOURCES,
     executor=dg.in_process_executor,
 )

@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
 import httpx
@@ -33,9 +33,23 @@ from tests.fakes.server import Request
 START = 1_800_000_000.0
 LEASE = 2.0  # seconds; all ages above it are the same
 
-# What a step touches, if not a batch by its id.
-LEDGER, READING, CLOCK = "the ledger", "the ledger, reading", "the clock"
-PROVIDER, NEW = "the provider", "a batch that is not yet"
+LEDGER, CLOCK, BATCHES, NEW = "the ledger", "the clock", "all batches", "a batch that is not yet"
+
+
+class Touch(NamedTuple):
+    """What a step has to do with: one of these, or a batch by its id; and whether it changes that."""
+
+    what: str
+    writes: bool
+
+    def meets(self, other: Touch) -> bool:
+        """Whether one of two steps may notice the other."""
+        if CLOCK in (self.what, other.what):
+            return True
+        if LEDGER in (self.what, other.what) or BATCHES not in (self.what, other.what):
+            return self.what == other.what and (self.writes or other.writes)
+        return self.writes or other.writes
+
 
 Flow = Generator[Any, Any, Any]
 Step = tuple[str, str]  # (attempt, what happens)
@@ -114,7 +128,7 @@ class World:
     marks: dict[str, None] = field(default_factory=dict)  # how attempts sign the ledger
     _known: dict[int, Any] = field(default_factory=dict)
     closed: bool = False
-    last: tuple[str, str] | None = None  # whose step the last one was, and what it touched
+    last: tuple[str, Touch] | None = None  # whose step the last one was, and what it touched
 
     def begin(self, name: str, flow: Flow) -> Attempt:
         attempt = self.attempts[name] = Attempt(name, flow)
@@ -147,30 +161,32 @@ class World:
 
     def could_be_earlier(self, step: Step) -> bool:
         """Whether this step and the last one may change places, and ought to: of two orders one is enough."""
-        second = who, what = _who(step), self._touches(step)
-        if self.last is None or self.last[0] == who or _meet(self.last[1], what):
+        if self.last is None or (who := _who(step)) == (before := self.last)[0]:
             return False
-        return _order(*second) < _order(*self.last)
+        touch = self._touches(step)
+        if touch.meets(before[1]):
+            return False
+        return (touch.what != LEDGER, who) < (before[1].what != LEDGER, before[0])
 
-    def _touches(self, step: Step) -> str:
-        """What a step has to do with: the ledger, the clock, all of the provider's batches or one."""
+    def _touches(self, step: Step) -> Touch:
         name, kind = step
         effect = self.attempts[name].effect
         if kind == "deliver":
-            return NEW
+            return Touch(NEW, writes=True)
         match effect:
             case Sleep():
-                return CLOCK
+                return Touch(CLOCK, writes=True)
             case httpx.Request() if self.is_create(effect):
-                return NEW
+                return Touch(NEW, writes=True)
             case httpx.Request():
-                return next((known for known in self.fake.batches if known in effect.url.path), PROVIDER)
+                batch_id = next((known for known in self.fake.batches if known in effect.url.path), BATCHES)
+                return Touch(batch_id, writes=effect.method != "GET")
             case Download():
-                return PROVIDER
-            case Do(function) if getattr(function, "__name__", "") == "read":
-                return READING
+                return Touch(BATCHES, writes=False)
+            case Do(function):
+                return Touch(LEDGER, writes=getattr(function, "__name__", "") != "read")
             case _:
-                return LEDGER
+                return Touch(LEDGER, writes=True)
 
     def step(self, step: Step) -> None:
         name, kind = step
@@ -274,7 +290,8 @@ class World:
 
     def _batches(self) -> Any:
         times = sorted({int(batch.created_at) for batch in self.fake.batches.values()})
-        return tuple(
+        now = bool(times) and int(self.clock.now) == times[-1]  # else the next batch is younger than all
+        return now, tuple(
             (times.index(int(batch.created_at)), str(batch.state) if batch.state in DEAD else "live",
              self._name(batch.input_file_id or ""))
             for batch in self.fake.batches.values()
@@ -342,19 +359,6 @@ def _who(step: Step) -> str:
     """Who takes a step: a late request is on its own."""
     name, kind = step
     return f"{name}, late" if kind == "deliver" else name
-
-
-def _meet(one: str, other: str) -> bool:
-    """Whether of two steps that touch these one may notice the other."""
-    if CLOCK in (one, other):
-        return True
-    if one in (LEDGER, READING) or other in (LEDGER, READING):
-        return {one, other} <= {LEDGER, READING} and {one, other} != {READING}
-    return one == other or PROVIDER in (one, other)
-
-
-def _order(who: str, what: str) -> tuple[bool, str]:
-    return what not in (LEDGER, READING), who
 
 
 def _name_of(frame: FrameType) -> str:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
 import pytest
 
-from anybatch import Job, get_provider
+from anybatch import ConfigurationError, Job, JobError, get_provider
 from anybatch.job import fingerprint, job_metadata, shard_metadata, short
 from anybatch.ledger import Ledger, ShardRecord, Step
-from anybatch.models import Batch, BatchStatus
+from anybatch.merge import Tally
+from anybatch.models import Batch, BatchStatus, Body, Outcome, Row, RowError
 from anybatch.providers.base import oldest
+from anybatch.results import landed_line, parse_landed
+from anybatch.rounds import Budget, budget, choose, fold, part_of, worth_repeating
 from anybatch.shards import Move, next_move
+from anybatch.submit import restarts
 
 NOW, LEASE = 1_800_000_000.0, 90.0
 
@@ -89,6 +95,7 @@ OPENAI = get_provider("openai", api_key="k1")
         {"completion_window": "48h"},
         {"options": {"output_expires_after": {"anchor": "created_at", "seconds": 3600}}},
         {"on_untranslatable": "drop"},
+        {"restarts": ("again",)},
         {"provider": get_provider("openai", api_key="k1", api_base="http://other/v1")},
         {"provider": get_provider("mistral", api_key="k1")},
     ],
@@ -108,6 +115,8 @@ def test_what_is_asked_is_in_the_fingerprint(change: dict[str, Any]) -> None:
         {"on_orphan": "resubmit"},
         {"lease": 1.0},
         {"price": (1.0, 2.0)},
+        {"max_rounds": 3},
+        {"restart": "not in force until the ledger has it"},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -115,8 +124,182 @@ def test_what_is_not_asked_is_not(change: dict[str, Any]) -> None:
     assert _print(**change) == _print()
 
 
-def _print(digest: str = "d", provider: Any = OPENAI, **more: Any) -> str:
-    return fingerprint(Job(**{"input": "in.jsonl", "output": "/out", **more}), provider, digest)
+def test_the_restart_in_force_is_the_last_one() -> None:
+    assert _print(restarts=("a", "b")) == _print(restarts=("b",)) != _print(restarts=("a",))
+
+
+def _print(digest: str = "d", provider: Any = OPENAI, restarts: tuple[str, ...] = (), **more: Any) -> str:
+    return fingerprint(Job(**{"input": "in.jsonl", "output": "/out", **more}), provider, digest, restarts)
+
+
+@pytest.mark.parametrize(
+    ("before", "restart", "after"),
+    [
+        ((), None, ()),
+        ((), "a", ("a",)),
+        (("a",), "a", ("a",)),
+        (("a",), None, ("a",)),
+        (("a",), "b", ("a", "b")),
+        (("a", "b"), "a", ("a", "b")),  # a straggler does not undo what came after it
+    ],
+)
+def test_each_restart_counts_once(
+    before: tuple[str, ...], restart: str | None, after: tuple[str, ...]
+) -> None:
+    assert restarts(Job(input="i", output="/out", restart=restart), ledger(restarts=before)) == after
+    assert restarts(Job(input="i", output="/out", restart="a"), None) == ("a",)
+
+
+# --- rounds ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "code", "again"),
+    [
+        ("succeeded", 200, None, False),
+        ("expired", None, "batch_expired", True),
+        ("missing", None, "missing", True),
+        ("cancelled", None, "batch_cancelled", True),
+        ("failed", 429, "rate_limit_exceeded", True),
+        ("failed", 429, None, True),
+        ("failed", 408, None, True),
+        ("failed", 500, "server_error", True),
+        ("failed", 503, "invalid_state", True),  # the status is the clearer word
+        ("failed", 529, "overloaded_error", True),
+        ("failed", 400, None, False),
+        ("failed", 400, "server_error", False),
+        ("failed", 401, "invalid_api_key", False),
+        ("failed", 404, "model_not_found", False),
+        ("failed", 409, None, False),
+        ("failed", 413, None, False),
+        ("failed", 422, None, False),
+        ("failed", None, None, True),
+        ("failed", None, "undecodable_line", True),
+        ("failed", None, "rate_limit_exceeded", True),
+        ("failed", None, "token_limit_exceeded", True),
+        ("failed", None, "500", True),
+        ("failed", None, "429", True),
+        ("failed", None, "400", False),
+        ("failed", None, "invalid_request_error", False),
+        ("failed", None, "InvalidRequestError", False),
+        ("failed", None, "context_length_exceeded", False),
+        ("failed", None, "unsupported_parameter", False),
+        ("failed", None, "content_policy_violation", False),
+        ("failed", 200, None, True),
+        ("failed", 200, "invalid_prompt", False),
+    ],
+)
+def test_which_rows_are_worth_repeating(
+    outcome: str, status: int | None, code: str | None, again: bool
+) -> None:
+    assert worth_repeating(row(outcome, status, code)) is again
+
+
+def row(outcome: str, status: int | None = None, code: str | None = None, custom_id: str = "1") -> Row:
+    error = None if outcome == "succeeded" else RowError(code, "told")
+    return Row(custom_id, Outcome(outcome), Body() if outcome == "succeeded" else None, error, status)
+
+
+def ledger(*, rounds: int = 1, **more: Any) -> Ledger:
+    shards = tuple(ShardRecord(shard=0, round=number, first_row=0, rows=1) for number in range(rounds))
+    return Ledger(job="j", fingerprint="f", provider="p", api_base="b", endpoint="e", rows=1, created_at=NOW,
+                  shards=shards, **more)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("max_rounds", "rounds", "renewals", "renewed", "cancelled", "expected"),
+    [
+        (1, 1, 0, 0, False, (False, False)),
+        (1, 1, 0, 0, True, (False, True)),
+        (1, 3, 2, 2, True, (False, False)),  # twice in this attempt
+        (1, 3, 2, 0, True, (False, True)),  # twice in another one
+        (2, 1, 0, 0, False, (True, False)),
+        (2, 2, 0, 0, False, (False, False)),
+        (2, 2, 1, 1, False, (True, False)),  # renewals do not count
+        (2, 3, 1, 1, True, (False, True)),
+        (3, 2, 0, 2, True, (True, False)),
+    ],
+)
+def test_what_may_go_again(
+    max_rounds: int, rounds: int, renewals: int, renewed: int, cancelled: bool, expected: tuple[bool, bool]
+) -> None:
+    statuses = {BatchStatus.COMPLETED, *([BatchStatus.CANCELLED] if cancelled else [])}
+    job = Job(input="i", output="/out", max_rounds=max_rounds)
+    assert budget(job, ledger(rounds=rounds, renewals=renewals, renewed=renewed), statuses) == expected
+
+
+ROWS = [("a", "succeeded"), ("b", "cancelled"), ("c", "expired"), ("d", "cancelled"), ("e", "failed")]
+
+
+@pytest.mark.parametrize(
+    ("repeat", "renew", "dead", "chosen", "cancelled"),
+    [
+        (True, True, "ab", "bce", 1),  # d's batch was not cancelled
+        (True, False, "ab", "ce", 0),
+        (False, True, "abd", "bd", 2),
+        (False, True, "", "", 0),
+        (True, True, None, "bcde", 2),
+        (False, False, None, "", 0),
+    ],
+)
+def test_which_rows_are_chosen(
+    repeat: bool, renew: bool, dead: str | None, chosen: str, cancelled: int
+) -> None:
+    out = io.BytesIO()
+    lines = [landed_line(row(outcome, 500, custom_id=one)) for one, outcome in ROWS]
+    marked = None if dead is None else ids(dead)
+    found = choose(lines, ids("abcde"), marked, Budget(repeat, renew), out)
+    assert out.getvalue() == b"".join(ids(chosen))
+    assert found == (len(chosen), cancelled)
+
+
+def ids(letters: str) -> list[bytes]:
+    return [f'"{letter}"\n'.encode() for letter in letters]
+
+
+def test_a_later_outcome_stands_unless_there_was_a_success() -> None:
+    body = Body(usage={"prompt_tokens": 3, "completion_tokens": 4})
+    before = [
+        replace(row(outcome, custom_id=one), result=body if one == "a" else None) for one, outcome in ROWS
+    ]
+    after = [
+        row("failed", 500, custom_id="a"),
+        row("succeeded", custom_id="c"),
+        row("missing", custom_id="e"),
+    ]
+    out, tally = io.BytesIO(), Tally(input_tokens=10)
+    fold(map(landed_line, before), ids("abcde"), map(landed_line, after), ids("ace"), out, tally)
+    landed = [parse_landed(line) for line in out.getvalue().splitlines()]
+    assert [(one.custom_id, str(one.outcome)) for one in landed] == [
+        ("a", "succeeded"), ("b", "cancelled"), ("c", "succeeded"), ("d", "cancelled"), ("e", "missing"),
+    ]  # fmt: skip
+    assert (tally.input_tokens, tally.output_tokens) == (13, 4), "of both"
+    assert tally.counts == {Outcome.SUCCEEDED: 2, Outcome.CANCELLED: 2, Outcome.MISSING: 1}
+
+
+@pytest.mark.parametrize("rows", [[], ["nonsense"], ["succeeded"] * 4, ["succeeded"] * 6, ["other"] * 5])
+def test_rows_that_are_not_those_of_the_ids(rows: list[str]) -> None:
+    lines = [
+        landed_line(row(outcome)) if outcome == "succeeded" else b'{"outcome":"failed"}\n' for outcome in rows
+    ]
+    for act in (
+        lambda: choose(lines, ids("abcde"), None, Budget(True, True), io.BytesIO()),
+        lambda: fold(lines, ids("abcde"), [], ids("b"), io.BytesIO(), Tally()),
+    ):
+        with pytest.raises(JobError, match="are not as they were written"):
+            act()
+
+
+def test_part_of_the_ids() -> None:
+    parts = [ShardRecord(shard=n, round=1, first_row=row, rows=2) for n, row in ((0, 0), (2, 4))]
+    assert list(part_of(ids("abcdefgh"), parts)) == ids("abef")
+    assert list(part_of(ids("efgh"), parts[1:], 4)) == ids("ef")
+
+
+@pytest.mark.parametrize("wrong", [{"max_rounds": 0}, {"max_rounds": "2"}, {"restart": ""}, {"restart": 1}])
+def test_options_that_cannot_be(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+        Job(**{"input": "i", "output": "/out", **wrong})
 
 
 @pytest.mark.parametrize("length", [1, 199, 200, 201, 5000])

@@ -59,6 +59,7 @@ class Model:
         """A new world; B has input number `second`, A the first."""
         self.clock.now = START
         fake = OpenAIFake(clock=self.clock)
+        fake.cancel_looks = None  # to look changes nothing
         key = ("authorization", f"Bearer {fake.key}")
         number, place = self._free_place()
         world = World(fake, self.clock, place, key, is_create, torn_commits=self.store)

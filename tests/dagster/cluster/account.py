@@ -103,11 +103,13 @@ class Account:
 
     # --- waiting -----------------------------------------------------------------------------------------
 
-    def until(self, done: Callable[[], Any], what: str, timeout: float = 150) -> Any:
+    def until(self, done: Callable[[], Any], what: str, timeout: float = 240) -> Any:
         try:
-            return self.cluster.until(done, f"{self.name}: {what}", timeout, pause=0.5)
+            found = self.cluster.until(done, f"{self.name}: {what}", timeout, pause=0.5)
         except dagster_stack.StackError as error:
             raise AssertionError(f"{error}\n{self.story()}") from None
+        self.cluster.note(f"{self.name}: {what}")
+        return found
 
     def until_created(self, count: int = 1) -> FakeBatch:
         """Return the batch of this number when the provider has it."""

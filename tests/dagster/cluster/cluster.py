@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import yaml
-from dagster._core.scheduler.instigation import InstigatorType, TickStatus
 
-from tests.dagster.stack import dagster_stack
+from tests.dagster.stack import Stack, dagster_stack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,8 +27,8 @@ DEADLINE = 6  # seconds after which the daemon cuts a sensor tick off
 
 LOCATIONS = {  # code locations, with the accounts that each one's assets use
     "steady": (
-        "terminated", "repeated", "cut_off", "outage", "dies_collecting",
-        "dies_before_upload", "dies_after_upload", "dies_before_create", "dies_after_create",
+        "terminated", "repeated", "cut_off", "outage",
+        "dies_after_upload", "dies_before_create", "dies_after_create", "dies_collecting",
     ),
     "doomed": ("many", "torn"),
 }  # fmt: skip
@@ -53,7 +53,7 @@ class Stopped(Exception):
     """The cluster ends, whatever a scenario waits for."""
 
 
-class Cluster(dagster_stack.DagsterStack):  # type: ignore[misc, name-defined]
+class Cluster(Stack):
     """A daemon, a webserver, and two code servers, of which one is there to be killed."""
 
     def __init__(self, home: Path, database: str, accounts: Mapping[str, Account]) -> None:
@@ -64,6 +64,7 @@ class Cluster(dagster_stack.DagsterStack):  # type: ignore[misc, name-defined]
         for account in accounts.values():
             account.cluster = self
         self._ports = {name: dagster_stack.free_port() for name in LOCATIONS}
+        self._begun = time.monotonic()
         self.stopping = threading.Event()
         self.calm: list[Future[None]] = []
 
@@ -136,6 +137,11 @@ class Cluster(dagster_stack.DagsterStack):  # type: ignore[misc, name-defined]
 
     # --- what it says ------------------------------------------------------------------------------------
 
+    def note(self, line: str) -> None:
+        """Write down how far a scenario has come, beside the logs of the processes."""
+        with self._log("scenarios").open("a") as log:
+            log.write(f"{time.monotonic() - self._begun:6.1f} s  {line}\n")
+
     def until(self, done: Callable[[], Any], what: str, timeout: float, **options: Any) -> Any:
         """The same, for as long as the cluster is there."""
 
@@ -145,14 +151,3 @@ class Cluster(dagster_stack.DagsterStack):  # type: ignore[misc, name-defined]
             return done()
 
         return super().until(checked, what, timeout, **options)
-
-    def cut_off(self, location: str, *, since: float) -> int:
-        """How many ticks of a location's batch sensor were not waited for to their end."""
-        states = self.instance.all_instigator_state(instigator_type=InstigatorType.SENSOR)
-        found = 0
-        for state in states:
-            if state.origin.repository_origin.code_location_origin.location_name == location:
-                ticks = self.instance.get_ticks(state.instigator_origin_id, state.selector_id, after=since)
-                errors = (str(tick.error) for tick in ticks if tick.status is TickStatus.FAILURE)
-                found += sum("DEADLINE_EXCEEDED" in error for error in errors)
-        return found

@@ -70,7 +70,7 @@ def test_a_tick_that_is_cut_off_loses_and_doubles_nothing(cluster: Cluster) -> N
     account.finish(batch)
     assert account.server.unused_faults == 0
     assert [run.status for run in account.runs()] == [Status.SUCCESS] * 2
-    assert cluster.cut_off(account.location, since=began) >= 2
+    assert cluster.cut_off_ticks(account.location, since=began) >= 2
 
 
 @scenario
