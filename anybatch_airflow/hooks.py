@@ -86,16 +86,16 @@ class AnyBatchHook(BaseHook):
         self.provider = provider
         self.api_base = api_base
 
-    @staticmethod
-    def get_ui_field_behaviour() -> dict[str, Any]:
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
         """What Airflow 3.1 asks the hook about the standard fields of the connection form."""
         from anybatch_airflow.provider_info import connection_type
 
         behaviour = connection_type()["ui-field-behaviour"]
         return {name.replace("-", "_"): value for name, value in behaviour.items()}
 
-    @staticmethod
-    def get_connection_form_widgets() -> dict[str, Any]:
+    @classmethod
+    def get_connection_form_widgets(cls) -> dict[str, Any]:
         """What Airflow 3.1 asks the hook about its own fields; `client_args` is text there, in JSON."""
         from wtforms import StringField  # the API server puts a stand-in there where it is not installed
 

@@ -102,6 +102,20 @@ def database() -> None:
 
 
 @pytest.fixture
+def settings(database: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The environment of DAG files that `dag.test()` runs; returns the folder of results."""
+    for name, value in {
+        "ANYBATCH_OUTPUT": str(tmp_path / "out"),
+        "ANYBATCH_MODEL": "local:echo?delay=1&fail=0.02",
+        "AIRFLOW__ANYBATCH__MIN_DEFER_SECONDS": "0",
+        "XDG_STATE_HOME": str(tmp_path / "state"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("anybatch.local.machine.LONGEST_MOMENT", 0.5)
+    return tmp_path / "out"
+
+
+@pytest.fixture
 def ti() -> TaskInstance:
     return TaskInstance()
 

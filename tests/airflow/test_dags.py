@@ -21,22 +21,6 @@ if TYPE_CHECKING:
 DAGS = HERE / "dags"
 
 
-pytestmark = pytest.mark.usefixtures("database")
-
-
-@pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The environment of the DAG files; returns the folder of results."""
-    for name, value in {
-        "ANYBATCH_OUTPUT": str(tmp_path / "out"),
-        "ANYBATCH_MODEL": "local:echo?delay=1&fail=0.02",
-        "AIRFLOW__ANYBATCH__MIN_DEFER_SECONDS": "0",
-        "XDG_STATE_HOME": str(tmp_path / "state"),
-    }.items():
-        monkeypatch.setenv(name, value)
-    return tmp_path / "out"
-
-
 def run(path: Path, dag_id: str, state: str = "success") -> None:
     """Run a DAG of that file to its end."""
     bag = DagBag(dag_folder=str(path))

@@ -70,7 +70,7 @@ def test_requests_may_come_in_any_form(
 def test_a_table_goes_through_the_template(
     decorate: Callable[..., Any], context: dict[str, Any], tmp_path: Path
 ) -> None:
-    @decorate(prompt="Say {word}", id_column="word", model="local:echo")
+    @decorate(prompt="Say {word}", id_column="word", model="local:echo?delay=0")
     def words() -> list[dict[str, str]]:
         return [{"word": "yes"}, {"word": "no"}]
 

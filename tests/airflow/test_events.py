@@ -93,7 +93,7 @@ async def told(trigger: BatchCompletedTrigger, count: int, *, patience: float = 
 def test_each_ended_batch_is_told_once(
     create: Callable[..., Batch], make_watcher: Callable[..., BatchCompletedTrigger]
 ) -> None:
-    quick, slow, _ = create("delay=0", team="a"), create("delay=1.5", team="b"), create("delay=600")
+    quick, slow, _ = create("delay=0", team="a"), create("delay=0.7", team="b"), create("delay=600")
     found = asyncio.run(told(make_watcher(), 2))
     assert [event["batch_id"] for event in found] == [quick.id, slow.id]
     first = found[0]
@@ -133,7 +133,7 @@ def test_only_what_is_wanted_is_told(
 def test_named_batches_are_watched_without_a_listing(
     create: Callable[..., Batch], make_watcher: Callable[..., BatchCompletedTrigger]
 ) -> None:
-    quick, slow, _other = create("delay=0"), create("delay=1"), create("delay=0")
+    quick, slow, _other = create("delay=0"), create("delay=0.5"), create("delay=0")
     trigger = make_watcher(batch_ids=[slow.id, quick.id, "batch_gone"])
     assert trigger.shared_stream_key() is None
     found = asyncio.run(told(trigger, 2))

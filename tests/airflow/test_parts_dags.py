@@ -18,21 +18,6 @@ if TYPE_CHECKING:
 PARTS = HERE / "dags" / "parts.py"
 
 
-pytestmark = pytest.mark.usefixtures("database")
-
-
-@pytest.fixture
-def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The environment of the DAG file; returns the folder of results."""
-    for name, value in {
-        "ANYBATCH_OUTPUT": str(tmp_path / "out"),
-        "AIRFLOW__ANYBATCH__MIN_DEFER_SECONDS": "0",
-        "XDG_STATE_HOME": str(tmp_path / "state"),
-    }.items():
-        monkeypatch.setenv(name, value)
-    return tmp_path / "out"
-
-
 def run(dag_id: str) -> dict[str, Any]:
     """Run a DAG to its end; its task instances by task id."""
     bag = DagBag(dag_folder=str(PARTS))
@@ -57,7 +42,7 @@ def xcom(ti: Any, key: str = "return_value") -> Any:
         return XComModel.deserialize_value(row)
 
 
-def test_create_wait_and_land(out: Path) -> None:
+def test_create_wait_and_land(settings: Path) -> None:
     instances = run("parts")
     assert set(states(instances).values()) == {"success"}
     [batch_id] = xcom(instances["create"])
@@ -65,31 +50,31 @@ def test_create_wait_and_land(out: Path) -> None:
     manifest = xcom(instances["results"])
     assert manifest["counts"]["succeeded"] + manifest["counts"]["expired"] == manifest["rows"] == 20
     assert xcom(instances["look"]) == "20 rows, 1 batch"
-    [results] = out.glob("parts/*/results.jsonl")
+    [results] = settings.glob("parts/*/results.jsonl")
     assert len(results.read_text().splitlines()) == 20
 
 
-def test_cancel_and_a_sensor_that_skips(out: Path) -> None:
+def test_cancel_and_a_sensor_that_skips(settings: Path) -> None:
     instances = run("cancelled")
     assert states(instances) == {"create": "success", "cancel": "success", "skipped": "skipped"}
     [batch_id] = xcom(instances["create"])
     assert xcom(instances["cancel"])[batch_id]["status"] == "cancelled"
 
 
-def test_a_deadline_that_lands_and_a_table(out: Path) -> None:
+def test_a_deadline_that_lands_and_a_table(settings: Path) -> None:
     instances = run("policies")
     assert states(instances) == {"group.partial": "success", "table": "success"}
     partial = xcom(instances["group.partial"])
     assert partial["counts"]["succeeded"] + partial["counts"]["cancelled"] == 60
     assert 0 < partial["counts"]["succeeded"] < 60
-    [landed] = out.glob("policies/*/table/results.jsonl")
+    [landed] = settings.glob("policies/*/table/results.jsonl")
     assert [json.loads(line)["custom_id"] for line in landed.read_text().splitlines()] == ["a", "b"]
     assert "Hello {{ ti }}" in landed.read_text()  # the stand-in model says it again: it was never rendered
     with Client("local") as client:
         assert sorted(batch.status for batch in client.list()) == ["cancelled", "completed"]
 
 
-def test_a_task_that_runs_after_a_failure_knows_the_counts(out: Path) -> None:
+def test_a_task_that_runs_after_a_failure_knows_the_counts(settings: Path) -> None:
     instances = run("failed")
     assert states(instances) == {"strict": "failed", "count": "success"}
     assert instances["strict"].try_number == 1  # a retry would read the same results

@@ -73,7 +73,7 @@ def test_it_holds_no_key(add_connection: Callable[..., str]) -> None:
 
 
 def test_one_event_for_all_batches(create: Callable[[str], Batch], api_base: str) -> None:
-    quick, slow, half = create("delay=0.2"), create("delay=1.5"), create("delay=1&expire=1")
+    quick, slow, half = create("delay=0.2"), create("delay=0.8"), create("delay=0.5&expire=1")
     event = asyncio.run(event_of(trigger_for(api_base, quick, slow, half)))
     assert event["status"] == "ended"
     assert {id_: told["status"] for id_, told in event["batches"].items()} == {
@@ -86,7 +86,7 @@ def test_one_event_for_all_batches(create: Callable[[str], Batch], api_base: str
 def test_the_log_tells_progress_and_not_every_look(
     create: Callable[[str], Batch], api_base: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    batch = create("delay=2")
+    batch = create("delay=1")
     asyncio.run(event_of(trigger_for(api_base, batch)))
     told = re.findall(
         rf"batch {batch.id}: (\w+)(?:, (\d) of 3 rows)? +\[anybatch_air", capsys.readouterr().out
@@ -96,7 +96,7 @@ def test_the_log_tells_progress_and_not_every_look(
 
 
 def test_each_batch_has_its_deadline_of_wall_clock(create: Callable[[str], Batch], api_base: str) -> None:
-    quick, late, other = create("delay=0.2"), create("delay=600"), create("delay=2")
+    quick, late, other = create("delay=0.2"), create("delay=600"), create("delay=1.5")
     now = time.time()
     deadlines = {late.id: now + 1, other.id: now + 600}
     event = asyncio.run(event_of(trigger_for(api_base, quick, late, other, deadlines=deadlines)))

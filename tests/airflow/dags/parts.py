@@ -63,9 +63,9 @@ with DAG("policies", default_args={"provider": "local"}):
     with TaskGroup("group"):
         AnyBatchOperator(
             task_id="partial",
-            input=requests("delay=60", rows=60),
+            input=requests("delay=20", rows=60),
             output_folder=OUTPUT + "/policies/{{ run_id }}/partial",
-            timeout=4,
+            timeout=3,
             on_timeout="land_partial",
             max_failed_ratio=1.0,
         )

@@ -105,7 +105,7 @@ class Account:
 
     def until(self, done: Callable[[], Any], what: str, timeout: float = 240) -> Any:
         try:
-            found = self.cluster.until(done, f"{self.name}: {what}", timeout, pause=0.5)
+            found = self.cluster.until(done, f"{self.name}: {what}", timeout, pause=1)
         except dagster_stack.StackError as error:
             raise AssertionError(f"{error}\n{self.story()}") from None
         self.cluster.note(f"{self.name}: {what}")
