@@ -110,12 +110,12 @@ class Attempt:
             return None
         try:
             chosen = yield from do(partial(self._choose_landed, ledger))
-        except (FileNotFoundError, JobError) as error:
+            if not chosen.rows:
+                return None
+            plan = yield from self._plan_next(ledger, chosen)
+        except (FileNotFoundError, JobError) as error:  # the input may be gone: what has landed stays
             log.warning("job %s has landed; its rows are not submitted again: %s", ledger.job, error)
             return None
-        if not chosen.rows:
-            return None
-        plan = yield from self._plan_next(ledger, chosen)
         after = next_round(ledger, records_of(plan, ledger.round + 1), report.batches, report.unexpected)
         kept = yield from do(partial(_copies, folder, self.scratch))
         yield from self._open(ledger, after, plan, *kept)

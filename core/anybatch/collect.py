@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ from .job import never_submitted
 from .ledger import ShardRecord
 from .merge import Tally, merge
 from .models import Batch, BatchStatus, Outcome, Report, iter_problems
-from .rounds import account_of, fold, ids_name, part_of, rows_name, stray_name
+from .rounds import account_of, fold, ids_name, is_covered, part_of, rows_name, stray_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from .job import Job
     from .ledger import JobFolder, Ledger
     from .providers.base import Provider
+
+log = logging.getLogger(__name__)
 
 Ended: TypeAlias = tuple[ShardRecord, Batch]
 
@@ -59,7 +62,14 @@ def ended_round(
     ended: list[Ended] = []
     for record, last in zip_longest(ledger.current, seen):
         if record.batch_id is not None:
-            ended.append((record, (yield from settled(provider, record.batch_id, record=record, seen=last))))
+            try:
+                batch = yield from settled(provider, record.batch_id, record=record, seen=last)
+            except BatchFailedError as error:
+                if is_covered(job, ledger):
+                    raise
+                log.warning("job %s: its rows stay as they were before: %s", ledger.job, error)
+            else:
+                ended.append((record, batch))
         elif not record.round or record.tries:  # else its rows stay what they were before this round
             raise JobError(
                 f"job {job.identity}: shard {record.shard} of round {record.round} has no batch yet; "
@@ -210,7 +220,8 @@ def failed(batch: Batch, record: ShardRecord | None = None) -> BatchFailedError:
         for problem in iter_problems(batch.errors)
     ]
     return BatchFailedError(
-        "the provider refused the batch; running the job again submits it anew",
+        "the provider refused the batch; running the job again submits it anew"
+        + ("" if told else ", and with a lower max_rounds lands what there is"),
         problems=problems,
         provider=batch.provider,
         batch_id=batch.id,

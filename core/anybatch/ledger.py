@@ -176,7 +176,7 @@ class JobFolder:
 
         `first` is called once that is certain, before the write. On a local disk this is a compare-and-swap
         under a lock; in an object store the first write is exclusive where the store can, later ones are
-        compared right before they are written.
+        compared right before they are written, and once more after `first`, which may take long there.
         """
         after = after.model_copy(update={"revision": before.revision + 1 if before else 1})
         with self.locked():
@@ -185,6 +185,8 @@ class JobFolder:
                 return None
             if first is not None:
                 first()
+                if self.local is None and self.read() != before:
+                    return None
             if before is None and self.local is None:
                 return after if self._create("job.json", _json(after)) else None
             self.replace("job.json", _json(after))

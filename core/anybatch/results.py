@@ -119,10 +119,15 @@ def parse_landed(raw: bytes) -> Row:
         record["custom_id"],
         Outcome(record["outcome"]),
         Body(body) if isinstance(body, dict) else None,
-        RowError(error.get("code"), str(error.get("message"))) if isinstance(error, dict) else None,
+        _landed_error(error) if isinstance(error, dict) else None,
         response.get("status_code"),
         raw,
     )
+
+
+def _landed_error(error: dict[str, Any]) -> RowError:
+    code = error.get("code")  # some servers send a number, and their lines land as they are
+    return RowError(None if code is None else str(code), str(error.get("message")))
 
 
 def read_landed(path: Any) -> Iterable[Row]:

@@ -106,6 +106,11 @@ def budget(job: Job, ledger: Ledger, statuses: Collection[BatchStatus]) -> Budge
     )
 
 
+def is_covered(job: Job, ledger: Ledger) -> bool:
+    """Whether the current round is within `max_rounds`, which may have been lowered since it was opened."""
+    return ledger.round - ledger.renewals < job.max_rounds
+
+
 class Chosen(NamedTuple):
     """How many rows go again, and how many of them only because their batch was cancelled."""
 

@@ -36,6 +36,7 @@ from .ledger import Ledger, ShardRecord, Step
 from .models import Batch, BatchStatus
 from .providers.base import NewBatch, oldest
 from .retry import outcome_unknown
+from .rounds import is_covered
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -224,6 +225,8 @@ class Submission:
         for double in doubles:
             yield from stop(self.job, self.provider, double)
         if batch.status is not BatchStatus.FAILED or record.attempt == self.attempt or not self.renews:
+            return batch
+        if self.provider.result_requests(batch) or not is_covered(self.job, ledger):
             return batch
         # It was refused as a whole and cost nothing; what was wrong may have passed (quota, a full queue).
         log.warning("job %s: batch %s had failed; submitting again", self.job.identity, batch.id)

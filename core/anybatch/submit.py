@@ -63,6 +63,8 @@ def resume(job: Job, provider: Provider) -> Flow[list[Batch]]:
         raise never_submitted(job)
     if ledger.landed_at is not None:
         return []
+    if not ledger.round and all(record.step is Step.PLANNED for record in ledger.shards):
+        raise never_submitted(job)  # begun, and what is needed of its input may not have been written down
     with tempfile.TemporaryDirectory(prefix="anybatch-") as scratch:
         attempt = Attempt(job, provider, Path(scratch), renews=False)
         return (yield from attempt.go_on(ledger))

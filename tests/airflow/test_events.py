@@ -201,8 +201,8 @@ def test_without_a_record_the_watch_begins_with_what_ended_of_late(
     """A new watcher; and on Airflow 3.1 and 3.2, where there is no store, any after a restart."""
     create()
     time.sleep(1.1)  # ends are told in whole seconds
-    running = create("delay=1")
-    trigger = make_watcher(lookback=0)
+    running = create("delay=2")
+    trigger = make_watcher(lookback=0.5)
     vars(trigger).pop("asset_state_store", None)
     assert [event["batch_id"] for event in asyncio.run(told(trigger, 1))] == [running.id]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,7 +26,6 @@ from .world import FORMATS, Driver, LocalWorld, RemoteWorld, cut, landed, row_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from tests.fakes.provider import FakeProvider
 
@@ -526,6 +526,35 @@ def test_a_refused_batch_in_a_later_round(world: RemoteWorld, driver: Driver, tm
     assert landed(job, report, IDS).report.ok
     assert asked(world) == [IDS, IDS[5:], IDS[5:]]
     assert len(report.batches) == report.rounds == 2
+
+
+@openai_only
+def test_a_round_that_is_always_refused_can_be_given_up(
+    world: RemoteWorld, driver: Driver, tmp_path: Path
+) -> None:
+    """With a lower `max_rounds` the rows land as they were before it, and nothing more is submitted."""
+    refuse = lambda fake, batch_id: fake.fail(batch_id, "model_retired", "Gone.", 1)  # noqa: E731
+    end_like(world, expire(done=5), refuse, refuse)
+    job = world.job(tmp_path, max_rounds=2)
+    for _ in range(2):
+        with pytest.raises(BatchFailedError, match="lower max_rounds"):
+            driver.run(job, timeout=10)
+    report = driver.run(world.job(tmp_path), timeout=10)
+    assert report.counts[Outcome.SUCCEEDED] == 5
+    assert sum(report.counts.values()) == len(IDS)
+    assert asked(world) == [IDS, IDS[5:], IDS[5:]]
+
+
+@openai_only
+def test_a_landed_job_whose_input_is_gone_stays_landed(
+    world: RemoteWorld, driver: Driver, tmp_path: Path
+) -> None:
+    end_like(world, expire(done=5))
+    job = world.job(tmp_path)
+    report = driver.run(job, timeout=10)
+    Path(str(job.input)).unlink()
+    assert driver.run(replace(job, max_rounds=2), timeout=10) == report
+    assert asked(world) == [IDS]
 
 
 @findable

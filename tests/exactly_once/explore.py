@@ -1,387 +1,18 @@
 """Every interleaving of concurrent attempts at one job, tried out on the product's own flows.
 
-A flow names its effects, so an attempt can be stopped before any of them. `World` holds attempts, a provider
-and a clock, and takes one step of one of them; `explore` visits every state that any order of steps can
-reach, by running the attempts anew for each path and cutting off where a state was seen before. Killing an
-attempt is taking no further step of it, so each state visited is also each place a process can die.
-
-What an attempt's next steps depend on is read off its suspended generators: the instruction each stands at,
-and its local values. Ids, attempts and times are replaced by their order and age, so that paths can meet.
+`explore` visits every state that any order of steps can reach, by running the attempts anew for each path and
+cutting off where a state was seen before. Killing an attempt is taking no further step of it, so each state
+visited is also each place a process can die.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import FrameType
-from typing import Any, NamedTuple
-from urllib.parse import parse_qs
+from typing import Any
 
-import httpx
-from upath import UPath
-
-from anybatch.errors import AnyBatchError, TransportError
-from anybatch.flow import Do, Download, Sleep
-from anybatch.ledger import JobFolder, Ledger, ShardRecord
-from anybatch.models import Batch
-from anybatch.retry import raise_for_status
-from tests.fakes.provider import DEAD, FakeProvider
-from tests.fakes.server import Request
-
-START = 1_800_000_000.0
-LEASE = 2.0  # seconds; all ages above it are the same
-
-LEDGER, CLOCK, BATCHES, NEW = "the ledger", "the clock", "all batches", "a batch that is not yet"
-
-
-class Touch(NamedTuple):
-    """What a step has to do with: one of these, or a batch by its id; and whether it changes that."""
-
-    what: str
-    writes: bool
-
-    def meets(self, other: Touch) -> bool:
-        """Whether one of two steps may notice the other."""
-        if CLOCK in (self.what, other.what):
-            return True
-        if LEDGER in (self.what, other.what) or BATCHES not in (self.what, other.what):
-            return self.what == other.what and (self.writes or other.writes)
-        return self.writes or other.writes
-
-
-Flow = Generator[Any, Any, Any]
-Step = tuple[str, str]  # (attempt, what happens)
-# What happens: "go" is the next effect, undisturbed; "deliver" the arrival of a late request; and these.
-FAULTS = {
-    "lost": "a create is done, but the answer is lost",
-    "never": "a create is lost on its way",
-    "late": "a create is given up by the client, but still under way",
-    "down": "the provider cannot be reached for longer than the retries last",
-    "kill": "the attempt ends here and now",
-}
-
-
-class Clock:
-    """Unix time that passes only while somebody sleeps."""
-
-    def __init__(self) -> None:
-        self.now = START
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@dataclass(frozen=True)
-class Write:
-    """The second half of a commit, in a store where others can write between the comparison and this."""
-
-    folder: JobFolder
-    ledger: Ledger
-
-
-@dataclass
-class Attempt:
-    """A flow, stopped before `effect`; `returned` or `raised` once it has ended."""
-
-    name: str
-    flow: Flow
-    effect: Any = None
-    wake: float = 0.0
-    returned: Any = None
-    raised: AnyBatchError | None = None
-    ended: bool = False
-
-    def frames(self) -> Iterator[FrameType]:
-        """Where the flow stands: its frame, and those of the flows inside it."""
-        flow = self.flow
-        while flow is not None and getattr(flow, "gi_frame", None) is not None:
-            yield flow.gi_frame
-            flow = flow.gi_yieldfrom
-
-    @property
-    def has_claim(self) -> bool:
-        """Whether it is between its note that it creates, and its note of what it has created."""
-        inside = (frame for frame in self.frames() if _name_of(frame) in ("_claim", "_create"))
-        return any(frame.f_locals.get("claimed") is not None for frame in inside)
-
-    @property
-    def is_writing(self) -> bool:
-        return isinstance(self.effect, Write)
-
-
-@dataclass(eq=False)
-class World:
-    """Attempts at jobs in `folder`, the provider they talk to, and the time."""
-
-    fake: FakeProvider
-    clock: Clock
-    folder: Path | UPath
-    key_header: tuple[str, str]
-    is_create: Callable[[httpx.Request], bool]
-    torn_commits: bool = False  # others may write between a commit's comparison and its write
-    attempts: dict[str, Attempt] = field(default_factory=dict)
-    pending: dict[str, httpx.Request] = field(default_factory=dict)
-    faults: int = 0
-    trace: list[str] = field(default_factory=list)
-    marks: dict[str, None] = field(default_factory=dict)  # how attempts sign the ledger
-    _known: dict[int, Any] = field(default_factory=dict)
-    closed: bool = False
-    last: tuple[str, Touch] | None = None  # whose step the last one was, and what it touched
-
-    def begin(self, name: str, flow: Flow) -> Attempt:
-        attempt = self.attempts[name] = Attempt(name, flow)
-        self._resume(attempt, lambda: next(flow))
-        return attempt
-
-    def close(self) -> None:
-        self.closed = True
-        for attempt in self.attempts.values():
-            attempt.flow.close()
-        if isinstance(self.folder, Path):
-            shutil.rmtree(self.folder, ignore_errors=True)
-        else:
-            self.folder.fs.rm(self.folder.path, recursive=True)
-
-    # steps
-
-    def steps(self, faults: frozenset[str], budget: int) -> Iterator[Step]:
-        """What can happen next."""
-        for attempt in self.attempts.values():
-            if attempt.ended:
-                continue
-            yield attempt.name, "go"
-            if self.faults < budget:
-                kinds = {"kill"}
-                if isinstance(attempt.effect, httpx.Request):
-                    kinds |= {"lost", "never", "late"} if self.is_create(attempt.effect) else {"down"}
-                yield from ((attempt.name, kind) for kind in sorted(kinds & faults))
-        yield from ((name, "deliver") for name in sorted(self.pending))
-
-    def could_be_earlier(self, step: Step) -> bool:
-        """Whether this step and the last one may change places, and ought to: of two orders one is enough."""
-        if self.last is None or (who := _who(step)) == (before := self.last)[0]:
-            return False
-        touch = self._touches(step)
-        if touch.meets(before[1]):
-            return False
-        return (touch.what != LEDGER, who) < (before[1].what != LEDGER, before[0])
-
-    def _touches(self, step: Step) -> Touch:
-        name, kind = step
-        effect = self.attempts[name].effect
-        if kind == "deliver":
-            return Touch(NEW, writes=True)
-        match effect:
-            case Sleep():
-                return Touch(CLOCK, writes=True)
-            case httpx.Request() if self.is_create(effect):
-                return Touch(NEW, writes=True)
-            case httpx.Request():
-                batch_id = next((known for known in self.fake.batches if known in effect.url.path), BATCHES)
-                return Touch(batch_id, writes=effect.method != "GET")
-            case Download():
-                return Touch(BATCHES, writes=False)
-            case Do(function):
-                return Touch(LEDGER, writes=getattr(function, "__name__", "") != "read")
-            case _:
-                return Touch(LEDGER, writes=True)
-
-    def step(self, step: Step) -> None:
-        name, kind = step
-        self.last = (_who(step), self._touches(step)) if kind != "kill" else None
-        self.trace.append(f"{name} {kind}: {_told(self.attempts[name].effect) if kind != 'deliver' else ''}")
-        if kind == "deliver":
-            self._ask_provider(self.pending.pop(name))
-            return
-        attempt = self.attempts[name]
-        self.faults += kind != "go"
-        match kind:
-            case "go":
-                self._carry_out(attempt)
-                return
-            case "lost":
-                self._ask_provider(attempt.effect)
-            case "late":
-                self.pending[name] = attempt.effect
-            case "kill":
-                attempt.flow.close()
-                attempt.ended, attempt.effect = True, None
-                return
-        broken = TransportError("the connection was reset", sent=True)
-        self._resume(attempt, lambda: attempt.flow.throw(broken))
-
-    def run(self, attempt: Attempt, limit: int = 500) -> Attempt:
-        """Let one attempt go on to its end, undisturbed."""
-        for _ in range(limit):
-            if attempt.ended:
-                return attempt
-            self.step((attempt.name, "go"))
-        raise AssertionError(f"{attempt.name} does not end")
-
-    def _carry_out(self, attempt: Attempt) -> None:
-        effect = attempt.effect
-        try:
-            match effect:
-                case httpx.Request():
-                    result: Any = raise_for_status(answer := self._ask_provider(effect)) or answer
-                case Download(request, path):
-                    result = path.write_bytes(self._ask_provider(request).content) and None
-                case Sleep(_):
-                    result = None
-                    self.clock.now = max(self.clock.now, attempt.wake)
-                case Do(function) if self.torn_commits and (halves := _halves(function)):
-                    folder, before, after = halves
-                    if folder.read() == before:
-                        attempt.effect = Write(folder, after)
-                        return
-                    result = None
-                case Do(function):
-                    result = function()
-                case Write(folder, result):
-                    folder.replace("job.json", result.model_dump_json().encode())
-        except AnyBatchError as error:
-            thrown = error
-            self._resume(attempt, lambda: attempt.flow.throw(thrown))
-        else:
-            self._resume(attempt, lambda: attempt.flow.send(result))
-
-    def _resume(self, attempt: Attempt, go_on: Callable[[], Any]) -> None:
-        try:
-            attempt.effect = go_on()
-        except StopIteration as stop:
-            attempt.ended, attempt.effect, attempt.returned = True, None, stop.value
-        except AnyBatchError as error:
-            attempt.ended, attempt.effect, attempt.raised = True, None, error
-        if isinstance(attempt.effect, Sleep):
-            attempt.wake = self.clock.now + attempt.effect.seconds
-        if not attempt.ended:
-            local = attempt.flow.gi_frame.f_locals
-            if (owner := local.get("attempt", local.get("self"))) is not None:
-                self.marks.setdefault(getattr(owner, "mark", None) or owner.attempt)
-
-    def _ask_provider(self, request: httpx.Request) -> httpx.Response:
-        headers = {name.lower(): value for name, value in request.headers.items()}
-        headers |= dict([self.key_header])
-        query = parse_qs(request.url.query.decode(), keep_blank_values=True)
-        reply = self.fake(Request(request.method, request.url.path, query, headers, request.read()))
-        return httpx.Response(reply.status, headers=dict(reply.headers), content=reply.body, request=request)
-
-    # what a state is
-
-    def shared(self, ledger: Ledger | None) -> Any:
-        """What a later attempt can find: the ledger, and the provider's batches."""
-        return self._plain_value(ledger), self._batches(), tuple(sorted(self.pending))
-
-    def state(self, ledger: Ledger | None) -> Any:
-        """All that the future can depend on."""
-        self._known.clear()
-        return self.shared(ledger), self.faults, tuple(map(self._position, self.attempts.values()))
-
-    def mirrored(self, ledger: Ledger | None) -> Any:
-        """The state as it would be had the attempts changed their parts."""
-        attempts, marks = self.attempts, self.marks
-        self.attempts, self.marks = dict(reversed(attempts.items())), dict(reversed(marks.items()))
-        try:
-            return self.state(ledger)
-        finally:
-            self.attempts, self.marks = attempts, marks
-
-    def _batches(self) -> Any:
-        times = sorted({int(batch.created_at) for batch in self.fake.batches.values()})
-        now = bool(times) and int(self.clock.now) == times[-1]  # else the next batch is younger than all
-        return now, tuple(
-            (times.index(int(batch.created_at)), str(batch.state) if batch.state in DEAD else "live",
-             self._name(batch.input_file_id or ""))
-            for batch in self.fake.batches.values()
-        )  # fmt: skip
-
-    def _position(self, attempt: Attempt) -> Any:
-        if attempt.ended:
-            return type(attempt.raised), self._value(attempt.returned)
-        frames = []
-        for frame in attempt.frames():
-            local = {name: self._value(value) for name, value in frame.f_locals.items() if name != "scratch"}
-            frames.append((_name_of(frame), frame.f_lasti, tuple(sorted(local.items(), key=str))))
-        return tuple(frames), self._age(attempt.wake), attempt.is_writing
-
-    def _age(self, at: float) -> float:
-        return max(min(self.clock.now - at, LEASE), -LEASE)
-
-    def _name(self, text: str) -> str:
-        """Attempts, batches and files by their order."""
-        for number, known in enumerate((self.marks, self.fake.batches, self.fake.files)):  # type: ignore[attr-defined]
-            if text in known:
-                return f"{number}.{list(known).index(text)}"
-        return text
-
-    def _value(self, value: Any) -> Any:
-        if not isinstance(value, Ledger):
-            return self._plain_value(value)
-        # Every frame of an attempt knows the same ledger.
-        if (known := self._known.get(id(value))) is None:
-            known = self._known[id(value)] = self._plain_value(value)
-        return known
-
-    def _plain_value(self, value: Any) -> Any:
-        match value:
-            case None | bool() | int():
-                return value
-            case float():
-                return self._age(value)
-            case str():
-                return self._name(value)
-            case Batch():
-                return self._name(value.id), str(value.status)
-            case Ledger():
-                fixed = value.revision, value.fingerprint, value.landed_at is not None
-                return fixed, self._value(value.shards), self._value(value.stopping)
-            case ShardRecord():
-                names = tuple(
-                    self._name(name or "") for name in (value.file_id, value.batch_id, value.attempt)
-                )
-                where = value.round, value.shard, value.ended is not None
-                return where, value.step, value.tries, names, self._age(value.creating_at or 0.0)
-            case list() | tuple():
-                return tuple(map(self._value, value))
-            case Mapping():
-                return tuple((self._value(name), self._value(item)) for name, item in value.items())
-            case BaseException():
-                return type(value).__name__
-            case _ if type(value).__name__ == "Submission":
-                return value.unanswered
-            case _:
-                return type(value).__name__
-
-
-def _who(step: Step) -> str:
-    """Who takes a step: a late request is on its own."""
-    name, kind = step
-    return f"{name}, late" if kind == "deliver" else name
-
-
-def _name_of(frame: FrameType) -> str:
-    return frame.f_code.co_name
-
-
-def _halves(function: Any) -> tuple[JobFolder, Ledger, Ledger] | None:
-    """What a commit compares and writes."""
-    call = getattr(function, "func", None)
-    if call is None or call.__name__ != "commit":
-        return None
-    before, after = function.args
-    return call.__self__, before, after.model_copy(update={"revision": before.revision + 1})
-
-
-def _told(effect: Any) -> str:
-    match effect:
-        case httpx.Request():
-            return f"{effect.method} {effect.url.path}"
-        case Do(function):
-            return getattr(function, "func", function).__qualname__
-        case _:
-            return str(effect)
+from anybatch.ledger import Ledger
+from tests.exactly_once.worlds import Step, Steps, World
 
 
 @dataclass
@@ -412,15 +43,15 @@ def explore(
     found = Findings()
     seen = Seen(alike)
     checked: set[Any] = set()
-    paths: list[list[Step]] = [[]]
+    paths: list[tuple[list[Step], Steps]] = [([], frozenset())]
     while paths and len(found.faults) < most_failures:
-        path = paths.pop()
+        path, asleep = paths.pop()
         world = _replayed(open_world, path)
         try:
             while True:
                 ledger = read(world)
-                steps = [step for step in world.steps(faults, budget) if allowed(world, step)]
-                new, steps = seen.arrive(world, ledger, steps)
+                possible = [step for step in world.steps(faults, budget) if allowed(world, step)]
+                new, steps, asleep = seen.arrive(world, ledger, possible, asleep)
                 if new:
                     found.most_batches = max(found.most_batches, len(world.fake.batches))
                     ends = all(attempt.ended for attempt in world.attempts.values())
@@ -433,44 +64,57 @@ def explore(
                         world.clock.now = now
                 if not steps:
                     break
-                paths += [[*path, step] for step in steps[1:]]
-                world.step(steps[0])
-                path = [*path, steps[0]]
+                (first, asleep), *others = _with_sleepers(world, steps, asleep)
+                paths += [([*path, step], left) for step, left in reversed(others)]
+                world.step(first)
+                path = [*path, first]
         finally:
             world.close()
-    found.states = len(seen.left)
+    found.states = len(seen.asleep)
+    return found
+
+
+def _with_sleepers(world: World, steps: list[Step], asleep: Steps) -> list[tuple[Step, Steps]]:
+    """Each step with those that need not be tried after it, since they were tried before it instead."""
+    found = []
+    for step in steps:
+        found.append((step, frozenset(other for other in asleep if world.apart(step, other))))
+        asleep |= {step}
     return found
 
 
 class Seen:
-    """The states that were visited, and the steps that are left of each.
+    """The states that were visited, and which steps were asleep there each time.
 
-    Where two attempts' steps touch nothing in common, both orders come to the same state, and one of them is
-    enough: a step is left out where it could as well have come before the last one. A later visit that comes
-    another way takes those steps that were left out till then. Where the attempts are `alike`, a state counts
-    as visited when its mirror image was.
+    Where two attempts' steps touch nothing in common both orders come to the same state, and one of them is
+    enough: the step that was tried first sleeps while the other's consequences are explored, until something
+    touches what it touches. A later visit takes the steps that slept till then and are awake now (Godefroid,
+    "Partial-Order Methods for the Verification of Concurrent Systems", sleep sets with state matching). Where
+    the attempts are `alike`, a state counts as visited when its mirror image was.
     """
 
     def __init__(self, alike: bool) -> None:
         self.alike = alike
-        self.left: dict[Any, frozenset[Step]] = {}
+        self.asleep: dict[Any, Steps] = {}
 
-    def arrive(self, world: World, ledger: Ledger | None, steps: list[Step]) -> tuple[bool, list[Step]]:
-        """Whether this state is new, and the steps to take from here."""
-        late = frozenset(step for step in steps if world.could_be_earlier(step))
+    def arrive(
+        self, world: World, ledger: Ledger | None, possible: list[Step], asleep: Steps
+    ) -> tuple[bool, list[Step], Steps]:
+        """Whether this state is new, the steps to take from here, and those that sleep."""
         state = world.state(ledger)
-        if state in self.left:
-            left, self.left[state] = self.left[state], self.left[state] & late
-            return False, [step for step in steps if step in left - late]
-        if self.alike and (mirrored := world.mirrored(ledger)) in self.left:
-            late = _mirrored(world, late)
-            left, self.left[mirrored] = self.left[mirrored], self.left[mirrored] & late
-            return False, [step for step in steps if step in _mirrored(world, left - late)]
-        self.left[state] = late
-        return True, [step for step in steps if step not in late]
+        if state in self.asleep:
+            before = self.asleep[state]
+            self.asleep[state] = before & asleep
+            return False, [step for step in possible if step in before - asleep], before & asleep
+        if self.alike and (image := world.mirrored(ledger)) in self.asleep:
+            before = _mirrored(world, self.asleep[image])
+            self.asleep[image] = _mirrored(world, before & asleep)
+            return False, [step for step in possible if step in before - asleep], before & asleep
+        self.asleep[state] = asleep
+        return True, [step for step in possible if step not in asleep], asleep
 
 
-def _mirrored(world: World, steps: frozenset[Step]) -> frozenset[Step]:
+def _mirrored(world: World, steps: Steps) -> Steps:
     names = list(world.attempts)
     other = dict(zip(names, reversed(names), strict=True))
     return frozenset((other[name], kind) for name, kind in steps)

@@ -29,8 +29,9 @@ from anybatch.providers import base
 from anybatch.rounds import records_of
 from anybatch.shards import Submission
 from anybatch.submit import new_ledger, prepare, resume, submit
-from tests.exactly_once.explore import LEASE, START, Clock, Findings, World, explore
+from tests.exactly_once.explore import Findings, explore
 from tests.exactly_once.stage import requests, write
+from tests.exactly_once.worlds import LEASE, START, Clock, World
 from tests.fakes.openai import OpenAIFake
 
 PRINT = "fingerprint"

@@ -128,10 +128,10 @@ class Account:
         self.until(lambda: batch.looks > seen, "the sensor looks at the batch")
         return batch
 
-    def until_status(self, run_id: str, *statuses: dg.DagsterRunStatus) -> dg.DagsterRun:
-        names = " or ".join(status.value for status in statuses)
-        self.until(lambda: self.cluster.run(run_id).status in statuses, f"run {run_id} is {names}")
-        return self.cluster.run(run_id)  # type: ignore[no-any-return]
+    def until_status(self, run_id: str, wanted: dg.DagsterRunStatus) -> None:
+        """Return when a run has ended like this; it fails at once where it has ended otherwise."""
+        self.until(lambda: self.cluster.run(run_id).is_finished, f"run {run_id} is over")
+        assert self.cluster.run(run_id).status is wanted, self.story()
 
     def until_materialized(self, count: int = 1) -> dg.AssetMaterialization:
         """Return the result's newest materialization when there are so many."""

@@ -25,7 +25,7 @@ def lines(rows: int) -> Iterator[dict[str, Any]]:
 @batch_asset(
     resource_key="many",
     partitions_def=PARTITIONS["many"],
-    backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=5),
+    backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=10),
 )
 def many(context: dg.AssetExecutionContext) -> dict[str, list[dict[str, Any]]]:
     return {partition: list(lines(2)) for partition in context.partition_keys}
@@ -33,7 +33,7 @@ def many(context: dg.AssetExecutionContext) -> dict[str, list[dict[str, Any]]]:
 
 @dg.asset(
     partitions_def=PARTITIONS["many"],
-    backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=5),
+    backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=10),
 )
 def sizes(context: dg.AssetExecutionContext, many: Mapping[str, str]) -> None:
     for partition, path in many.items():

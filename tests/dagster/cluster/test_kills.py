@@ -40,7 +40,8 @@ def test_a_submitting_run_dies_at_each_step(cluster: Cluster) -> None:
         hold.drop()
         account.until_status(run_id, Status.FAILURE)
     for account in reversed(accounts):
-        account.fake.finish(account.until_watched().id)
+        account.until_parked()
+        account.fake.finish(account.fake.last.id)
     for account in accounts:
         account.until_landed()
         assert [run.status for run in account.runs()] == [Status.FAILURE, Status.SUCCESS, Status.SUCCESS]
@@ -74,7 +75,7 @@ def test_a_backfill_outlives_daemon_and_code_server(cluster: Cluster) -> None:
     def active() -> int:
         return len(many.runs(Status.STARTED, Status.STARTING))
 
-    many.until(lambda: len(many.parked()) == 10 and not active(), "all batches are waited for", 240)
+    many.until(lambda: len(many.parked()) == 5 and not active(), "all batches are waited for", 240)
     many.until(lambda: cluster.run_processes(many.location) == 0, "no process is alive", 30)
 
     hold = torn.server.hold("POST", BATCHES, handled=True, limit=LIMIT)
@@ -101,6 +102,6 @@ def test_a_backfill_outlives_daemon_and_code_server(cluster: Cluster) -> None:
     for asset in assets:
         assert sorted(event.partition or "" for event in many.materializations(asset)) == partitions
     assert {event.metadata["rows"].value for event in many.materializations("sizes")} == {2}
-    assert len(many.fake.batches) == 10
+    assert len(many.fake.batches) == 5
     asked = [row for batch in many.fake.batches.values() for row in batch.ids]
     assert sorted(asked) == [f"{partition}/row-{number}" for partition in partitions for number in range(2)]
