@@ -63,7 +63,8 @@ class Watch:
         batches = list(self._client.list(limit=1))
         processes = self._dagster.run_processes()
         runs = self._dagster.instance.get_runs(ascending=True)
-        if any(_is_parked(run) for run in runs):
+        # From when the process that submitted has gone: the run that waits is there before that.
+        if any(map(_is_parked, runs)) and (self.while_waiting or not processes):
             self.while_waiting[processes] += 1
         told = ", ".join(
             f"{name} run {'waits in the queue' if _is_parked(run) else run.status.value.lower()}"

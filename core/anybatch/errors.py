@@ -20,7 +20,7 @@ AnyBatchError
 ├── DeadlineExceededError
 └── JobError
     ├── OrphanError                a batch may be running that nobody can look up
-    ├── InputChangedError          same job, other input, and on_changed="fail"
+    ├── InputChangedError          same job, other input, and on_changed="fail" or rows to submit again
     └── LedgerConflictError        the folder is another job's, or another attempt took over
 """
 
@@ -231,7 +231,7 @@ class OrphanError(JobError):
 
 
 class InputChangedError(JobError):
-    """The job was submitted before with other input or options."""
+    """The job was submitted before with other input or options, or a later round lacks its input."""
 
 
 class LedgerConflictError(JobError):

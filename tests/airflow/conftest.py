@@ -106,7 +106,7 @@ def settings(database: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """The environment of DAG files that `dag.test()` runs; returns the folder of results."""
     for name, value in {
         "ANYBATCH_OUTPUT": str(tmp_path / "out"),
-        "ANYBATCH_MODEL": "local:echo?delay=1&fail=0.02",
+        "ANYBATCH_MODEL": "local:echo?delay=0.4&fail=0.02",
         "AIRFLOW__ANYBATCH__MIN_DEFER_SECONDS": "0",
         "XDG_STATE_HOME": str(tmp_path / "state"),
     }.items():

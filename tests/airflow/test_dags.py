@@ -62,7 +62,7 @@ def test_the_example_in_three_tasks(settings: Path) -> None:
 
 
 def test_the_example_that_cancels(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ANYBATCH_PATIENCE", "2")
+    monkeypatch.setenv("ANYBATCH_PATIENCE", "1")
     run(EXAMPLES / "airflow" / "spend_no_more.py", "spend_no_more")
     with Client("local") as client:
         [batch] = client.list()

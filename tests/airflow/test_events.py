@@ -201,7 +201,7 @@ def test_without_a_record_the_watch_begins_with_what_ended_of_late(
     """A new watcher; and on Airflow 3.1 and 3.2, where there is no store, any after a restart."""
     create()
     time.sleep(1.1)  # ends are told in whole seconds
-    running = create("delay=2")
+    running = create("delay=1.5")
     trigger = make_watcher(lookback=0.5)
     vars(trigger).pop("asset_state_store", None)
     assert [event["batch_id"] for event in asyncio.run(told(trigger, 1))] == [running.id]
@@ -367,7 +367,7 @@ def test_trouble_never_ends_a_watch(
         assert seen == 0
         add_connection("mended", **facts, password="sk-right")  # a person mends it
         await until(lambda: seen >= 1)
-        keyed_server.fail("GET", "/v1/batches", Respond(500), times=6)
+        keyed_server.fail("GET", "/v1/batches", Respond(500), times=4)
         await until(lambda: "still watching" in caplog.text)
         before = seen
         await until(lambda: seen > before)

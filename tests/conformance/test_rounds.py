@@ -573,7 +573,7 @@ def test_the_deadline_is_that_of_all_rounds(world: RemoteWorld, driver: Driver, 
     end_like(world, expire(done=5), lambda fake, batch_id: None)  # the second batch never ends
     job = world.job(tmp_path, max_rounds=2)
     with pytest.raises(DeadlineExceededError):
-        driver.run(job, timeout=0.5)
+        driver.run(job, timeout=0.2)
     assert asked(world) == [IDS, IDS[5:]]
     world.finish(list(world.fake.batches)[1])
     assert landed(job, driver.run(job, timeout=10), IDS).report.ok

@@ -35,7 +35,7 @@ def requests(wish: str, rows: int = 3) -> list[dict[str, Any]]:
 
 
 with DAG("parts", default_args={"provider": "local"}):
-    create = AnyBatchCreateOperator(task_id="create", input=lambda: requests("delay=1&expire=0.5", rows=20))
+    create = AnyBatchCreateOperator(task_id="create", input=lambda: requests("delay=0.4&expire=0.5", rows=20))
     ended = AnyBatchSensor(task_id="ended", batch_id=create.output, accept=("completed", "expired"))
     results = AnyBatchResultsOperator(
         task_id="results", batch_id=create.output, output_folder=OUTPUT + "/parts/{{ run_id }}"

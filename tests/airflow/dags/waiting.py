@@ -14,7 +14,7 @@ PROMPT = "a prompt that nobody else should see {{ ti }}"
 KEYED = "canary"  # a connection with a key that nobody else should see
 
 
-def requests(wish: str = "delay=1", rows: int = 3, prompt: str = PROMPT) -> list[dict[str, Any]]:
+def requests(wish: str = "delay=0.4", rows: int = 3, prompt: str = PROMPT) -> list[dict[str, Any]]:
     return [
         {
             "custom_id": f"row-{number}",
