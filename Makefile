@@ -60,7 +60,7 @@ $(OLDER_RUNS): airflow-%: .venv-airflow-%/.ready
 	@echo "==> Airflow $*: the quick tests"
 	@$(<D)/bin/python -m pytest tests/airflow --ignore tests/airflow/cluster -m "not deployment" -q -rs
 	@echo "==> Airflow $*: a real deployment"
-	@$(<D)/bin/python -m pytest tests/airflow/test_older.py -m deployment -q -s
+	@$(<D)/bin/python -m pytest tests/airflow/test_older.py tests/airflow/test_watching.py -m deployment -q
 
 .venv-airflow-%/.ready: constraints-airflow-%.txt pyproject.toml | $(READY)
 	@echo "==> setting up $(@D) (about a minute the first time)"

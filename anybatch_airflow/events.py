@@ -71,7 +71,7 @@ class BatchCompletedTrigger(BaseEventTrigger):
         provider: str | None = None,
         api_base: str | None = None,
         batch_ids: Sequence[str] | None = None,
-        metadata: Mapping[str, str | None] | None = None,
+        metadata: Mapping[str, str | None] | Iterable[tuple[str, str | None]] | None = None,
         endpoint: str | None = None,
         model: str | None = None,
         statuses: Iterable[str] = ("completed",),
@@ -99,7 +99,10 @@ class BatchCompletedTrigger(BaseEventTrigger):
         names = ("conn_id", "provider", "api_base", "batch_ids", "metadata", "endpoint", "model", "statuses",
                  "lookback", "max_age", "poll_interval")  # fmt: skip
         path = f"{type(self).__module__}.{type(self).__qualname__}"
-        return path, {name: getattr(self, name) for name in names}
+        kwargs = {name: getattr(self, name) for name in names}
+        # In pairs: Airflow 3.1 gives a watcher's dict back as another one, which no batch would match.
+        kwargs["metadata"] = [list(pair) for pair in sorted(self.metadata.items())]
+        return path, kwargs
 
     # --- one listing for all watchers of a connection --------------------------------------------------
 

@@ -97,7 +97,8 @@ class AnyBatchHook(BaseHook):
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
         """What Airflow 3.1 asks the hook about its own fields; `client_args` is text there, in JSON."""
-        from wtforms import StringField  # the API server puts a stand-in there where it is not installed
+        # The API server puts a stand-in there where wtforms is not installed.
+        from wtforms import StringField  # pyright: ignore[reportMissingModuleSource]
 
         from anybatch_airflow.provider_info import connection_type
 

@@ -398,6 +398,8 @@ def test_it_survives_serialization_and_keeps_its_identity() -> None:
     assert path == "anybatch_airflow.events.BatchCompletedTrigger"
     again = BatchCompletedTrigger(**deserialize(json.loads(json.dumps(serialize(kwargs)))))
     assert again.serialize() == (path, kwargs)
+    assert again.metadata == {"team": None}
+    assert not [name for name, value in kwargs.items() if isinstance(value, dict)]  # for Airflow 3.1
     assert BatchCompletedTrigger.hash(path, kwargs) == BatchCompletedTrigger.hash(*again.serialize())
 
 

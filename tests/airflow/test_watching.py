@@ -13,6 +13,7 @@ import pytest
 from anybatch import Client
 
 from .conftest import EXAMPLES
+from .versions import AIRFLOW
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -86,7 +87,10 @@ def test_a_batch_of_another_system_runs_a_dag_once(world: World) -> None:
     time_for_more = time.monotonic() + 10
     world.until("nothing more happens", lambda: time.monotonic() > time_for_more)
 
-    assert world.events() == {first: 1, second: 1}
+    told = world.events()
+    assert set(told) == {first, second}
+    if AIRFLOW >= (3, 3):  # before, no record survives a restart
+        assert set(told.values()) == {1}
     assert not world.landed(other)
     reports = [json.loads(path.read_text()) for path in world.root.glob("out/nightly/*/report.json")]
     assert sorted(report["rows"] for report in reports) == [2, 3]
