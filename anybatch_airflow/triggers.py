@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from anybatch_airflow.inputs import batch_ids
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+    from concurrent.futures import Future
 
     from anybatch import Batch
     from anybatch.watch import Watcher
@@ -23,6 +26,10 @@ if TYPE_CHECKING:
 ENDED = "ended"
 TIMEOUT = "timeout"
 ERROR = "error"
+
+# Where triggers write their log lines, in order. A line goes through a pipe, and whoever should read it is at
+# times busy for half a second.
+_lines = ThreadPoolExecutor(1, "anybatch-log")
 
 _TERMINAL_STATES = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 
@@ -98,7 +105,6 @@ class AnyBatchTrigger(BaseTrigger):
 
         try:
             batches = self._all()
-            self.log.info("waiting for %s", _listed(list(batches)))
             watcher = await self._hook().get_watcher()
         except AnyBatchError as error:
             event: dict[str, Any] = {"status": ERROR, "batches": {}, "message": _told(error)}
@@ -106,7 +112,7 @@ class AnyBatchTrigger(BaseTrigger):
             event = await self._outcome(watcher, batches)
         # Airflow can fail a task that is resumed while its executor still reports the deferral.
         await asyncio.sleep(self.deferred_at + self.min_defer_seconds - time.time())
-        self.log.info("%s", event["message"])
+        await asyncio.wrap_future(self._logger()("%s", event["message"]))
         yield TriggerEvent(event | {"then": self.then})  # type: ignore[no-untyped-call]
 
     async def on_kill(self) -> None:
@@ -154,13 +160,19 @@ class AnyBatchTrigger(BaseTrigger):
                 batch_id,
                 deadline=self.deadlines.get(batch_id),
                 created_at=created_at,
-                on_progress=progress(self.log.info),
+                on_progress=progress(self._logger()),
             )
         except DeadlineExceededError:
             return {"timeout": True}
         except AnyBatchError as error:
             return {"error": _told(error)}
         return describe(batch)
+
+    def _logger(self) -> Callable[..., Future[object]]:
+        """`self.log.info`, without holding up the event loop."""
+        # The poller serves all triggers; which of them a line belongs to is kept in the context.
+        log: Callable[..., object] = self.log.info
+        return functools.partial(_lines.submit, copy_context().run, log)
 
     async def _task_state(self) -> str | None:
         """The state of this trigger's task instance, None where it cannot be told."""
@@ -192,8 +204,6 @@ def describe(batch: Batch) -> dict[str, Any]:
 def progress(log: Callable[..., object]) -> Callable[[Batch], None]:
     """A callback that logs each new status and each tenth of the rows of one batch."""
     told: tuple[str, int] | None = None
-    # The poller serves all triggers; which of them a line belongs to is kept in the context.
-    context = copy_context()
 
     def tell(batch: Batch) -> None:
         nonlocal told
@@ -203,7 +213,7 @@ def progress(log: Callable[..., object]) -> Callable[[Batch], None]:
         if stage != told:
             told = stage
             rows = f", {done:,} of {total:,} rows" if total else ""
-            context.run(log, "batch %s: %s%s", batch.id, batch.raw_status, rows)
+            log("batch %s: %s%s", batch.id, batch.raw_status, rows)
 
     return tell
 
