@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from anybatch.content import Content, file_mark
 from anybatch.errors import InputError, JobError, Problem
 from anybatch.lines import MAX_PROBLEMS, Plan, iter_lines, make_plan
 from anybatch.providers import get_provider
@@ -33,21 +35,24 @@ def provider(name: str = "openai", **changes: Any) -> Provider:
     return found
 
 
-def plan(data: bytes, tmp_path: Path, at: Provider | None = None, **options: Any) -> Plan:
+def plan(
+    data: bytes, tmp_path: Path, at: Provider | None = None, *, endpoint: str = CHAT, **options: Any
+) -> Plan:
     at = at or provider()
     source = tmp_path / "in.jsonl"
     source.write_bytes(data)
     spooled = tmp_path / "spool.jsonl"
-    content = source if at.verbatim else spooled
+    as_it_is = at.verbatim and options.get("model") is None
+    content = source if as_it_is else spooled
     with source.open("rb") as file, spooled.open("wb") as spool, (tmp_path / "ids.jsonl").open("wb") as ids:
         return make_plan(
             file,
             "in.jsonl",
             at,
-            CHAT,
+            endpoint,
             content=content,
             ids=ids,
-            spool=None if at.verbatim else spool,
+            spool=None if as_it_is else spool,
             **options,
         )
 
@@ -190,6 +195,65 @@ def test_bytes_are_uploaded_as_they_are(tmp_path: Path) -> None:
     )
     assert uploaded(plan(odd, tmp_path)) == [odd]
     assert json.loads((tmp_path / "ids.jsonl").read_text()) == "é\u2028"
+
+
+@pytest.mark.parametrize(
+    ("name", "endpoint", "where"),
+    [
+        ("openai", CHAT, "body"),
+        ("novita", CHAT, "body"),
+        ("mistral", CHAT, "body"),
+        ("anthropic", CHAT, "params"),
+        ("anthropic", "/v1/messages", "params"),
+    ],
+)
+def test_the_job_s_model_goes_into_lines_that_name_none(
+    tmp_path: Path, name: str, endpoint: str, where: str
+) -> None:
+    bare = line("1", url=endpoint)
+    del bare["body"]["model"]
+    bare["body"]["max_tokens"] = 10**30  # as large as it is
+    named = line("2", model="m-1", url=endpoint)
+    made = plan(jsonl(bare, named), tmp_path, provider(name), endpoint=endpoint, model="m-1")
+    sent = [json.loads(each) for each in b"".join(uploaded(made)).splitlines()]
+    assert [each[where]["model"] for each in sent] == ["m-1", "m-1"]
+    assert sent[0][where]["max_tokens"] == 10**30
+    assert made.models == ("m-1",)
+
+
+def test_lines_that_name_their_model_are_uploaded_as_they_are(tmp_path: Path) -> None:
+    odd = b'{ "custom_id":"1","method":"POST","url":"%s", "body":{"model":"m"}}\r\n' % CHAT.encode()
+    assert uploaded(plan(odd, tmp_path, model="m")) == [odd]
+
+
+@pytest.mark.parametrize("gap", [b"", b"\n", b"\n\n\n"])
+def test_an_upload_is_read_in_pieces_of_any_size(tmp_path: Path, gap: bytes) -> None:
+    lines = [jsonl(line("i" * number)) for number in range(1, 40)]
+    made = plan(gap.join(lines), tmp_path)
+    whole = b"".join(lines)
+    with made.shard_content(made.shards[0]).open() as file:
+        assert file.seek(0, io.SEEK_END) == len(whole)
+        for size in (1, 7, 300, 65_536):
+            file.seek(0)
+            pieces = list(iter(lambda size=size: file.read(size), b""))  # type: ignore[misc]
+            assert b"".join(pieces) == whole
+            assert {len(piece) for piece in pieces[:-1]} <= {size}
+        for at in (0, len(lines[0]) - 1, len(lines[0]), len(whole) // 2, len(whole) - 1, len(whole)):
+            assert file.seek(at) == file.tell() == at
+            assert file.read(500) == whole[at : at + 500]
+
+
+def test_many_blank_lines_cost_little(tmp_path: Path) -> None:
+    """Every line is then a segment of its own, which must not be searched for from the first one on."""
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(b"x\n\n" * 20_000)
+    segments = tuple((number * 3, number * 3 + 2) for number in range(20_000))
+    content = Content(source, segments, 20_000, file_mark(source))
+    began = time.process_time()
+    with content.open() as file:
+        assert file.read(40_000) == b"x\n" * 20_000
+        assert all(file.seek(at) == at and file.read(2) == b"x\n" for at in range(0, 40_000, 4))
+    assert time.process_time() - began < 2, "it takes 0.1 s, and took half a minute"
 
 
 def test_an_input_that_changes_after_validation_is_not_uploaded(tmp_path: Path) -> None:

@@ -37,8 +37,11 @@ def answer(status: int, *, headers: dict[str, str] | None = None, **kwargs: obje
          "rate_limit_exceeded", "slow"),
         (429, {"error": {"message": "pay", "code": "insufficient_quota"}}, errors.QuotaError,
          "insufficient_quota", "pay"),
-        (529, {"type": "error", "error": {"type": "overloaded_error", "message": "busy"}}, errors.ServerError,
-         "overloaded_error", "busy"),
+        (529, {"type": "error", "error": {"type": "overloaded_error", "message": "busy"}},
+         errors.RateLimitError, "overloaded_error", "busy"),
+        (503, {"type": "error", "error": {"type": "overloaded_error", "message": "busy"}},
+         errors.RateLimitError, "overloaded_error", "busy"),
+        (529, "busy", errors.RateLimitError, None, "busy"),
         (500, "<html>oops</html>", errors.ServerError, None, "<html>oops</html>"),
         (503, "", errors.ServerError, None, "Service Unavailable"),
     ],
@@ -197,6 +200,11 @@ def test_error_bodies_that_are_not_objects() -> None:
     assert error_of(answer(500, json=["a"])) == (None, '["a"]')
 
 
+def test_a_deadline_is_a_timeout_like_any_other() -> None:
+    with pytest.raises(TimeoutError, match=r"still running \[provider openai, batch b1\]"):
+        raise errors.DeadlineExceededError("still running", provider="openai", batch_id="b1")
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -204,6 +212,7 @@ def test_error_bodies_that_are_not_objects() -> None:
         errors.BatchNotCompleteError("b1", "in_progress", provider="openai"),
         errors.TransportError("x", sent=False),
         errors.RateLimitError("x", retry_after=3.0, status_code=429),
+        errors.DeadlineExceededError("x", provider="openai", batch_id="b1"),
         errors.BatchFailedError("x", problems=[errors.Problem(1, None, "y")], batch_id="b"),
     ],
 )

@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import httpx
 import pytest
 
 from anybatch import pace, watch
 from anybatch.errors import (
+    APIError,
     AuthenticationError,
     BadRequestError,
     ConfigurationError,
@@ -30,7 +32,7 @@ from anybatch.errors import (
 )
 from anybatch.models import Batch, BatchStatus, Page, RequestCounts
 from anybatch.pace import Trouble, Verdict
-from anybatch.watch import Watcher, get_watcher
+from anybatch.watch import Watcher, get_watcher, watcher_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
@@ -154,7 +156,12 @@ VERDICTS: list[tuple[Exception, Verdict]] = [
     (QuotaError("empty", status_code=429), Verdict.SLOWS),
     (ServerError("oops", status_code=503), Verdict.BLIP),
     (TransportError("no answer"), Verdict.BLIP),
-    (BadRequestError("?", status_code=400), Verdict.BLIP),
+    (BadRequestError("no such form of id", status_code=400), Verdict.ENDS_ONE),
+    (BadRequestError("no such form of id", status_code=422), Verdict.ENDS_ONE),
+    (BadRequestError("?", status_code=400, should_retry=True), Verdict.BLIP),
+    (BadRequestError("locked", status_code=409), Verdict.BLIP),
+    (BadRequestError("too early", status_code=425), Verdict.BLIP),
+    (ServerError("slow", status_code=408), Verdict.BLIP),
     (TimeoutError(), Verdict.BLIP),
     (ValueError("malformed"), Verdict.BLIP),
     (KeyError("status"), Verdict.BLIP),
@@ -164,6 +171,45 @@ VERDICTS: list[tuple[Exception, Verdict]] = [
 @pytest.mark.parametrize(("error", "expected"), VERDICTS, ids=lambda value: repr(value)[:40])
 def test_verdict(error: Exception, expected: Verdict) -> None:
     assert pace.verdict(error) is expected
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [
+        (None, 15.0),
+        (ServerError("oops"), 15.0),
+        (RateLimitError("slow", retry_after=2.0), 15.0),
+        (RateLimitError("slow", retry_after=600.0), 600.0),
+        (RateLimitError("slow", retry_after=86_400.0), 3600.0),
+        (ValueError("malformed"), 15.0),
+    ],
+)
+def test_a_pause_is_as_long_as_it_was_asked_for(failure: Exception | None, expected: float) -> None:
+    assert pace.pause_after(failure, 15.0) == expected
+
+
+WAYS: list[dict[str, Any]] = [
+    {},
+    {"proxy": "http://one:3128"},
+    {"proxy": "http://two:3128"},
+    {"headers": {"x-tenant": "a"}},
+    {"headers": {"x-tenant": "b"}},
+    {"headers": {b"x-tenant": b"c"}},
+    {"headers": httpx.Headers({"authorization": "Bearer a"})},
+    {"headers": httpx.Headers({"authorization": "Bearer b"})},
+    {"headers": [("x-tenant", "a"), ("x-tenant", "b")]},
+]
+
+
+def test_polls_are_shared_by_those_who_ask_in_the_same_way() -> None:
+    keys = [watcher_key("openai:1", way) for way in WAYS]
+    assert keys[0] == "openai:1"
+    assert len(set(keys)) == len(keys)
+    assert keys == [watcher_key("openai:1", dict(way)) for way in WAYS]
+    assert watcher_key("openai:1", {"proxy": "p", "trust_env": False}) == watcher_key(
+        "openai:1", {"trust_env": False, "proxy": "p"}
+    )
+    assert not any("tenant" in key or "Bearer" in key for key in keys)
 
 
 @pytest.mark.parametrize(
@@ -864,9 +910,10 @@ def test_401_ends_every_wait_of_the_account_each_with_its_own_error() -> None:
     simulate(main())
 
 
-@pytest.mark.parametrize("status", [403, 404])
-def test_403_and_404_end_one_wait(status: int) -> None:
-    kind = AuthenticationError if status == 403 else NotFoundError
+@pytest.mark.parametrize(
+    ("status", "kind"), [(403, AuthenticationError), (404, NotFoundError), (422, BadRequestError)]
+)
+def test_a_refusal_ends_one_wait(status: int, kind: type[APIError]) -> None:
 
     def refuse(call: Call) -> Exception | None:
         return kind("not this", status_code=status) if call.what == "b1" else None

@@ -1,7 +1,7 @@
 """The `anybatch` command: `run` a job, look at its `status`, `serve` the embedded provider on a port.
 
 What a user can cause ends in one clean message on stderr: exit code 2 for arguments and input, 1 for the
-rest, 130 for Ctrl-C.
+rest, 130 for Ctrl-C. A job whose results have landed ends in 0, unless not one of its rows succeeded: in 3.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from .ledger import Ledger
     from .models import Batch, Report
+
+
+NO_ROW_SUCCEEDED = 3  # exit code
 
 
 class UsageError(Exception):
@@ -54,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser(
-        "run", help="submit a JSONL file as a job, wait, and land its results in a folder"
+        "run",
+        help="submit a JSONL file as a job, wait, and land its results in a folder",
+        epilog=f"Exit code {NO_ROW_SUCCEEDED}: the results have landed, and no row succeeded.",
     )
     run.add_argument("input", help="JSONL file of request lines, a path or fsspec URL")
     run.add_argument("output", help="the job's own folder; the same folder continues the same job")
@@ -64,6 +69,21 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--completion-window", default="24h", help="default: %(default)s")
     run.add_argument("--metadata", action="append", default=[], metavar="KEY=VALUE", help="may be repeated")
     run.add_argument("--api-base", help="the provider's address; for local, sqlite:///absolute/path.db")
+    run.add_argument(
+        "--max-rounds", type=int, default=1, metavar="N",
+        help="how often a row may be submitted, if it failed in a way that may pass (default: %(default)s)",
+    )  # fmt: skip
+    run.add_argument(
+        "--on-orphan", choices=("fail", "resubmit"), default="fail",
+        help="where a lost create may have left a batch that cannot be looked up (default: %(default)s)",
+    )  # fmt: skip
+    run.add_argument(
+        "--on-changed", choices=("cancel_and_resubmit", "fail"), default="cancel_and_resubmit",
+        help="where the folder's job had other input or options (default: %(default)s)",
+    )  # fmt: skip
+    run.add_argument(
+        "--restart", metavar="TEXT", help="submit the same input once more, once for each such text"
+    )
     run.add_argument(
         "--timeout", type=float, metavar="SECONDS", help="stop waiting after so long; the batch goes on"
     )
@@ -96,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from . import run_job
+    from . import Outcome, run_job
 
     if options.provider == "local":
         _database(options.api_base)
@@ -109,12 +129,16 @@ def _run(options: argparse.Namespace) -> int:
         model=options.model,
         completion_window=options.completion_window,
         metadata=metadata,
+        max_rounds=options.max_rounds,
+        on_orphan=options.on_orphan,
+        on_changed=options.on_changed,
+        restart=options.restart,
         api_base=options.api_base,
         timeout=options.timeout,
         on_progress=_progress,
     )
     print(_told(report))
-    return 0
+    return 0 if report.counts.get(Outcome.SUCCEEDED) else NO_ROW_SUCCEEDED
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from .errors import JobError
@@ -47,7 +49,9 @@ class SegmentReader(io.RawIOBase):
     def __init__(self, file: io.FileIO, segments: tuple[tuple[int, int], ...]) -> None:
         self._file = file
         self._segments = segments
-        self._size = sum(end - start for start, end in segments)
+        # Where each segment begins in what is read, and where the last one ends.
+        self._begins = (0, *accumulate(end - start for start, end in segments))
+        self._size = self._begins[-1]
         self._position = 0
 
     def readable(self) -> bool:
@@ -65,20 +69,23 @@ class SegmentReader(io.RawIOBase):
         return self._position
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Up to `size` bytes; what comes at once ends where a segment does."""
+        """The next `size` bytes, from as many segments as it takes: many are as short as a line."""
         if size is None or size < 0:
             return self.readall()
-        skipped = self._position
-        for start, end in self._segments:
-            length = end - start
-            if skipped < length:
-                data = os.pread(self._file.fileno(), min(size, length - skipped), start + skipped)
-                if not data and size:
-                    raise OSError("the input was cut short while it was being read")
-                self._position += len(data)
-                return data
-            skipped -= length
-        return b""
+        parts: list[bytes] = []
+        left = min(size, self._size - self._position)
+        number = bisect_right(self._begins, self._position) - 1
+        while left:
+            start, end = self._segments[number]
+            start += self._position - self._begins[number]
+            part = os.pread(self._file.fileno(), min(left, end - start), start)
+            if not part:
+                raise OSError("the input was cut short while it was being read")
+            parts.append(part)
+            self._position += len(part)
+            left -= len(part)
+            number += self._position == self._begins[number + 1]
+        return b"".join(parts)
 
     def close(self) -> None:
         self._file.close()

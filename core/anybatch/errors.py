@@ -10,14 +10,14 @@ AnyBatchError
 │   ├── AuthenticationError        401, 403
 │   ├── NotFoundError              404
 │   ├── BadRequestError            400, 409, 413, 422 and the other 4xx
-│   ├── RateLimitError             429
+│   ├── RateLimitError             429, or 529: overloaded
 │   ├── QuotaError                 429 that waiting does not cure
 │   ├── ServerError                408, 5xx, or an answer that makes no sense
 │   └── TransportError             no answer at all
 ├── CreateOutcomeUnknownError      a create may or may not have happened
 ├── BatchNotCompleteError          results asked for too early
 ├── BatchFailedError               the provider refused the batch as a whole
-├── DeadlineExceededError
+├── DeadlineExceededError          also a TimeoutError
 └── JobError
     ├── OrphanError                a batch may be running that nobody can look up
     ├── InputChangedError          same job, other input, and on_changed="fail" or rows to submit again
@@ -164,7 +164,7 @@ class BadRequestError(APIError):
 
 
 class RateLimitError(APIError):
-    """Too many requests."""
+    """Too many requests, from this account or from all; the provider has not acted on this one."""
 
 
 class QuotaError(APIError):
@@ -218,7 +218,7 @@ class BatchFailedError(AnyBatchError):
         self.problems = tuple(problems)
 
 
-class DeadlineExceededError(AnyBatchError):
+class DeadlineExceededError(AnyBatchError, TimeoutError):
     """The batch had not ended at the deadline; it is left running."""
 
 

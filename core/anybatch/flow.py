@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import httpx
 
 from . import retry
-from .errors import ServerError, TransportError
+from .errors import ConfigurationError, ServerError, TransportError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +31,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CHUNK = 1 << 16
+
+TIMEOUT = httpx.Timeout(60.0, connect=15.0)
+"""Seconds to wait for the network, where the caller has not said otherwise (`client_args`)."""
+LARGE_TIMEOUT = httpx.Timeout(60.0, connect=15.0, read=600.0)
+"""The same for a request that carries a shard: providers read and check all of it before they answer."""
+
 _MAX_REDIRECTS = 5
 _PLAIN_HEADERS = frozenset({"accept", "accept-encoding", "connection", "user-agent"})
 
@@ -62,13 +68,14 @@ Flow: TypeAlias = Generator[Effect, Any, T]
 
 
 def send(
-    request: httpx.Request, *, repeatable: bool = True, repeat_conflict: bool = True
+    request: httpx.Request, *, repeatable: bool = True, repeat_conflict: bool = True, large: bool = False
 ) -> Flow[httpx.Response]:
     """Send one request, with retries; a request that is not repeatable is sent again only where the
     provider certainly did not act on it (429, no connection). 409 stands for a lock that passes, unless
-    `repeat_conflict` is False."""
+    `repeat_conflict` is False. `large` is one that carries a shard: its answer may take ten minutes."""
     request.extensions["anybatch.repeatable"] = repeatable
     request.extensions["anybatch.repeat_conflict"] = repeat_conflict
+    request.extensions["anybatch.large"] = large
     response: httpx.Response = yield request
     return response
 
@@ -162,6 +169,8 @@ def _prepare(http: httpx.Client | httpx.AsyncClient, request: httpx.Request) -> 
     for name, value in http.headers.items():
         if trusted is None or trusted(request.url) or name in _PLAIN_HEADERS:
             request.headers.setdefault(name, value)
+    if request.extensions.get("anybatch.large") and http.timeout == TIMEOUT:
+        request.extensions["timeout"] = LARGE_TIMEOUT.as_dict()
     # httpx writes it itself, but not for a request that was given a stream.
     request.headers.setdefault("host", request.url.netloc.decode("ascii"))
     return request
@@ -169,9 +178,16 @@ def _prepare(http: httpx.Client | httpx.AsyncClient, request: httpx.Request) -> 
 
 def _redirected(request: httpx.Request, response: httpx.Response, hops: int) -> httpx.Request | None:
     """The request to make next when a GET is sent elsewhere; the client's auth decides whether the new
-    host is shown the key."""
-    if not response.has_redirect_location or request.method != "GET":
+    host is shown the key. Raises ConfigurationError for what is not a GET: it would arrive as one."""
+    if not response.has_redirect_location:
         return None
+    if request.method != "GET":
+        here, there = request.url, request.url.join(response.headers["location"])
+        raise ConfigurationError(
+            f"{here.host} did not act on {request.method} {here.path}, but redirects to {there.scheme}://"
+            f"{there.netloc.decode('ascii')}; should api_base begin like that?",
+            status_code=response.status_code,
+        )
     if hops >= _MAX_REDIRECTS:
         raise ServerError(
             f"{request.url.host} redirects without end", status_code=response.status_code, should_retry=False

@@ -17,7 +17,7 @@ from .content import Content, file_mark
 from .errors import InputError, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from .providers.base import Provider
@@ -187,10 +187,11 @@ def make_plan(
     """Read the whole input once: validate every line, and cut it into shards.
 
     `content` is the local file that the shards will be read from: the input itself, or the file behind
-    `spool`, which receives the uploaded form of each line. `ids` receives the custom_ids, one JSON string a
-    line, in input order. Of the lines, those with the custom_ids in `only` are taken, which come in input
-    order (None: all); the digest is the whole input's. Raises InputError with line numbers, all of them up to
-    a cap.
+    `spool`, which receives the uploaded form of each line. It takes a spool to send other lines than those of
+    the input: to a provider that is not `verbatim`, and with a `model`, which goes into lines that name none.
+    `ids` receives the custom_ids, one JSON string a line, in input order. Of the lines, those with the
+    custom_ids in `only` are taken, which come in input order (None: all); the digest is the whole input's.
+    Raises InputError with line numbers, all of them up to a cap.
     """
     mark = file_mark(content)
     planner = _Planner(provider, endpoint, model, drop_untranslatable, spool, ids, only)
@@ -269,7 +270,7 @@ class _Planner:
             return
         start, data_size = offset, len(raw)
         if self.spool is not None:
-            uploaded = self._encode(number, raw)
+            uploaded = self._encode(number, raw, names_model="model" in line["body"])
             if uploaded is None:
                 return
             start, data_size = self.spooled, len(uploaded)
@@ -309,18 +310,22 @@ class _Planner:
         else:
             self.all_models.setdefault(model, number)
 
-    def _encode(self, number: int, raw: bytes) -> bytes | None:
-        if self.provider.verbatim:
+    def _encode(self, number: int, raw: bytes, *, names_model: bool) -> bytes | None:
+        if self.provider.verbatim and (names_model or self.model is None):
             return raw if raw.endswith(b"\n") else raw + b"\n"
         try:
             # Read again by the standard library: unlike the fast parser it keeps integers of any size.
-            uploaded = self.provider.encode(json.loads(raw), self.endpoint, drop=self.drop)
+            line: Mapping[str, Any] = json.loads(raw)
+            if self.model is not None:
+                line["body"].setdefault("model", self.model)
+            if not self.provider.verbatim:
+                line = self.provider.encode(line, self.endpoint, drop=self.drop)
         except ValueError as error:
             parameter = getattr(error, "parameter", None)
             where = f"body.{parameter}" if parameter else "body"
             self.problems.add(number, where, str(getattr(error, "reason", error)))
             return None
-        return json.dumps(uploaded, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        return json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
     def _place(self, start: int, size: int, line: dict[str, Any]) -> None:
         limits = self.provider.limits

@@ -6,12 +6,23 @@ import math
 from collections.abc import Sequence
 from enum import Enum, auto
 
-from .errors import AuthenticationError, ConfigurationError, NotFoundError, QuotaError, RateLimitError
+from .errors import (
+    AuthenticationError,
+    BadRequestError,
+    ConfigurationError,
+    NotFoundError,
+    QuotaError,
+    RateLimitError,
+)
 
 FEW = 8  # this many are not worth a listing
 PATIENCE = 3  # pages that may bring less than they cost before a listing is given up
 CLOCK_SKEW = 120.0  # seconds that our clock and the provider's may differ
+LONGEST_PAUSE = 3600.0  # seconds; a Retry-After beyond that is not believed
 LASTING = 300.0  # seconds after which trouble that lasts is worth a second line in the log
+
+# Refusals that may be none the next time: a lock, early data, a connection that a proxy has closed.
+_PASSING = frozenset({409, 423, 425, 499})
 
 
 def next_interval(age: float, first: float, most: float, roll: float) -> float:
@@ -77,7 +88,9 @@ class Verdict(Enum):
 
 
 def verdict(error: Exception) -> Verdict:
-    """Only 401, 403 and 404 end a wait; 401 (and a client that cannot be made) every wait of the account."""
+    """Only a refusal ends a wait: 401 (and a client that cannot be made) every wait of the account, 403, 404
+    and what else would be refused again (400 or 422, as for an id in the wrong form) that of one batch.
+    """
     match error:
         case ConfigurationError():
             return Verdict.ENDS_ALL
@@ -85,10 +98,17 @@ def verdict(error: Exception) -> Verdict:
             return Verdict.ENDS_ONE if error.status_code == 403 else Verdict.ENDS_ALL
         case NotFoundError():
             return Verdict.ENDS_ONE
+        case BadRequestError(status_code=status, should_retry=again) if status not in _PASSING and not again:
+            return Verdict.ENDS_ONE
         case RateLimitError() | QuotaError():
             return Verdict.SLOWS
         case _:
             return Verdict.BLIP
+
+
+def pause_after(failure: Exception | None, interval: float) -> float:
+    """Seconds until the next look: an interval, or longer where what failed was told to."""
+    return max(interval, min(getattr(failure, "retry_after", None) or 0.0, LONGEST_PAUSE))
 
 
 class Trouble:

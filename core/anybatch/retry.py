@@ -1,7 +1,7 @@
 """Which failed requests are sent again, after how long, and which never.
 
 Sources: the retry rules of OpenAI's and Anthropic's own SDKs (408, 409, 429, 5xx; `x-should-retry`;
-`retry-after-ms`, then `retry-after` as seconds or HTTP date).
+`retry-after-ms`, then `retry-after` as seconds or HTTP date); Anthropic's list of errors (529).
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from .errors import (
 T = TypeVar("T")
 
 _QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached", "insufficient_balance"})
+# Anthropic's word for a request that was turned away unread: a create that gets it has left no batch.
+_OVERLOADED = "overloaded_error"
 _REQUEST_ID_HEADERS = ("x-request-id", "request-id", "apim-request-id", "cf-ray")
 _KEY_HEADERS = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
 _MESSAGE_LIMIT = 500
@@ -158,7 +160,7 @@ def _kind(status: int, code: str | None) -> type[APIError]:
         return AuthenticationError
     if status == 404:
         return NotFoundError
-    if status == 429:
+    if status in (429, 529) or code == _OVERLOADED:
         return RateLimitError
     if status == 408 or status >= 500 or status < 400:
         return ServerError

@@ -11,17 +11,18 @@ import asyncio
 import contextlib
 import contextvars
 import copy
+import hashlib
 import heapq
 import logging
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from itertools import chain
 from operator import attrgetter
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from .errors import (
@@ -30,6 +31,7 @@ from .errors import (
 from .models import Batch, BatchStatus, Page
 from .pace import (
     FEW,
+    LONGEST_PAUSE,
     Trouble,
     Verdict,
     before_deadline,
@@ -40,6 +42,7 @@ from .pace import (
 )
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 log = logging.getLogger(__name__)
 
 LANES = 8  # retrieves under way at once
@@ -47,7 +50,6 @@ ONE_BY_ONE = 256  # retrieves in one sweep; the others keep their turn
 REFUSALS = 5  # times in a row that one page of a listing is asked for again after a 429
 CALL_SECONDS = 120.0  # a call that takes longer has failed
 NO_LISTING = (120.0, 1800.0)  # seconds without listings after one that did not pay, and at most
-LONGEST_PAUSE = 3600.0  # seconds; a Retry-After beyond that is not believed
 LATE_LOOK = 60.0  # seconds that a wait has which begins after its deadline
 WALL_CLOCK = 60.0  # seconds between looks at the wall clock, which may jump
 CANCEL_AGAIN = 0.1  # seconds until a poll task that was to end is looked at again
@@ -212,9 +214,9 @@ class Watcher:
         """Return the batch once it has ended, however it ended.
 
         `deadline` and `created_at` are unix seconds; knowing the age saves calls. A deadline that has passed
-        still gets one look. `on_progress` is called with every new status or count. Raises
-        AuthenticationError and NotFoundError at once, DeadlineExceededError at the deadline, and nothing for
-        failures that may pass.
+        still gets one look. `on_progress` is called with every new status or count. Raises at once what would
+        be refused again (AuthenticationError, NotFoundError, BadRequestError), DeadlineExceededError at the
+        deadline, and nothing for failures that may pass.
         """
         watched, waiter = self._join(batch_id, deadline, created_at, on_progress)
         try:
@@ -309,7 +311,7 @@ class Watcher:
         batches, self._batches = self._batches, {}
         for number, watched in enumerate(batches.values()):
             for waiter in self._drop(watched):
-                waiter.fail(_own(error))
+                waiter.fail(copy_of(error))
             if number % SLICE == 0:
                 await asyncio.sleep(0)
 
@@ -489,7 +491,7 @@ class Watcher:
                     await self._fail_all(error)
                 case Verdict.ENDS_ONE:
                     for waiter in self._drop(watched):
-                        waiter.fail(_own(error))
+                        waiter.fail(copy_of(error))
                 case Verdict.SLOWS:
                     self._report(error, watched.batch_id)
                     self._slow_down(error)
@@ -568,7 +570,7 @@ class Watcher:
             log.warning("%s: polling fails, still waiting: %s%s: %s", self.key, told, what, reason)
 
 
-def _own(error: Exception) -> Exception:
+def copy_of(error: E) -> E:
     """A copy for each who gets it: one instance raised in thousands of tasks grows a traceback from all."""
     try:
         return copy.copy(error).with_traceback(error.__traceback__)
@@ -580,8 +582,25 @@ _Watchers = WeakValueDictionary[str, Watcher]
 _watchers: WeakKeyDictionary[asyncio.AbstractEventLoop, _Watchers] = WeakKeyDictionary()
 
 
+def watcher_key(account_key: str, client_args: Mapping[str, Any]) -> str:
+    """What polls are shared by: the account (`Account.key`), and the way its requests go.
+
+    Clients of one account that differ in `client_args` (a tenant's headers, a proxy) are kept apart.
+    """
+    if not client_args:
+        return account_key
+    return f"{account_key}+{hashlib.sha256(_told_apart(client_args).encode()).hexdigest()[:8]}"
+
+
+def _told_apart(value: object) -> str:
+    """A text that differs where the values do, as far as they can be told; httpx's headers hide theirs."""
+    if isinstance(value, Mapping):
+        return repr(sorted((str(name), _told_apart(one)) for name, one in value.items()))
+    return str(value)
+
+
 def get_watcher(key: str, make_client: MakeClient) -> Watcher:
-    """The running loop's watcher for the account of this key (`Account.key`), made if there is none.
+    """The running loop's watcher of this key (`watcher_key`), made if there is none.
 
     `make_client` is called, and the client entered and left, by the watcher and only if it has none open:
     whoever comes second makes no client. The client must not repeat failed calls by itself for long, since

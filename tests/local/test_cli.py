@@ -30,6 +30,57 @@ def test_run_and_status(tmp_path, capsys, requests):
     assert capsys.readouterr().out in told
 
 
+def test_a_job_of_which_no_row_succeeded_is_a_failure(tmp_path, capsys, requests):
+    (tmp_path / "in.jsonl").write_bytes(requests(3, "local:echo?delay=0.2&fail=1"))
+    job = ["run", str(tmp_path / "in.jsonl"), str(tmp_path / "out"), "--provider", "local"]
+    for _ in range(2):
+        assert main([*job, "--api-base", f"sqlite://{tmp_path}/x.db"]) == 3
+        told = capsys.readouterr()
+        assert "3 failed" in told.out
+        assert "results: " in told.out
+        assert told.err == ""
+
+
+def test_a_job_s_policies(tmp_path, capsys, requests):
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(requests(2, "local:echo?delay=0.2"))
+    job = ["run", str(source), str(tmp_path / "out"), "--provider", "local"]
+    job += ["--api-base", f"sqlite://{tmp_path}/x.db", "--on-orphan", "resubmit", "--max-rounds", "2"]
+    assert main(job) == 0
+    first = batches(capsys)
+    assert len(first) == 1
+    assert main([*job, "--restart", "again"]) == 0
+    second = batches(capsys)
+    assert len(second) == 1
+    assert first != second
+    assert main([*job, "--restart", "again"]) == 0
+    assert batches(capsys) == set()  # this one has been restarted
+
+    source.write_bytes(requests(3, "local:echo?delay=0.2"))
+    assert main([*job, "--on-changed", "fail"]) == 1
+    assert "on_changed='cancel_and_resubmit' would replace it" in capsys.readouterr().err
+    assert main([*job, "--on-changed", "cancel_and_resubmit"]) == 0
+    assert "3 succeeded" in capsys.readouterr().out
+
+
+def batches(capsys):
+    """The batches whose progress was told."""
+    return {word for word in capsys.readouterr().out.split() if word.startswith("batch_")}
+
+
+def test_the_model_of_all_lines(tmp_path, capsys, requests):
+    lines = [json.loads(line) for line in requests(2).splitlines()]
+    for line in lines:
+        del line["body"]["model"]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    job = ["run", str(tmp_path / "in.jsonl"), str(tmp_path / "out"), "--provider", "local"]
+    job += ["--api-base", f"sqlite://{tmp_path}/x.db"]
+    assert main(job) == 2
+    assert "must name the model" in capsys.readouterr().err
+    assert main([*job, "--model", "local:echo?delay=0.2"]) == 0
+    assert "2 succeeded" in capsys.readouterr().out
+
+
 def test_status_of_a_job_under_way(tmp_path, capsys, requests):
     (tmp_path / "in.jsonl").write_bytes(requests(2, "local:echo?delay=60"))
     job = ["run", str(tmp_path / "in.jsonl"), str(tmp_path / "out"), "--provider", "local"]
@@ -59,6 +110,7 @@ def test_status_of_a_job_under_way(tmp_path, capsys, requests):
             "Cannot open",
         ),
         (["run", "{tmp}/bad", "{tmp}/out", "--provider", "local", "--metadata", "x"], 2, "KEY=VALUE"),
+        (["run", "{tmp}/bad", "{tmp}/out", "--provider", "local", "--max-rounds", "0"], 2, "max_rounds"),
         (["serve", "--port", "99999"], 2, "--port"),
         (["serve", "--upstream", "localhost"], 2, "--upstream"),
         (["serve", "--upstream", "http://x", "--concurrency", "0"], 2, "--concurrency"),

@@ -17,7 +17,18 @@ from ..errors import ConfigurationError
 from ..flow import CHUNK, Flow, send
 from ..models import Batch, BatchStatus, Body, Outcome, Page, RequestCounts, Row, RowError
 from .account import resolve_account
-from .base import DEFAULT_WINDOW, Limits, NewBatch, Provider, failed_row, get, id_of, json_of, post
+from .base import (
+    DEFAULT_WINDOW,
+    Limits,
+    NewBatch,
+    Provider,
+    entries_of,
+    failed_row,
+    get,
+    id_of,
+    json_of,
+    post,
+)
 from .messages import error_status, from_message, original_id, safe_id, to_messages
 from .openai import unix_time
 
@@ -120,7 +131,7 @@ class Anthropic(Provider):
         stream = InlineRequests(new.content)
         headers = {"content-type": "application/json", "content-length": str(stream.size)}
         request = httpx.Request("POST", self.url("/v1/messages/batches"), headers=headers, stream=stream)
-        return parse_batch(json_of((yield from send(request, repeatable=False))))
+        return parse_batch(json_of((yield from send(request, repeatable=False, large=True))))
 
     def find(self, file_id: str | None, metadata: Mapping[str, str], *, since: float) -> Flow[list[Batch]]:
         """Nothing on a batch says where it came from: all created since then, for a person to judge."""
@@ -139,12 +150,14 @@ class Anthropic(Provider):
         answer = yield from get(self.url("/v1/messages/batches"), {"limit": limit, "after_id": after})
         last = answer.get("last_id")
         more = bool(answer.get("has_more")) and last is not None and last != after
-        batches = [parse_batch(raw) for raw in answer.get("data") or []]
+        batches = [parse_batch(raw) for raw in entries_of(answer)]
         return Page(batches, next_cursor=last if more else None, has_more=more)
 
     def result_requests(self, batch: Batch) -> list[httpx.Request]:
-        url = batch.raw.get("results_url")
-        return [httpx.Request("GET", httpx.URL(self.account.api_base).join(url))] if url else []
+        if not batch.raw.get("results_url"):
+            return []
+        # Not that address itself: behind a gateway it is Anthropic's own, where this key is worth nothing.
+        return [httpx.Request("GET", self.url("/v1/messages/batches/{}/results", batch.id))]
 
 
 class InlineRequests(httpx.SyncByteStream, httpx.AsyncByteStream):

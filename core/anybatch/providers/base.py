@@ -8,6 +8,7 @@ import logging
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
 
@@ -81,6 +82,8 @@ class Provider(ABC):
     """Whether a create that is repeated with the same idempotency key makes no second batch."""
     create_options: frozenset[str] = frozenset()
     list_options: frozenset[str] = frozenset()
+    not_options: Mapping[str, str] = MappingProxyType({})
+    """What looks like an option but cannot be one, and what to do instead."""
     metadata_limits: tuple[int, int, int] | None = (16, 64, 512)
     """Pairs, characters of a key, characters of a value; None where a batch carries no metadata."""
     list_limit: int = 100
@@ -199,8 +202,10 @@ class Provider(ABC):
     def check_options(self, given: Mapping[str, Any], known: frozenset[str], what: str) -> None:
         unknown = sorted(set(given) - known)
         if unknown:
+            instead = [f". {name}: {self.not_options[name]}" for name in unknown if name in self.not_options]
             raise UnknownOptionError(
-                f"{self.name} has no {what} option {_names(unknown)}; it has {_names(known) or 'none'}",
+                f"{self.name} has no {what} option {_names(unknown)}; it has {_names(known) or 'none'}"
+                + "".join(instead),
                 provider=self.name,
             )
 
@@ -322,6 +327,20 @@ def id_of(answer: Mapping[str, Any], what: str) -> str:
     if not isinstance(found, str | int) or found == "":
         raise ServerError(f"the provider's answer is no {what}: {json.dumps(answer)[:200]}")
     return str(found)
+
+
+def entries_of(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The entries of a listing. Servers written in Go send null where there are none.
+
+    Any other answer without them is no listing, but a failure with status 200, or another server: taken for
+    an empty one, it would say that a batch which was paid for does not exist. It is a ServerError.
+    """
+    entries = answer.get("data")
+    if entries is None and answer.get("object") == "list":
+        return []
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ServerError(f"the provider's answer is no listing: {json.dumps(answer)[:200]}")
+    return entries
 
 
 def get(url: str, params: Mapping[str, Any] | None = None) -> Flow[dict[str, Any]]:

@@ -15,6 +15,11 @@ _RESPONSES = "/v1/responses"
 
 _EXPIRY = ("input_expires_after", "output_expires_after")
 
+# As an option of a create it would be missing from the upload, and from whatever asks for the batch later.
+_LITELLM_ROUTE = (
+    "all calls about a batch have to name it: put it into api_base, http://localhost:4000/azure/v1"
+)
+
 DIALECTS: dict[str, Dialect] = {
     row.name: row
     for row in (
@@ -128,8 +133,9 @@ DIALECTS: dict[str, Dialect] = {
             ("LITELLM_API_BASE", "LITELLM_PROXY_API_BASE"),
             needs_key=False,
             single_model=True,
-            create_options=("custom_llm_provider", *_EXPIRY),
-            list_options=("custom_llm_provider", "target_model_names"),
+            create_options=_EXPIRY,
+            list_options=("target_model_names",),
+            not_options=(("custom_llm_provider", _LITELLM_ROUTE),),
         ),
         Dialect(
             "openai-compatible",

@@ -13,7 +13,7 @@ from ..errors import ConfigurationError
 from ..flow import Flow, send
 from ..models import Batch, BatchErrors, BatchProblem, BatchStatus, Page, RequestCounts
 from .account import resolve_account
-from .base import DEFAULT_WINDOW, Limits, NewBatch, Provider, get, id_of, json_of, post
+from .base import DEFAULT_WINDOW, Limits, NewBatch, Provider, entries_of, get, id_of, json_of, post
 from .openai import decode_record, made_from, unix_time
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Mistral(Provider):
         with content.open() as file:
             files = {"file": ("requests.jsonl", file, "application/jsonl")}
             request = httpx.Request("POST", self.url("/v1/files"), data={"purpose": "batch"}, files=files)  # type: ignore[arg-type]
-            return id_of(json_of((yield from send(request))), "file")
+            return id_of(json_of((yield from send(request, large=True))), "file")
 
     def create(self, new: NewBatch, file_id: str | None) -> Flow[Batch]:
         body: dict[str, Any] = {
@@ -142,7 +142,7 @@ class Mistral(Provider):
         query = {"page": page, "page_size": size, "order_by": "-created", **options}
         metadata = query.pop("metadata", None) or {}  # the SDK sends the pairs as bare query keys
         answer = yield from get(self.url("/v1/batch/jobs"), query | metadata)
-        batches = [parse_job(raw) for raw in answer.get("data") or []]
+        batches = [parse_job(raw) for raw in entries_of(answer)]
         last = batches[-1].id if batches else before
         more = last != before and (page + 1) * size < int(answer.get("total") or 0)
         return Page(batches, next_cursor=f"{page + 1}:{last}" if more else None, has_more=more)

@@ -30,7 +30,7 @@ from ..models import (
 )
 from ..results import mended_json
 from .account import Account
-from .base import Limits, NewBatch, Provider, failed_row, get, id_of, json_of, post
+from .base import Limits, NewBatch, Provider, entries_of, failed_row, get, id_of, json_of, post
 
 if TYPE_CHECKING:
     from ..content import Content
@@ -79,6 +79,7 @@ class Dialect:
     idempotency_header: str | None = None
     create_options: tuple[str, ...] = ()
     list_options: tuple[str, ...] = ()
+    not_options: tuple[tuple[str, str], ...] = ()  # (what looks like an option, what to do instead)
     env_headers: tuple[tuple[str, str], ...] = ()  # (environment variable, header it is sent as)
     poll_seconds: tuple[float, float] = (15.0, 300.0)
 
@@ -99,6 +100,7 @@ class OpenAIFormat(Provider):
         self.idempotent_create = dialect.idempotency_header is not None
         self.create_options = frozenset(dialect.create_options)
         self.list_options = frozenset(dialect.list_options)
+        self.not_options = dict(dialect.not_options)
         self.poll_seconds = dialect.poll_seconds
         if not dialect.metadata:
             self.metadata_limits = None
@@ -124,7 +126,7 @@ class OpenAIFormat(Provider):
             # The name matters: OpenAI refuses a batch file that does not end in .jsonl.
             files = {"file": ("requests.jsonl", file, "application/jsonl")}
             request = httpx.Request("POST", self.url("/files"), data=fields, files=files)  # type: ignore[arg-type]
-            answer = json_of((yield from send(request)))
+            answer = json_of((yield from send(request, large=True)))
         uploaded = answer["data"] if isinstance(answer.get("data"), dict) else answer  # SiliconFlow wraps it
         file_id = id_of(uploaded, "file")
         if self.dialect.file_becomes_ready:
@@ -186,7 +188,7 @@ class OpenAIFormat(Provider):
         by_cursor = self.dialect.pages_by_cursor
         query = {"limit": limit, "cursor" if by_cursor else "after": after, **options}
         answer = yield from get(self.url("/batches"), query)
-        batches = [self.batch(raw) for raw in answer.get("data") or []]
+        batches = [self.batch(raw) for raw in entries_of(answer)]
         if by_cursor:
             cursor = (answer.get("paging") or {}).get("next_cursor") or None
             cursor = cursor if cursor != after else None
@@ -323,7 +325,7 @@ def decode_record(record: dict[str, Any]) -> Row:
         return Row(custom_id, outcome, body, problem, status)
     if response is None:
         return failed_row(custom_id, None, "the provider sent neither a response nor an error")
-    if status is not None and status >= 400:
+    if status is not None and not 200 <= status < 400:
         return Row(custom_id, Outcome.FAILED, body, _row_error(_error_in(body)), status)
     if body is None:
         return failed_row(custom_id, None, "the response has no body", status)
