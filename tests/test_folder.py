@@ -1,14 +1,24 @@
-"""A job's folder on an object store, and what lands in it."""
+"""A job's folder, on disk and on an object store, and what lands in it."""
 
 from __future__ import annotations
 
+import asyncio
+import io
+import os
 import uuid
+from pathlib import Path
 
+import httpx
+import orjson
 import pytest
 from upath import UPath
 
+from anybatch import RetryPolicy, get_provider
+from anybatch.flow import Flow, aperform, do
 from anybatch.ledger import JobFolder, Ledger, ShardRecord
-from anybatch.models import Outcome, RowError
+from anybatch.merge import Tally, merge
+from anybatch.models import BatchStatus, Outcome, RowError
+from anybatch.providers.openai import parse_batch
 from anybatch.results import parse_landed
 
 
@@ -37,6 +47,96 @@ def test_a_rival_that_writes_during_the_files_before_a_commit_is_not_overwritten
     now = folder.read()
     assert now is not None
     assert (now.renewals, now.renewed) == (1, 0)
+
+
+def test_what_is_put_is_on_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """File and folder: a claim that a power cut takes back would have its batch created twice."""
+    local = JobFolder(UPath(tmp_path / "job"))
+    assert local.commit(None, ledger()) is not None
+    events: list[str] = []
+
+    def synced(handle: int) -> None:
+        events.append(f"sync {Path(os.readlink(f'/proc/self/fd/{handle}')).name.rpartition('.')[0]}")
+
+    replaced = Path.replace
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(
+        Path, "replace", lambda *paths: events.append(f"name {paths[1].name}") or replaced(*paths)
+    )
+    (tmp_path / "rows").write_text("rows")
+    local.put(tmp_path / "rows", "results.jsonl")
+    local.replace("report.json", b"{}")
+    assert events == [
+        "sync .results.jsonl", "name results.jsonl", "sync ",
+        "sync .report.json", "name report.json", "sync ",
+    ]  # fmt: skip
+    assert (local.path / "results.jsonl").read_text() == "rows"
+
+
+def test_a_temporary_folder_is_removed_by_others_only_if_its_owner_is_dead(tmp_path: Path) -> None:
+    local = JobFolder(UPath(tmp_path / "job"))
+    with local.scratch() as mine:
+        (mine / "rows").write_text("rows")
+        left = local.scratch()
+        (left.path / "rows").write_text("rows")
+        os.close(left._guard)  # type: ignore[arg-type]  # as the kernel does when its owner is killed
+        with local.scratch() as theirs:
+            assert (mine / "rows").read_text() == "rows"
+            assert theirs.is_dir()
+            assert not left.path.exists()
+    assert [path.name for path in (tmp_path / "job").iterdir()] == [".lock"]
+
+
+def test_waiting_for_the_folder_does_not_block_the_event_loop(tmp_path: Path) -> None:
+    """An attempt that collects waits for the lock in a thread."""
+    local = JobFolder(UPath(tmp_path / "job"))
+
+    async def both() -> bool:
+        with local.locked():
+            waiting = asyncio.create_task(aperform(_scratch(local), httpx.AsyncClient(), RetryPolicy()))
+            await asyncio.sleep(0.05)
+            blocked = waiting.done()
+        await waiting
+        return blocked
+
+    assert asyncio.run(both()) is False
+
+
+def _scratch(folder: JobFolder) -> Flow[None]:
+    with (yield from do(folder.scratch)):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("counts", "read"),
+    [
+        ({"total": 3, "completed": "2", "failed": 1.0}, (3, 2, 1)),
+        ({"total": 3, "completed": None, "failed": "n/a"}, (3, 0, 0)),
+        ({"total": 3, "completed": {"rows": 2}, "failed": float("inf")}, (3, 0, 0)),
+    ],
+)
+def test_counts_as_servers_send_them(counts: dict[str, object], read: tuple[int, int, int]) -> None:
+    batch = parse_batch({"id": "b", "status": "completed", "request_counts": counts}, "openai")
+    assert batch.request_counts is not None
+    assert (batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed) == read
+
+
+@pytest.mark.parametrize(
+    ("status", "good"), [(0, False), (100, False), (200, True), (299, True), (500, False)]
+)
+def test_a_status_that_is_no_success(tmp_path: Path, status: int, good: bool) -> None:
+    """Servers write 0 where the model never answered, beside a body that says so."""
+    line = {"custom_id": "a", "response": {"status_code": status, "body": {"id": "x"}}, "error": None}
+    (tmp_path / "out.jsonl").write_bytes(orjson.dumps(line) + b"\n")
+    tally, out = Tally(), io.BytesIO()
+    merge(
+        [tmp_path / "out.jsonl"], ["a"], get_provider("openai", api_key="k"), "/v1/chat/completions",
+        BatchStatus.COMPLETED, out, lambda raw: None, tally,
+    )  # fmt: skip
+    expected = Outcome.SUCCEEDED if good else Outcome.FAILED
+    assert (parse_landed(out.getvalue()).outcome, dict(tally.counts)) == (expected, {expected: 1})
 
 
 @pytest.mark.parametrize(

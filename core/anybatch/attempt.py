@@ -11,10 +11,9 @@ Every arrow can be taken by another process than the one before, or by several a
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import uuid
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from .collect import ended_round, gather, land
-from .errors import InputChangedError, InputError, JobError
+from .errors import AnyBatchError, InputChangedError, InputError, JobError, LedgerConflictError
 from .flow import Flow, do
 from .job import fingerprint, job_metadata
 from .ledger import is_path, open_path
@@ -44,19 +43,24 @@ from .rounds import (
 from .shards import Submission, read_ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
+    from typing import BinaryIO
 
     from upath import UPath
 
     from .collect import Gathered
     from .job import Job
-    from .ledger import JobFolder, Ledger
+    from .ledger import JobFolder, Ledger, ShardRecord
     from .lines import Plan
     from .models import Batch
     from .providers.base import Provider
 
 log = logging.getLogger(__name__)
+
+
+class _InputGoneError(InputChangedError):
+    """The input is not where it was; not raised where nobody has said where that is."""
 
 
 @dataclass
@@ -82,22 +86,51 @@ class Attempt:
         """Bring the job as far as it goes without waiting; the current round's batches as they stand.
 
         Where they have ended and rows may go again, their results are read, which tells. If none does, the
-        results land on the spot, since they are at hand.
+        results land on the spot, since they are at hand. A job that was stopped before it had any batch in
+        this round lands on the spot, too.
         """
         while True:
             batches = yield from self._submitted(ledger)
             if not all(batch.status.is_terminal for batch in batches):
                 return batches
-            if not any(budget(self.job, ledger, {batch.status for batch in batches})):
+            if batches and not any(budget(self.job, ledger, {batch.status for batch in batches})):
                 return batches
             ledger = yield from read_ledger(self.job, ledger.fingerprint)
             if ledger.landed_at is not None:
                 return []
-            if [record.batch_id for record in ledger.current] != [batch.id for batch in batches]:
+            known = [record.batch_id for record in ledger.current if record.batch_id is not None]
+            if known != [batch.id for batch in batches]:
                 continue  # another attempt has gone on
-            if (yield from self._close_round(ledger, batches)):
-                return batches
-            ledger = yield from read_ledger(self.job, ledger.fingerprint)
+            try:
+                if (yield from self._close_round(ledger, batches)):
+                    return batches
+            except (FileNotFoundError, LedgerConflictError):
+                now = yield from read_ledger(self.job, ledger.fingerprint)
+                if (now.shards, now.landed_at) == (ledger.shards, ledger.landed_at):
+                    raise
+                log.info("job %s: another attempt has gone on meanwhile", now.job)
+                ledger = now
+            else:
+                ledger = yield from read_ledger(self.job, ledger.fingerprint)
+
+    def stop(self, ledger: Ledger) -> Flow[list[Batch]]:
+        """Cancel what runs of a job that is noted as stopped; the current round's batches as they stand.
+
+        First those that are known. What cannot be cancelled keeps none of the others running.
+        """
+        batches, problems = {}, []
+        for record in sorted(ledger.current, key=lambda record: record.batch_id is None):
+            try:
+                batch = yield from self._submission(ledger, record).run()
+            except AnyBatchError as error:
+                log.warning("job %s: shard %d could not be stopped: %s", ledger.job, record.shard, error)
+                problems.append(error)
+            else:
+                if batch is not None:
+                    batches[record.shard] = batch
+        if problems:
+            raise problems[0]
+        return [batches[shard] for shard in sorted(batches)]
 
     def reopen(self, ledger: Ledger) -> Flow[Ledger | None]:
         """A landed job with one more round, where `max_rounds` leaves one and rows are worth it; else None.
@@ -116,7 +149,8 @@ class Attempt:
         except (FileNotFoundError, JobError) as error:  # the input may be gone: what has landed stays
             log.warning("job %s has landed; its rows are not submitted again: %s", ledger.job, error)
             return None
-        after = next_round(ledger, records_of(plan, ledger.round + 1), report.batches, report.unexpected)
+        again = ledger.model_copy(update={"max_rounds": self.job.max_rounds})
+        after = next_round(again, records_of(plan, ledger.round + 1), report.batches, report.unexpected)
         kept = yield from do(partial(_copies, folder, self.scratch))
         yield from self._open(ledger, after, plan, *kept)
         return (yield from read_ledger(self.job, ledger.fingerprint))
@@ -129,27 +163,39 @@ class Attempt:
         return plan
 
     def _submitted(self, ledger: Ledger) -> Flow[list[Batch]]:
-        """The batch of each shard of the current round."""
+        """The batch of each shard of the current round; of a job that was stopped, of those that have one."""
         batches = []
         for record in ledger.current:
-            submission = Submission(
-                self.job, self.provider, self.plan_of, record, self.metadata, self.mark, ledger.fingerprint,
-                self.renews,
-            )  # fmt: skip
-            batches.append((yield from submission.run()))
+            batch = yield from self._submission(ledger, record).run()
+            if batch is not None:
+                batches.append(batch)
         return batches
+
+    def _submission(self, ledger: Ledger, record: ShardRecord) -> Submission:
+        return Submission(
+            self.job, self.provider, self.plan_of, record, self.metadata, self.mark, ledger.fingerprint,
+            self.renews,
+        )  # fmt: skip
 
     def _close_round(self, ledger: Ledger, batches: Sequence[Batch]) -> Flow[bool]:
         """Read the results of a round that has ended, and open the next, or land; whether it was that."""
         ended = yield from ended_round(self.job, self.provider, ledger, batches)
-        with self.job.folder.scratch() as scratch:
+        with (yield from do(self.job.folder.scratch)) as scratch:
             gathered = yield from gather(self.provider, self.job.folder, ledger, ended, scratch)
             chosen = yield from do(partial(self._choose, ledger, gathered))
             if not chosen.rows:
                 yield from land(self.job, self.provider, ledger, gathered)
                 return True
-            plan = yield from self._plan_next(ledger, chosen)
-            accounts = [account_of(record, batch) for record, batch in ended]
+            try:
+                plan = yield from self._plan_next(ledger, chosen)
+            except _InputGoneError as error:
+                if chosen.cancelled < chosen.rows:
+                    raise
+                # Nobody has asked for this round, and so nobody can do without it.
+                log.warning("job %s lands with cancelled rows: %s", ledger.job, error)
+                yield from land(self.job, self.provider, ledger, gathered)
+                return True
+            accounts = [account_of(record, batch) for record, batch in gathered.ended]
             after = next_round(
                 ledger, records_of(plan, ledger.round + 1), accounts, gathered.tally.unexpected, chosen
             )
@@ -209,14 +255,15 @@ class Attempt:
         content = self.scratch / f"content-{number}.jsonl"
         why = f"job {ledger.job}: rows could not be submitted again: the input"
         then = "while the job ran; what was answered so far can be collected"
-        source = next((path for path in input_paths(self.job, ledger) if path.exists()), None)
-        if source is None:
-            raise InputChangedError(f"{why} was removed {then}")
         try:
-            with source.open("rb") as file, ids.open("rb") as wanted, content.open("wb") as spool:
+            source, opened = open_input(self.job, ledger)
+        except InputChangedError as error:
+            raise type(error)(f"{why} {error.message} {then}") from None
+        try:
+            with opened as file, ids.open("rb") as wanted, content.open("wb") as spool:
                 plan = make_plan(
                     file,
-                    str(source),
+                    source,
                     self.provider,
                     self.job.endpoint,
                     content=content,
@@ -232,13 +279,33 @@ class Attempt:
         return plan
 
 
-def input_paths(job: Job, ledger: Ledger) -> Iterator[UPath]:
-    """Where the input may be read once more."""
+def open_input(job: Job, ledger: Ledger) -> tuple[str, BinaryIO]:
+    """The input, opened once more, and where it was found.
+
+    Raises InputChangedError where it is nowhere, _InputGoneError where it is not in the place that is known.
+    """
+    kind: type[InputChangedError] = InputChangedError
     if is_path(job.input):
-        yield open_path(job.input)
+        with suppress(FileNotFoundError):
+            return _opened(open_path(job.input))
+        kind = _InputGoneError
     if ledger.input is not None:
-        yield open_path(ledger.input)
-    yield job.folder / "requests.jsonl"
+        try:
+            return _opened(open_path(ledger.input))
+        except FileNotFoundError:
+            kind = _InputGoneError
+        except Exception as error:
+            if "@" not in ledger.input:
+                raise
+            # A connection of Airflow's, perhaps, which only the job's own path object knows how to use.
+            log.warning("job %s: %s cannot be opened here: %s", ledger.job, ledger.input, error)
+    with suppress(FileNotFoundError):
+        return _opened(job.folder / "requests.jsonl")
+    raise kind("was removed")
+
+
+def _opened(path: UPath) -> tuple[str, BinaryIO]:
+    return str(path), path.open("rb")
 
 
 def _copies(folder: JobFolder, scratch: Path) -> tuple[Path, Path]:
@@ -254,9 +321,6 @@ def _copies(folder: JobFolder, scratch: Path) -> tuple[Path, Path]:
 
 def _keep(folder: JobFolder, number: int, rows: Path, stray: Path, ids: Path) -> None:
     """Write down what round `number` builds on, before the ledger says that there is such a round."""
-    for path in (rows, stray, ids):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())  # the provider may not have it any more when it is needed
     folder.put(rows, rows_name(number - 1))
     folder.put(ids, ids_name(number))
     if stray.stat().st_size:

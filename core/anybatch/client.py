@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 import ssl
 import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -20,19 +22,19 @@ from ._version import __version__
 from .collect import collect, settled
 from .content import Content
 from .errors import AnyBatchError, ConfigurationError, DeadlineExceededError
-from .flow import Flow, T, aperform, do, perform, sleep
+from .flow import TIMEOUT, Flow, T, aperform, do, perform, sleep
 from .job import Job
 from .lines import make_plan
 from .models import Batch, BatchStatus, Page, Report, Row
-from .pace import before_deadline, next_interval
+from .pace import Trouble, Verdict, before_deadline, next_interval, pause_after, verdict
 from .providers import get_provider
 from .providers.account import Account
 from .providers.base import DEFAULT_WINDOW, NewBatch, Provider
 from .providers.keys import hides_key
 from .results import iter_rows
 from .retry import RetryPolicy
-from .submit import resume, submit
-from .watch import get_watcher
+from .submit import resume, stop, submit
+from .watch import get_watcher, watcher_key
 
 if TYPE_CHECKING:
     import os
@@ -41,7 +43,6 @@ OnProgress = Callable[[Batch], None]
 
 log = logging.getLogger(__name__)
 
-_TIMEOUT = httpx.Timeout(60.0, connect=15.0)
 _CLIENT_ARGS = (
     "timeout", "proxy", "verify", "cert", "headers", "transport", "limits", "http1", "http2", "trust_env",
     "event_hooks", "mounts",
@@ -70,6 +71,11 @@ class _Shell:
     ) -> None:
         if isinstance(provider, str):
             provider = get_provider(provider, api_key=api_key, api_base=api_base)
+        elif api_key is not None or api_base is not None:
+            raise ConfigurationError(
+                "api_key and api_base go with a provider's name; a provider object has its own",
+                provider=provider.name,
+            )
         self.provider = provider
         self.retry = retry or RetryPolicy()
         if unknown := sorted(set(client_args or {}) - set(_CLIENT_ARGS)):
@@ -80,7 +86,7 @@ class _Shell:
 
     def _http_args(self, transport: object) -> dict[str, Any]:
         """What the httpx client is made with; `transport` is the provider's own, if it has one."""
-        args: dict[str, Any] = {"timeout": _TIMEOUT, "transport": transport, **self._given}
+        args: dict[str, Any] = {"timeout": TIMEOUT, "transport": transport, **self._given}
         args["headers"] = {"user-agent": f"anybatch/{__version__}", **(self._given.get("headers") or {})}
         if args["transport"] is None and not {"verify", "cert", "trust_env"} & set(self._given):
             args["verify"] = _tls_context()
@@ -125,30 +131,41 @@ class _Shell:
             return (yield from provider.create_once(new, file_id, since=since))
 
     def _wait(self, batch_id: str, deadline: float | None, on_progress: OnProgress | None) -> Flow[Batch]:
+        """Look until the batch has ended; as for the shared poller, failures that may pass end no wait."""
         first, most = self.provider.poll_seconds
-        began, seen = time.time(), None
+        since, stands, seen = time.time(), "not seen yet", None
         odd: set[str] = set()
+        trouble = Trouble()
         while True:
-            batch = yield from self.provider.retrieve(batch_id)
-            if batch.status is BatchStatus.UNKNOWN and batch.raw_status not in odd:
-                odd.add(batch.raw_status)
-                log.warning(
-                    "batch %s: status %r is not known; taken as still running", batch_id, batch.raw_status
-                )
-            if on_progress is not None and (now := (batch.status, batch.request_counts)) != seen:
-                seen = now
-                on_progress(batch)
-            if batch.status.is_terminal:
-                return batch
-            left = deadline - time.time() if deadline is not None else float("inf")
+            failure: Exception | None = None
+            try:
+                batch = yield from self.provider.retrieve(batch_id)
+            except Exception as error:
+                if verdict(error) in (Verdict.ENDS_ALL, Verdict.ENDS_ONE):
+                    raise
+                failure = error
+                if trouble.lasts(time.time(), calm=2 * most) is not None:
+                    log.warning("batch %s: polling fails, still waiting: %s", batch_id, error)
+            else:
+                since = batch.created_at or since
+                stands = f"still {batch.raw_status or batch.status}"
+                if batch.status is BatchStatus.UNKNOWN and batch.raw_status not in odd:
+                    odd.add(batch.raw_status)
+                    log.warning(
+                        "batch %s: status %r is not known; taken as still running", batch_id, batch.raw_status
+                    )
+                if on_progress is not None and (now := (batch.status, batch.request_counts)) != seen:
+                    seen = now
+                    on_progress(batch)
+                if batch.status.is_terminal:
+                    return batch
+            left = deadline - time.time() if deadline is not None else math.inf
             if left <= 0:
                 raise DeadlineExceededError(
-                    f"batch was still {batch.raw_status or batch.status} at the deadline; it is left running",
-                    batch_id=batch_id,
+                    f"batch was {stands} at the deadline; it is left running", batch_id=batch_id
                 )
-            age = time.time() - (batch.created_at or began)
-            pause = before_deadline(next_interval(age, first, most, 0.5), left, first)
-            yield from sleep(max(0.05, min(pause, left)))
+            pause = before_deadline(next_interval(time.time() - since, first, most, 0.5), left, first)
+            yield from sleep(max(0.05, min(pause_after(failure, pause), left)))
 
     def _download(self, batch_id: str, directory: Path) -> Flow[list[Path]]:
         batch = yield from settled(self.provider, batch_id)
@@ -193,6 +210,11 @@ def _deadline(timeout: float | None, deadline: float | None) -> float | None:
     return time.time() + timeout if timeout is not None else deadline
 
 
+def _polling(retry: RetryPolicy) -> RetryPolicy:
+    """For a look at a waiting batch: whoever waits looks again anyhow, but has a deadline."""
+    return replace(retry, attempts=min(retry.attempts, 2))
+
+
 def _all_ended(batches: Sequence[Batch]) -> bool:
     return all(batch.status.is_terminal for batch in batches)
 
@@ -221,8 +243,8 @@ class Client(_Shell):
         super().__init__(provider, api_key=api_key, api_base=api_base, client_args=client_args, retry=retry)
         self._http = httpx.Client(**self._http_args(self.provider.transport()))
 
-    def _run(self, flow: Flow[T], batch_id: str | None = None) -> T:
-        return perform(self._told(flow, batch_id), self._http, self.retry)
+    def _run(self, flow: Flow[T], batch_id: str | None = None, retry: RetryPolicy | None = None) -> T:
+        return perform(self._told(flow, batch_id), self._http, retry or self.retry)
 
     def create(
         self,
@@ -256,18 +278,26 @@ class Client(_Shell):
         deadline: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> Batch:
-        """Block until the batch has ended, or raise DeadlineExceededError."""
-        return self._run(self._wait(batch_id, _deadline(timeout, deadline), on_progress), batch_id)
+        """Block until the batch has ended, or raise DeadlineExceededError.
+
+        Failures that may pass (an outage, 429, a lock) are waited out, however long they last; 401, 403, 404
+        and other refusals are raised at once. `on_progress` is called with every new status or count.
+        """
+        flow = self._wait(batch_id, _deadline(timeout, deadline), on_progress)
+        return self._run(flow, batch_id, _polling(self.retry))
 
     def results(self, batch_id: str, *, endpoint: str | None = None) -> Iterator[Row]:
         """The rows of an ended batch, in the provider's order, in constant memory.
 
         `endpoint` is needed where the batch does not tell it: on Anthropic, "/v1/messages" gives native
         bodies. The files are fetched whole before the first row comes, so no break can cut the rows short.
+        Raises BatchNotCompleteError at once while the batch is running.
         """
-        batch = self._run(settled(self.provider, batch_id), batch_id)
+        return self._rows(self._run(settled(self.provider, batch_id), batch_id), endpoint)
+
+    def _rows(self, batch: Batch, endpoint: str | None) -> Iterator[Row]:
         with tempfile.TemporaryDirectory(prefix="anybatch-") as scratch:
-            paths = self._run(self.provider.download(batch, Path(scratch)), batch_id)
+            paths = self._run(self.provider.download(batch, Path(scratch)), batch.id)
             for path in paths:
                 yield from iter_rows(path, self.provider, endpoint or batch.endpoint)
 
@@ -291,6 +321,16 @@ class Client(_Shell):
         results having landed) there is nothing left to wait for. `Job.input` may be `()`.
         """
         return self._run(resume(job, self.provider))
+
+    def stop(self, job: Job) -> Sequence[Batch]:
+        """Cancel what runs of a job for good: rows that are not finished are not submitted again.
+
+        Returns the current round's batches as they stand then; where it has landed already that is [], and
+        nothing is done. Once they have ended `collect` (or `run`) lands what was finished, and the other rows
+        as `cancelled`. Can be repeated. To submit those rows after all: once it has landed, with a higher
+        `Job.max_rounds`, or at any time the whole input with `Job.restart`. `Job.input` may be `()`.
+        """
+        return self._run(stop(job, self.provider))
 
     def collect(self, job: Job) -> Report:
         """Land the results of a job whose batches have ended; at no cost if they have landed already."""
@@ -349,8 +389,8 @@ class AsyncClient(_Shell):
         super().__init__(provider, api_key=api_key, api_base=api_base, client_args=client_args, retry=retry)
         self._http = httpx.AsyncClient(**self._http_args(self.provider.atransport()))
 
-    async def _run(self, flow: Flow[T], batch_id: str | None = None) -> T:
-        return await aperform(self._told(flow, batch_id), self._http, self.retry)
+    async def _run(self, flow: Flow[T], batch_id: str | None = None, retry: RetryPolicy | None = None) -> T:
+        return await aperform(self._told(flow, batch_id), self._http, retry or self.retry)
 
     async def create(
         self,
@@ -384,22 +424,21 @@ class AsyncClient(_Shell):
         deadline: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> Batch:
-        """See `Client.wait`. All waits of an account in one event loop share their polls."""
+        """See `Client.wait`. In one event loop, all waits of an account (and its client_args) share polls."""
         until = _deadline(timeout, deadline)
         if (
             "transport" in self._given
         ):  # a transport of the caller's own may close before the others' waits end
-            return await self._run(self._wait(batch_id, until, on_progress), batch_id)
-        return await get_watcher(self.account.key, self._poller).wait(
-            batch_id, deadline=until, on_progress=on_progress
-        )
+            flow = self._wait(batch_id, until, on_progress)
+            return await self._run(flow, batch_id, _polling(self.retry))
+        watcher = get_watcher(watcher_key(self.account.key, self._given), self._poller)
+        return await watcher.wait(batch_id, deadline=until, on_progress=on_progress)
 
     def _poller(self) -> AsyncClient:
-        # The watcher has its own, longer patience: a retry in here would only hold up the others' polls.
-        return AsyncClient(self.provider, client_args=self._given, retry=RetryPolicy(attempts=2))
+        return AsyncClient(self.provider, client_args=self._given, retry=_polling(RetryPolicy()))
 
     async def results(self, batch_id: str, *, endpoint: str | None = None) -> AsyncIterator[Row]:
-        """See `Client.results`."""
+        """See `Client.results`; nothing is asked, and nothing raised, before the first row is awaited."""
         batch = await self._run(settled(self.provider, batch_id), batch_id)
         with tempfile.TemporaryDirectory(prefix="anybatch-") as scratch:
             paths = await self._run(self.provider.download(batch, Path(scratch)), batch_id)
@@ -418,6 +457,10 @@ class AsyncClient(_Shell):
     async def resume(self, job: Job) -> Sequence[Batch]:
         """See `Client.resume`."""
         return await self._run(resume(job, self.provider))
+
+    async def stop(self, job: Job) -> Sequence[Batch]:
+        """See `Client.stop`."""
+        return await self._run(stop(job, self.provider))
 
     async def collect(self, job: Job) -> Report:
         """See `Client.collect`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,13 +12,23 @@ from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 import orjson
 
-from .errors import BatchFailedError, BatchNotCompleteError, JobError, LedgerConflictError, Problem
+from .errors import (
+    BatchFailedError,
+    BatchNotCompleteError,
+    JobError,
+    LedgerConflictError,
+    Problem,
+    ServerError,
+)
 from .flow import Flow, do, sleep
-from .job import never_submitted
-from .ledger import ShardRecord
+from .job import job_metadata, never_submitted
+from .ledger import ShardRecord, remove_scratch
+from .lines import iter_lines
 from .merge import Tally, merge
-from .models import Batch, BatchStatus, Outcome, Report, iter_problems
+from .models import Batch, BatchStatus, Outcome, Report, Row, RowError, iter_problems
+from .results import landed_line
 from .rounds import account_of, fold, ids_name, is_covered, part_of, rows_name, stray_name
+from .shards import Move, next_move, retrieve, unnoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,11 +44,15 @@ Ended: TypeAlias = tuple[ShardRecord, Batch]
 
 # How long a completed batch without result files is asked again, seconds; seen on real servers.
 SETTLING = 300.0
+# How long after its end such a batch is an error, since it may name them yet; later it lands without them.
+GIVEN_UP = 86_400.0
 _SETTLING_POLL = 10.0
 
 
 def collect(job: Job, provider: Provider) -> Flow[Report]:
     """Land the results of a job whose batches have all ended; the report of one that has landed already.
+
+    Of a job that was stopped, the rows that no batch has answered are cancelled.
 
     Raises BatchNotCompleteError, and BatchFailedError where the provider refused a whole batch.
     """
@@ -49,10 +62,18 @@ def collect(job: Job, provider: Provider) -> Flow[Report]:
         raise never_submitted(job)
     if ledger.landed_at is not None and (report := (yield from do(folder.read_report))) is not None:
         return report
+    if ledger.stopped_at is not None and ledger.is_untouched:
+        raise never_submitted(job)
     ended = yield from ended_round(job, provider, ledger)
-    with folder.scratch() as scratch:
-        gathered = yield from gather(provider, folder, ledger, ended, scratch)
-        return (yield from land(job, provider, ledger, gathered))
+    try:
+        with (yield from do(folder.scratch)) as scratch:
+            gathered = yield from gather(provider, folder, ledger, ended, scratch)
+            return (yield from land(job, provider, ledger, gathered))
+    except (FileNotFoundError, LedgerConflictError):
+        now = yield from do(folder.read)
+        if now is None or now.landed_at == ledger.landed_at or _submitted(now) != _submitted(ledger):
+            raise
+        return (yield from collect(job, provider))  # another attempt has landed, and tidied up
 
 
 def ended_round(
@@ -65,12 +86,12 @@ def ended_round(
             try:
                 batch = yield from settled(provider, record.batch_id, record=record, seen=last)
             except BatchFailedError as error:
-                if is_covered(job, ledger):
+                if is_covered(job, ledger) and ledger.stopped_at is None:
                     raise
-                log.warning("job %s: its rows stay as they were before: %s", ledger.job, error)
+                log.warning("job %s: lands without it: %s", ledger.job, error)
             else:
                 ended.append((record, batch))
-        elif not record.round or record.tries:  # else its rows stay what they were before this round
+        elif not (yield from _may_stay_without(job, provider, ledger, record)):
             raise JobError(
                 f"job {job.identity}: shard {record.shard} of round {record.round} has no batch yet; "
                 "submit the job first"
@@ -78,12 +99,29 @@ def ended_round(
     return ended
 
 
+def _may_stay_without(job: Job, provider: Provider, ledger: Ledger, record: ShardRecord) -> Flow[bool]:
+    """Whether a shard has no batch, and needs none: its rows stay as they were before this round, or are
+    cancelled, since the job was stopped."""
+    if not record.round and ledger.stopped_at is None:
+        return False
+    if record.tries:
+        if next_move(record, "", time.time(), job.lease) is Move.LEAVE:
+            return False
+        if (yield from unnoted(job, provider, ledger, record, job_metadata(job, provider))):
+            return False
+        log.warning(
+            "job %s: shard %d of round %d lands without a batch: the create left none",
+            ledger.job, record.shard, record.round,
+        )  # fmt: skip
+    return True
+
+
 @dataclass(frozen=True)
 class Gathered:
     """All rows of a job as they stand once a round has ended, put together in a scratch folder."""
 
     scratch: Path
-    ended: Sequence[Ended]
+    ended: list[Ended]
     tally: Tally
 
     @property
@@ -99,15 +137,45 @@ def gather(
     provider: Provider, folder: JobFolder, ledger: Ledger, ended: Sequence[Ended], scratch: Path
 ) -> Flow[Gathered]:
     """Download a round that has ended, and put all rows together as they stand now."""
-    gathered = Gathered(scratch, ended, Tally(unexpected=ledger.unexpected))
+    gathered = Gathered(scratch, [], Tally(unexpected=ledger.unexpected))
     with ExitStack() as files:
         merged = yield from do(partial(_Merged, gathered, folder, ledger, provider, files))
-        for record, batch in ended:
-            paths = yield from provider.download(batch, scratch)
-            yield from do(partial(merged.add, paths, record, batch))
+        batches = {record.shard: batch for record, batch in ended}
+        for record in ledger.current:
+            if (batch := batches.get(record.shard)) is not None:
+                batch, paths = yield from _downloaded(provider, batch, scratch)
+                gathered.ended.append((record, batch))
+                yield from do(partial(merged.add, paths, record, batch))
+            elif not ledger.round:
+                yield from do(partial(merged.add_stopped, record))
     if ledger.round:
         yield from do(partial(_fold, gathered, folder, ledger.round, merged.path))
     return gathered
+
+
+def _downloaded(provider: Provider, batch: Batch, scratch: Path) -> Flow[tuple[Batch, list[Path]]]:
+    """A batch's result files. Failed rows that are not in them are in a file that is named a little later."""
+    waited = 0.0
+    paths = yield from provider.download(batch, scratch)
+    while waited < SETTLING and (yield from do(partial(_owes_errors, batch, paths))):
+        yield from sleep(_SETTLING_POLL)
+        waited += _SETTLING_POLL
+        batch = yield from retrieve(provider, batch.id)
+        if batch.error_file_id is not None:
+            paths = yield from provider.download(batch, scratch)
+    return batch, paths
+
+
+def _owes_errors(batch: Batch, paths: Sequence[Path]) -> bool:
+    """Whether rows are counted as failed that the output does not tell of, and no error file is named."""
+    counts = batch.request_counts
+    if counts is None or not counts.failed or not batch.output_file_id or batch.error_file_id:
+        return False
+    lines = 0
+    for path in paths:
+        with path.open("rb") as file:
+            lines += sum(not raw.isspace() for _, raw in iter_lines(file))
+    return lines < counts.completed + counts.failed
 
 
 class _Merged:
@@ -126,16 +194,30 @@ class _Merged:
         self._row = 0
 
     def add(self, paths: list[Path], record: ShardRecord, batch: Batch) -> None:
+        try:
+            merge(
+                paths, self._ids_of(record), self._provider, self._endpoint, batch.status, self._out,
+                self._stray.write, self._tally,
+            )  # fmt: skip
+        except ServerError as error:
+            error.batch_id = batch.id
+            raise
+        for path in paths:
+            path.unlink()
+
+    def add_stopped(self, record: ShardRecord) -> None:
+        """The rows of a shard that has no results, since the job was stopped."""
+        error = RowError("job_stopped", "The job was stopped before this was answered.")
+        for custom_id in self._ids_of(record):
+            self._tally.counts[Outcome.CANCELLED] += 1
+            self._out.write(landed_line(Row(custom_id, Outcome.CANCELLED, None, error)))
+
+    def _ids_of(self, record: ShardRecord) -> list[str]:
         ids = [orjson.loads(one) for one in part_of(self._ids, [record], self._row)]
         self._row = record.first_row + record.rows
         if len(ids) < record.rows:
             raise JobError(f"{ids_name(record.round)} is shorter than the ledger says")
-        merge(
-            paths, ids, self._provider, self._endpoint, batch.status, self._out,
-            self._stray.write, self._tally,
-        )  # fmt: skip
-        for path in paths:
-            path.unlink()
+        return ids
 
 
 def _fold(gathered: Gathered, folder: JobFolder, number: int, later: Path) -> None:
@@ -160,7 +242,9 @@ def land(job: Job, provider: Provider, ledger: Ledger, gathered: Gathered) -> Fl
     while True:
         done = ledger.model_copy(update={"landed_at": report.finished_at})
         put = partial(_land, folder, gathered, report)
-        if (yield from do(partial(folder.commit, ledger, done, first=put))) is not None:
+        if (landed := (yield from do(partial(folder.commit, ledger, done, first=put)))) is not None:
+            if landed.round:
+                yield from do(partial(tidy, folder, landed))
             return report
         now = yield from do(folder.read)
         if now is None or _submitted(now) != _submitted(ledger):
@@ -186,13 +270,22 @@ def settled(
     """
     waited = 0.0
     while True:
-        batch, seen = seen or (yield from provider.retrieve(batch_id)), None
+        find = provider.retrieve if record is None else partial(retrieve, provider)
+        batch, seen = seen or (yield from find(batch_id)), None
         if not batch.status.is_terminal:
             raise BatchNotCompleteError(batch.id, batch.status, provider=provider.name)
         has_files = bool(provider.result_requests(batch))
         if batch.status is BatchStatus.FAILED and not has_files:
             raise failed(batch, record)
-        if has_files or not _owes_files(batch) or waited >= SETTLING:
+        if has_files or not _owes_files(batch):
+            return batch
+        if waited >= SETTLING:
+            if _may_come(batch):
+                raise ServerError(
+                    f"the batch is {batch.status} and counts rows as completed, but names no result files; "
+                    "to collect it again may find them",
+                    batch_id=batch.id,
+                )
             return batch
         yield from sleep(_SETTLING_POLL)
         waited += _SETTLING_POLL
@@ -204,6 +297,12 @@ def _owes_files(batch: Batch) -> bool:
     if counts is None:
         return completed
     return (counts.total if completed else counts.completed) > 0
+
+
+def _may_come(batch: Batch) -> bool:
+    """Whether rows were paid for whose files are missing, but not for so long that none will come."""
+    counts = batch.request_counts
+    return counts is not None and counts.completed > 0 and time.time() - (batch.ended_at or 0) < GIVEN_UP
 
 
 def failed(batch: Batch, record: ShardRecord | None = None) -> BatchFailedError:
@@ -235,7 +334,16 @@ def _land(folder: JobFolder, gathered: Gathered, report: Report) -> None:
         folder.put(gathered.stray, "stray.jsonl")
     folder.replace("report.json", report.model_dump_json(indent=1).encode())
     # Now, not later: once the job is noted as landed nobody looks for what a kill has left.
-    shutil.rmtree(gathered.scratch)
+    if folder.local is not None:
+        remove_scratch(gathered.scratch)
+
+
+def tidy(folder: JobFolder, landed: Ledger) -> None:
+    """Remove what the last round was built on, now that all of it is in the results."""
+    with folder.locked():
+        if folder.read() == landed:
+            for number in range(landed.round):
+                folder.discard(rows_name(number), stray_name(number))
 
 
 def make_report(job: Job, provider: Provider, ledger: Ledger, gathered: Gathered) -> Report:

@@ -2,7 +2,7 @@
 
 `submit` brings every shard of the input to a batch, `resume` submits rows again that are worth it, `collect`
 lands the results. Each can be repeated, by any process, at any time: what was done before is read from the
-ledger, what the ledger does not know is asked of the provider.
+ledger, what the ledger does not know is asked of the provider. `stop` ends it early, and for good.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Job:
     on_untranslatable a parameter the provider has no word for: "fail" with its line, or "drop" it
     max_rounds        how often a row may be submitted: 1 is once; with 2 and more, rows that expired, are
                       missing, or failed in a way that may pass are submitted again. Rows of a batch that was
-                      cancelled are submitted again whatever this says, at most twice in one attempt
+                      cancelled are submitted again whatever this says, at most twice in one attempt; after
+                      `Client.stop` none is, until the job has landed and this is more than it was
     restart           any text: the same input is submitted once more, whatever was done before, once for each
                       such text; what still runs is cancelled. None keeps to what is on record
     lease             seconds that a create which another attempt has begun is left to it

@@ -13,8 +13,10 @@ the next one is taken. It holds ids, hashes and counts; never a prompt, never a 
 and where rows were submitted again, in rounds:
 
     ids-<n>.jsonl    the custom_ids of round n, in input order
-    round-<n>.jsonl  all rows as they stood when round n had ended; kept while later rounds build on it
+    round-<n>.jsonl  all rows as they stood when round n had ended; kept while a later round builds on it
     stray-<n>.jsonl  the stray lines up to then, if there were any
+
+On a local disk an empty `.lock` lies beside them.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound=BaseModel)
 
+_LOCK = ".lock"
 _SCRATCH = ".anybatch-"
 _TEMPORARY = re.compile(r"\.[\w-]+\.jsonl?\.[0-9a-f]{32}")
 
@@ -84,7 +87,8 @@ class Ledger(BaseModel):
 
     `revision` grows with every write. `shards` are those of all rounds. `stopping` holds what was begun with
     earlier input, until all of its batches are known and cancelled. `input` is where the input lies, if that
-    was a path; `restarts` are the values of `Job.restart` so far.
+    was a path; `restarts` are the values of `Job.restart` so far. `stopped_at` is when the job was stopped,
+    `max_rounds` what it was last submitted with: only with more of them do its rows go again after that.
 
     Of rounds: `renewals` counts those that were opened for cancelled batches alone, `renewed` how often this
     attempt has submitted rows of cancelled batches again, `unexpected` the stray lines of the rounds before.
@@ -106,6 +110,8 @@ class Ledger(BaseModel):
     stopping: tuple[Ledger, ...] = ()
     input: str | None = None
     restarts: tuple[str, ...] = ()
+    stopped_at: float | None = None
+    max_rounds: int = 1
     renewals: int = 0
     renewed: int = 0
     unexpected: int = 0
@@ -113,6 +119,11 @@ class Ledger(BaseModel):
     @property
     def batch_ids(self) -> list[str]:
         return [record.batch_id for record in self.shards if record.batch_id]
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nothing was uploaded yet: what is needed of the input may not have been written down."""
+        return not self.round and all(record.step is Step.PLANNED for record in self.shards)
 
     @property
     def round(self) -> int:
@@ -200,9 +211,7 @@ class JobFolder:
         temporary = self._temporary(self.local, name)
         with temporary.open("wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.local / name)
+        self._rename(temporary, self.local / name)
 
     def put(self, source: Path, name: str) -> None:
         """Move a local file into the folder under this name, at once or not at all; under the lock."""
@@ -211,7 +220,18 @@ class JobFolder:
             return
         temporary = self._temporary(self.local, name)
         shutil.move(source, temporary)
-        temporary.replace(self.local / name)
+        self._rename(temporary, self.local / name)
+
+    @staticmethod
+    def _rename(temporary: Path, path: Path) -> None:
+        """Give a file its name so that it keeps it, and its content, whatever becomes of the machine.
+
+        A claim that is lost after its create was sent would let the next attempt create a second batch.
+        """
+        _to_disk(temporary)
+        temporary.replace(path)
+        with contextlib.suppress(OSError):  # some network file systems know no such thing of a folder
+            _to_disk(path.parent)
 
     @staticmethod
     def _temporary(folder: Path, name: str) -> Path:
@@ -226,41 +246,27 @@ class JobFolder:
             shutil.copyfileobj(source, target)
         return copy
 
-    @contextlib.contextmanager
-    def scratch(self) -> Iterator[Path]:
+    def scratch(self) -> Scratch:
         """A temporary folder; beside the results where they are local, so that landing is a rename.
 
-        What attempts that were killed have left here is removed on the way.
+        What attempts that were killed have left here is removed on the way. Waits for the lock.
         """
         if self.local is None:
-            with tempfile.TemporaryDirectory(prefix=_SCRATCH) as name:
-                yield Path(name)
-            return
+            return Scratch(Path(tempfile.mkdtemp(prefix=_SCRATCH)))
         with self.locked():
             self._sweep(self.local)
             path = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=self.local))
-            handle = os.open(path, os.O_RDONLY)
-            fcntl.flock(handle, fcntl.LOCK_EX)  # held as long as its owner lives
-        try:
-            yield path
-        finally:
-            shutil.rmtree(path, ignore_errors=True)
-            os.close(handle)
+            return Scratch(path, _open_lock(_guard(path)))
 
     @staticmethod
     def _sweep(folder: Path) -> None:
-        for path in folder.iterdir():
-            if _TEMPORARY.fullmatch(path.name):  # whoever writes one holds the lock, as we do now
-                path.unlink()
-            elif path.name.startswith(_SCRATCH):
-                try:
-                    handle = os.open(path, os.O_RDONLY)
-                except FileNotFoundError:  # its owner has just removed it
-                    continue
-                with contextlib.suppress(BlockingIOError):  # in use
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(path, ignore_errors=True)
-                os.close(handle)
+        names = {path.name for path in folder.iterdir()}
+        for name in names:
+            if _TEMPORARY.fullmatch(name):  # whoever writes one holds the lock, as we do now
+                (folder / name).unlink()
+        for name in {name.removesuffix(_LOCK) for name in names if name.startswith(_SCRATCH)}:
+            with contextlib.suppress(BlockingIOError):  # in use
+                Scratch(folder / name, _open_lock(_guard(folder / name), wait=False)).remove()
 
     def discard(self, *names: str) -> None:
         for name in names:
@@ -284,12 +290,66 @@ class JobFolder:
             yield
             return
         self.local.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.local, os.O_RDONLY)
+        handle = _open_lock(self.local / _LOCK)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
             yield
         finally:
             os.close(handle)
+
+
+class Scratch:
+    """A temporary folder, as a context manager; a file beside it is locked while its owner lives."""
+
+    def __init__(self, path: Path, guard: int | None = None) -> None:
+        self.path, self._guard = path, guard
+
+    def remove(self) -> None:
+        """Remove it, and whatever is in it; not to be done again."""
+        remove_scratch(self.path)
+        if self._guard is not None:
+            os.close(self._guard)
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+def remove_scratch(path: Path) -> None:
+    """Remove a temporary folder and its guard; again does nothing."""
+    shutil.rmtree(path, ignore_errors=True)
+    _guard(path).unlink(missing_ok=True)
+
+
+def _guard(scratch: Path) -> Path:
+    return scratch.with_name(scratch.name + _LOCK)
+
+
+def _open_lock(path: Path, *, wait: bool = True) -> int:
+    """A file descriptor that holds the lock until it is closed.
+
+    Raises BlockingIOError if somebody else has it, and we do not wait. The lock is on a file that is open for
+    writing: on NFS one on a folder is known to its own host only.
+    """
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:  # another user's; on a local disk this is as good
+        handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _json(model: BaseModel) -> bytes:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import orjson
 
+from .errors import ServerError
 from .lines import iter_lines
 from .models import BatchStatus, Outcome, Row, RowError, TokenUsage
-from .results import decode_line, has_openai_shape, landed_line
+from .results import decode_line, has_openai_shape, landed_line, mended_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -116,21 +117,38 @@ class _Index:
         self._original = provider.original_ids(custom_ids)
         self._strayed: set[str] = set()  # whose line is both in `places` and among the strays
         self.places: dict[str, _Place] = {}
+        alien = []  # the first line of each file of which no line is a result
         for number, file in enumerate(files):
+            first, fits = b"", False
             for offset, raw in iter_lines(file):
                 if not raw.isspace():
-                    self._note(number, offset, raw)
+                    first = first or raw
+                    fits |= self._note(number, offset, raw)
+            if first and not fits:
+                alien.append(first)
+        if len(self.places) < len(self._expected):
+            self._refuse(alien)
 
-    def _note(self, number: int, offset: int, raw: bytes) -> None:
+    def _refuse(self, alien: Sequence[bytes]) -> None:
+        """Raise where rows are missing since a file is something else, such as the page of a log-in."""
+        for first in alien:
+            if not first.lstrip().startswith(b"{") or (not self.places and _is_json(first)):
+                raise ServerError(
+                    "what was downloaded as a result file is none, and nothing of it was landed; it begins "
+                    f"with {first[:100].decode(errors='replace')!r}"
+                )
+
+    def _note(self, number: int, offset: int, raw: bytes) -> bool:
+        """Take up one line; whether it is a result, of any row, or the remains of one that was asked for."""
         if self._provider.decodes_as_openai and (found := _plain_success(raw)) is not None:
             custom_id, body = found
             if custom_id in self._expected and custom_id not in self.places:
                 self.places[custom_id] = _Place(number, offset, len(raw), Outcome.SUCCEEDED, True)
                 self._tally.add_body(body)
-                return
-        self._note_any(number, offset, raw)
+                return True
+        return self._note_any(number, offset, raw)
 
-    def _note_any(self, number: int, offset: int, raw: bytes) -> None:
+    def _note_any(self, number: int, offset: int, raw: bytes) -> bool:
         row, record = decode_line(raw, self._provider, self._endpoint)
         custom_id = self._original.get(row.custom_id, row.custom_id)
         known = self.places.get(custom_id)
@@ -144,6 +162,7 @@ class _Index:
             self.places[custom_id] = _Place(number, offset, len(raw), row.outcome, kept)
             if row.outcome is Outcome.SUCCEEDED and row.result is not None:
                 self._tally.add_body(row.result)
+        return not undecodable or custom_id in self._expected
 
     def _weigh(self, custom_id: str, row: Row, raw: bytes, known: _Place | None, undecodable: bool) -> bool:
         """Whether a line that is strange in some way is its row's; what is not, or is broken, strays."""
@@ -164,6 +183,14 @@ class _Index:
         return os.pread(self._files[place.file].fileno(), place.size, place.offset).strip()
 
 
+def _is_json(raw: bytes) -> bool:
+    try:
+        mended_json(raw)
+    except ValueError:
+        return False
+    return True
+
+
 def _plain_success(raw: bytes) -> tuple[str, dict[str, Any]] | None:
     """custom_id and body of the line that nearly all are: a success in OpenAI's shape to the letter.
 
@@ -177,7 +204,7 @@ def _plain_success(raw: bytes) -> tuple[str, dict[str, Any]] | None:
         return None
     if (
         type(status) is int
-        and status < 400
+        and 200 <= status < 400
         and type(body) is dict
         and type(custom_id) is str
         and record.get("error") is None
@@ -201,7 +228,8 @@ def merge(
 
     A row that no line speaks of shares the fate of its batch: expired, cancelled, else missing. Of two lines
     for one row a success wins, else the first. Lines that no request asked for go to `stray`, as do the
-    losers and the undecodable ones. Memory: an index of one batch.
+    losers and the undecodable ones. Raises ServerError where a file is no result file. Memory: an index of
+    one batch.
     """
     with ExitStack() as stack:
         files = [stack.enter_context(path.open("rb", buffering=1 << 20)) for path in paths]

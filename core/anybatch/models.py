@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, overload
+from typing import Annotated, Any, TypeAlias, overload
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class BatchStatus(StrEnum):
@@ -35,12 +35,23 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
 
+def _count(value: object) -> int:
+    """A count as servers send it: a number, text, or what is none, which says nothing."""
+    try:
+        return int(float(value))  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return 0
+
+
+Count: TypeAlias = Annotated[int, BeforeValidator(_count)]
+
+
 class RequestCounts(_Frozen):
     """How many requests of a batch there are, succeeded and failed."""
 
-    total: int = 0
-    completed: int = 0
-    failed: int = 0
+    total: Count = 0
+    completed: Count = 0
+    failed: Count = 0
 
 
 class BatchProblem(_Frozen):

@@ -98,8 +98,11 @@ class Budget(NamedTuple):
 def budget(job: Job, ledger: Ledger, statuses: Collection[BatchStatus]) -> Budget:
     """What may be submitted again once the batches of the current round have ended like this.
 
-    Rounds for cancelled batches alone do not count against `max_rounds`.
+    Rounds for cancelled batches alone do not count against `max_rounds`. Of a job that was stopped nothing,
+    unless it has landed so and is submitted with more rounds than before.
     """
+    if ledger.stopped_at is not None and (ledger.landed_at is None or job.max_rounds <= ledger.max_rounds):
+        return Budget(repeat=False, renew=False)
     return Budget(
         repeat=ledger.round + 1 - ledger.renewals < job.max_rounds,
         renew=BatchStatus.CANCELLED in statuses and ledger.renewed < RENEWALS,
@@ -237,6 +240,7 @@ def next_round(
     update = {
         "shards": (*before, *shards),
         "landed_at": None,
+        "stopped_at": None,
         "renewals": ledger.renewals + bool(chosen and chosen.cancelled == chosen.rows),
         "renewed": ledger.renewed + bool(chosen.cancelled) if chosen else 0,
         "unexpected": unexpected,

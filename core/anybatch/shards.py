@@ -9,6 +9,9 @@ Only the attempt that has moved the ledger to CREATING sends a create. A claim i
 that is stopped for longer than its lease loses it, and may still create. Then the ledger decides which batch
 stays, each attempt cancels its own where it is not the one, and every later attempt looks for what those that
 died have left. So there may be two batches for a moment, but never one that nobody knows of.
+
+Once the ledger says that the job was stopped, nothing is uploaded or created any more: a shard that has a
+batch keeps it, cancelled by whoever sees it next, and one that has none stays without.
 """
 
 from __future__ import annotations
@@ -79,7 +82,10 @@ def next_move(record: ShardRecord, attempt: str, now: float, lease: float) -> Mo
 
 @dataclass
 class Submission:
-    """Brings one shard to its batch: reads the ledger, takes one step, writes the ledger, again."""
+    """Brings one shard to its batch: reads the ledger, takes one step, writes the ledger, again.
+
+    None where the job was stopped before there was one.
+    """
 
     job: Job
     provider: Provider
@@ -91,10 +97,15 @@ class Submission:
     renews: bool = True  # whether a batch that failed as a whole is submitted anew
     unanswered: str = ""  # what became of a create of ours that got no answer
 
-    def run(self) -> Flow[Batch]:
+    def run(self) -> Flow[Batch | None]:
         while True:
             ledger = yield from read_ledger(self.job, self.fingerprint)
             record = self._mine(ledger)
+            if ledger.stopped_at is not None and record.step in (Step.PLANNED, Step.UPLOADED):
+                if not (found := (yield from self._traces(ledger, record))):
+                    return None
+                yield from self._record(ledger, found)
+                continue
             if ledger.landed_at is not None and record.batch_id is None:
                 raise LedgerConflictError(f"job {ledger.job} was landed by another attempt meanwhile")
             batch: Batch | None = None
@@ -180,7 +191,7 @@ class Submission:
         if claimed is None or self.job.folder.local is not None:
             return claimed
         # Where writes can overwrite each other, the last one has the claim.
-        yield from sleep(_WRITE_TIME)
+        yield from let_writes_show()
         return claimed if (yield from do(self.job.folder.read)) == claimed else None
 
     def _leave(self, ledger: Ledger, record: ShardRecord) -> Flow[Batch | None]:
@@ -194,11 +205,14 @@ class Submission:
         return None
 
     def _record(self, ledger: Ledger, found: Sequence[Batch]) -> Flow[Batch | None]:
-        """Write a batch down, and cancel its doubles; None where the ledger holds another one by now."""
+        """Write a batch down, and cancel its doubles; None where another attempt has written one by now."""
         kept, record = oldest(found), self._mine(ledger)
         file_id, stays = record.file_id, kept.id
         created = {"step": Step.CREATED, "batch_id": kept.id, "status": kept.status}
-        while (yield from self._commit(ledger, self._mine(ledger).model_copy(update=created))) is None:
+        while True:
+            done = yield from self._commit(ledger, self._mine(ledger).model_copy(update=created))
+            if done is not None:
+                break
             now = yield from do(self.job.folder.read)
             theirs = now.latest(self.shard) if now and now.fingerprint == self.fingerprint else None
             if now is None or theirs is None or theirs.batch_id or theirs.file_id != file_id:
@@ -207,13 +221,15 @@ class Submission:
             ledger = now
         for batch in found:
             if batch.id != stays:
-                yield from stop(self.job, self.provider, batch)
-        if stays != kept.id:
+                yield from call_off(self.job, self.provider, batch)
+        if done is None:
             return None
         log.info(
             "job %s: batch %s for %d rows (shard %d of %d, round %d)", self.job.identity, kept.id,
             record.rows, record.shard + 1, len(ledger.of_round(record.round)), record.round,
         )  # fmt: skip
+        if done.stopped_at is not None or done.landed_at is not None:  # while it was being created
+            return (yield from call_off(self.job, self.provider, kept))
         return kept
 
     def _traces(self, ledger: Ledger, record: ShardRecord) -> Flow[list[Batch]]:
@@ -223,7 +239,9 @@ class Submission:
     def _attach(self, ledger: Ledger, record: ShardRecord) -> Flow[Batch | None]:
         batch, *doubles = yield from self._traces(ledger, record)
         for double in doubles:
-            yield from stop(self.job, self.provider, double)
+            yield from call_off(self.job, self.provider, double)
+        if ledger.stopped_at is not None:
+            return (yield from call_off(self.job, self.provider, batch))
         if batch.status is not BatchStatus.FAILED or record.attempt == self.attempt or not self.renews:
             return batch
         if self.provider.result_requests(batch) or not is_covered(self.job, ledger):
@@ -235,6 +253,11 @@ class Submission:
         )
         yield from self._commit(ledger, fresh)
         return None
+
+
+def let_writes_show() -> Flow[None]:
+    """Wait as long as another attempt's write may take, in a store where the last one of several stays."""
+    yield from sleep(_WRITE_TIME)
 
 
 def read_ledger(job: Job, fingerprint: str) -> Flow[Ledger]:
@@ -265,12 +288,12 @@ def _refused(record: ShardRecord, error: AnyBatchError) -> ShardRecord:
     return record.model_copy(update={"step": Step.PLANNED, "file_id": None, "tries": 0})
 
 
-def stop(job: Job, provider: Provider, batch: Batch) -> Flow[None]:
-    """Cancel a batch that is not to be."""
+def call_off(job: Job, provider: Provider, batch: Batch) -> Flow[Batch]:
+    """Cancel a batch that is not to be, if it still runs."""
     if batch.status.is_terminal or batch.status is BatchStatus.CANCELLING:
-        return
-    log.warning("job %s: cancelling batch %s, which is not the job's any more", job.identity, batch.id)
-    yield from provider.cancel(batch.id)
+        return batch
+    log.warning("job %s: cancelling batch %s, which is not to go on", job.identity, batch.id)
+    return (yield from provider.cancel(batch.id))
 
 
 def traces(
@@ -285,23 +308,47 @@ def traces(
 
     Raises OrphanError where there may be one, the provider cannot be asked, and the job does not accept it.
     """
-    found: list[Batch] = []
-    if record.batch_id is not None:
-        found.append((yield from provider.retrieve(record.batch_id)))
-        if record.tries < 2:
-            return found
-    elif not record.tries:
-        return found
+    found = [] if record.batch_id is None else [(yield from retrieve(provider, record.batch_id))]
+    return found + (yield from unnoted(job, provider, ledger, record, metadata, why))
+
+
+def retrieve(provider: Provider, batch_id: str) -> Flow[Batch]:
+    """A batch on record. What the provider knows no more, no other attempt at the same job finds either."""
+    try:
+        return (yield from provider.retrieve(batch_id))
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"{error.message} If the key is that of another account or project, take the right one; if the "
+            "batch is gone for good, Job.restart submits the input once more",
+            code=error.code,
+            should_retry=error.should_retry,
+            batch_id=batch_id,
+            status_code=error.status_code,
+            request_id=error.request_id,
+        ) from error
+
+
+def unnoted(
+    job: Job,
+    provider: Provider,
+    ledger: Ledger,
+    record: ShardRecord,
+    metadata: Mapping[str, str],
+    why: str = "",
+) -> Flow[list[Batch]]:
+    """The batches that creates of this shard have left beside the one on record, if they may have."""
+    if record.tries <= (record.batch_id is not None):
+        return []
     marks = shard_metadata(metadata, record, len(ledger.of_round(record.round)))
     if provider.can_look(record.file_id, marks):
         # A create that was begun just now may be slow rather than lost.
         recent = bool(why) or abs(time.time() - (record.creating_at or 0)) < job.lease
         look = provider.look if recent and record.batch_id is None else provider.find
         others = yield from look(record.file_id, marks, since=ledger.created_at)
-        return found + [batch for batch in others if batch.id != record.batch_id]
+        return [batch for batch in others if batch.id != record.batch_id]
     if record.batch_id is None and not provider.idempotent_create and job.on_orphan == "fail":
         raise (yield from _orphan(job, provider, ledger, record, why))
-    return found
+    return []
 
 
 def _orphan(job: Job, provider: Provider, ledger: Ledger, record: ShardRecord, why: str) -> Flow[OrphanError]:

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from .attempt import Attempt
-from .errors import ConfigurationError, InputChangedError, LedgerConflictError
+from .collect import tidy
+from .errors import ConfigurationError, InputChangedError, LedgerConflictError, NotFoundError
 from .flow import Flow, do
 from .job import fingerprint, job_metadata, never_submitted
 from .ledger import JobFolder, Ledger, Step, is_path, local_path, open_path
 from .lines import Plan, make_plan
 from .rounds import ids_name, records_of, rows_name, stray_name
-from .shards import read_ledger, replaced_meanwhile, stop, traces
+from .shards import call_off, let_writes_show, read_ledger, replaced_meanwhile, unnoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -49,6 +50,8 @@ def submit(job: Job, provider: Provider) -> Flow[list[Batch]]:
             begun: Ledger | None = yield from _begun(job, ledger)
         else:
             begun = yield from attempt.reopen(ledger)
+            if begun is None and ledger.round and job.folder.local is not None:
+                yield from do(partial(tidy, job.folder, ledger))  # whoever has landed it may have been killed
         return (yield from attempt.go_on(begun)) if begun is not None else []
 
 
@@ -63,18 +66,53 @@ def resume(job: Job, provider: Provider) -> Flow[list[Batch]]:
         raise never_submitted(job)
     if ledger.landed_at is not None:
         return []
-    if not ledger.round and all(record.step is Step.PLANNED for record in ledger.shards):
-        raise never_submitted(job)  # begun, and what is needed of its input may not have been written down
+    if ledger.is_untouched:
+        raise never_submitted(job)
     with tempfile.TemporaryDirectory(prefix="anybatch-") as scratch:
         attempt = Attempt(job, provider, Path(scratch), renews=False)
         return (yield from attempt.go_on(ledger))
 
 
+def stop(job: Job, provider: Provider) -> Flow[list[Batch]]:
+    """Cancel what runs of a job for good; the batches of the current round as they stand then, [] where the
+    results have landed already.
+
+    It may take the lease of an attempt that is creating a batch right now: that one is cancelled, too.
+    """
+    ledger = yield from _note_stop(job)
+    if ledger.landed_at is not None:
+        return []
+    with tempfile.TemporaryDirectory(prefix="anybatch-") as scratch:
+        attempt = Attempt(job, provider, Path(scratch), renews=False)
+        batches = yield from attempt.stop(ledger)
+    if ledger.stopping:
+        yield from _stop_replaced(job, provider, (yield from read_ledger(job, ledger.fingerprint)))
+    return batches
+
+
+def _note_stop(job: Job) -> Flow[Ledger]:
+    """Write down that the job is stopped, before anything is cancelled: what is cancelled is else renewed."""
+    while True:
+        ledger = yield from do(job.folder.read)
+        if ledger is None or ledger.job != job.identity:
+            raise never_submitted(job)
+        if ledger.landed_at is not None or ledger.stopped_at is not None:
+            return ledger
+        stopped = ledger.model_copy(update={"stopped_at": time.time()})
+        if (yield from do(partial(job.folder.commit, ledger, stopped))) is not None:
+            log.warning("job %s: stopped; rows that are not finished are not submitted again", ledger.job)
+        if job.folder.local is None:
+            yield from let_writes_show()  # and look whether this one is still there
+
+
 def _begun(job: Job, ledger: Ledger) -> Flow[Ledger]:
     """The ledger with what the beginning of an attempt changes in it: mostly nothing."""
     while True:
-        begun = ledger.model_copy(update={"renewed": 0, "input": input_text(job.input) or ledger.input})
-        if begun == ledger or ledger.landed_at is not None:
+        update = {
+            "renewed": 0, "input": input_text(job.input) or ledger.input, "max_rounds": job.max_rounds
+        }  # fmt: skip
+        begun = ledger.model_copy(update=update)
+        if begun == ledger or ledger.landed_at is not None or ledger.stopped_at is not None:
             return ledger
         if (done := (yield from do(partial(job.folder.commit, ledger, begun)))) is not None:
             return done
@@ -86,8 +124,20 @@ def input_text(source: JobInput) -> str | None:
     if not is_path(source):
         return None
     path = open_path(source).absolute()
-    text = str(path)
-    return text if local_path(path) is not None or not set("?@") & set(text) else None
+    # A path object leaves out what is not of its path: of a URL of FTP, the host.
+    text = source if isinstance(source, str) and "://" in source else str(path)
+    if local_path(path) is None and any(may_hold_secret(part) for part in text.split("::")):
+        return None
+    return text
+
+
+def may_hold_secret(url: str) -> bool:
+    """Whether a URL may name a password, or be signed; before an @ Airflow writes a connection's id."""
+    scheme, _, rest = url.partition("://")
+    user, at, _ = rest.rpartition("@")
+    if scheme.lower() in ("http", "https"):
+        return bool(at) or "?" in rest
+    return ":" in user
 
 
 def prepare(job: Job, provider: Provider, scratch: Path) -> Plan | None:
@@ -97,7 +147,7 @@ def prepare(job: Job, provider: Provider, scratch: Path) -> Plan | None:
         path = open_path(source)
     else:
         path = open_path(_spool_requests(cast("Iterable[Any]", source), scratch / "requests.jsonl"))
-    local = local_path(path) if provider.verbatim else None
+    local = local_path(path) if provider.verbatim and job.model is None else None
     content = local or scratch / "content.jsonl"
     try:
         with path.open("rb") as file, (scratch / "ids.jsonl").open("wb") as ids:
@@ -119,12 +169,18 @@ def prepare(job: Job, provider: Provider, scratch: Path) -> Plan | None:
                     spool.close()
     except FileNotFoundError:
         ledger = job.folder.read()
-        if ledger is None or any(record.step is not Step.CREATED for record in ledger.of_round(0)):
+        if ledger is None or not _is_settled(ledger):
             raise ConfigurationError(f"no input at {path}") from None
         log.warning("input %s is gone; going on with the batches on record", path)
         return None
     except IsADirectoryError:
         raise ConfigurationError(f"input {path} is a folder, not a JSONL file") from None
+
+
+def _is_settled(ledger: Ledger) -> bool:
+    """Whether the input is needed no more: every row has had its batch, or is to have none."""
+    all_created = all(record.step is Step.CREATED for record in ledger.of_round(0))
+    return all_created or (ledger.stopped_at is not None and not ledger.is_untouched)
 
 
 def _spool_requests(requests: Iterable[Mapping[str, Any]], path: Path) -> Path:
@@ -197,6 +253,7 @@ def new_ledger(
         stopping=_given_up(job, provider, plan, replaces) if replaces else (),
         input=input_text(job.input),
         restarts=restarts(job, replaces),
+        max_rounds=job.max_rounds,
     )
 
 
@@ -227,10 +284,13 @@ def _stop_replaced(job: Job, provider: Provider, ledger: Ledger) -> Flow[Ledger 
     metadata = job_metadata(job, provider)
     for old in ledger.stopping:
         for record in old.shards:
-            if record.ended is not None and record.tries < 2:
-                continue
-            for batch in (yield from traces(job, provider, old, record, metadata)):
-                yield from stop(job, provider, batch)
+            if record.ended is None and record.batch_id is not None:
+                try:
+                    yield from call_off(job, provider, (yield from provider.retrieve(record.batch_id)))
+                except NotFoundError as error:  # nobody can cancel it, and the job must go on
+                    log.warning("job %s: batch %s of earlier input: %s", old.job, record.batch_id, error)
+            for batch in (yield from unnoted(job, provider, old, record, metadata)):
+                yield from call_off(job, provider, batch)
     # A create that nobody has heard of may come yet: every attempt looks for it again.
     left = tuple(
         old
@@ -245,9 +305,18 @@ def _stop_replaced(job: Job, provider: Provider, ledger: Ledger) -> Flow[Ledger 
 
 def _open(folder: JobFolder, before: Ledger | None, new: Ledger) -> Ledger | None:
     folder.path.mkdir(parents=True, exist_ok=True)
-    # Results of another input must not be taken for those of this one.
-    discard = partial(folder.discard, "report.json", "results.jsonl", "stray.jsonl")
-    return folder.commit(before, new, first=discard)
+    return folder.commit(before, new, first=partial(_give_up_results, folder, new))
+
+
+def _give_up_results(folder: JobFolder, new: Ledger) -> None:
+    """Results of another input must not be taken for those of this one."""
+    if (folder / "results.jsonl").exists():
+        log.warning(
+            "job %s: its input or options are not what they were, or it is restarted: removing %s, which was "
+            "paid for. To keep results, copy them before, give each input a folder of its own, or set "
+            "on_changed='fail'", new.job, folder / "results.jsonl",
+        )  # fmt: skip
+    folder.discard("report.json", "results.jsonl", "stray.jsonl")
 
 
 def _keep_input(folder: JobFolder, ledger: Ledger, scratch: Path, stale: int) -> bool:

@@ -417,6 +417,19 @@ def test_requests_given_as_objects(world: RemoteWorld, driver: Driver, tmp_path:
     assert found == row_ids(3)
 
 
+@pytest.mark.parametrize("shared_world", ["openai", "mistral", "anthropic"], indirect=True, scope="module")
+def test_the_job_s_model_is_sent(world: RemoteWorld, driver: Driver, tmp_path: Path) -> None:
+    """Lines may leave it to the job."""
+    lines = [world.line(one, max_tokens=9) for one in row_ids(3)]
+    for line in lines:
+        del line["body"]["model"]
+    world.let_batches_end()
+    job = Job(input=lines, output=tmp_path / "out", model=world.model)
+    assert landed_objects(driver, job) == row_ids(3)
+    (sent,) = (call for call in world.calls if b'"max_tokens"' in call.body)
+    assert sent.body.count(b'"model":"m-1"') == 3
+
+
 def landed_objects(driver: Driver, job: Job) -> list[str]:
     report = driver.run(job, timeout=10)
     assert report.ok

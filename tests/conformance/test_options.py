@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from anybatch import BadRequestError, Job
+from anybatch import BadRequestError, Job, UnknownOptionError
 from tests.fakes.forms import parse_form
 
 from .world import REMOTE, Driver, RemoteWorld, landed, row_ids
@@ -168,6 +168,14 @@ def test_list_options_become_the_query(world: RemoteWorld, driver: Driver) -> No
             "order_by": "-created",
         }
     assert query == expected
+
+
+@provider_is("litellm")
+def test_litellm_s_route_is_part_of_the_address(world: RemoteWorld, driver: Driver, tmp_path: Path) -> None:
+    """An option of the create would be missing from every later call about the batch."""
+    with pytest.raises(UnknownOptionError, match="put it into api_base, http://localhost:4000/azure/v1"):
+        created(world, driver, tmp_path, custom_llm_provider="azure")
+    assert world.calls == []
 
 
 @provider_is("openai")

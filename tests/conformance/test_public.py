@@ -96,7 +96,7 @@ def test_both_clients_have_the_same_verbs() -> None:
         }
 
     assert verbs(anybatch.Client) == verbs(anybatch.AsyncClient)
-    names = "create retrieve cancel list wait results download submit resume collect run check"
+    names = "create retrieve cancel list wait results download submit resume stop collect run check"
     assert set(verbs(anybatch.Client)) == set(names.split())
     assert shape(anybatch.Client.__init__) == shape(anybatch.AsyncClient.__init__)
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
 
-from anybatch import BatchFailedError, BatchStatus, DeadlineExceededError, Outcome, collect
+from anybatch import BatchFailedError, BatchStatus, DeadlineExceededError, Outcome, ServerError, collect
 from anybatch.results import read_landed
+from tests.fakes.faults import Respond
 from tests.fakes.provider import State
 from tests.fakes.rows import SEPARATORS, Failure, Quirks
 
@@ -28,6 +30,7 @@ IDS = row_ids(8)
 every_provider = pytest.mark.parametrize("shared_world", REMOTE, indirect=True, scope="module")
 every_shape = pytest.mark.parametrize("shared_world", SHAPES, indirect=True, scope="module")
 every_format = pytest.mark.parametrize("shared_world", FORMATS, indirect=True, scope="module")
+findable = pytest.mark.parametrize("shared_world", ["openai", "mistral"], indirect=True, scope="module")
 openai_only = pytest.mark.parametrize("shared_world", ["openai"], indirect=True, scope="module")
 
 
@@ -113,7 +116,6 @@ BY_FORMAT = {  # run once for each wire format
     "cancelled before anything was done": Case(
         state=State.CANCELLED, done=0, outcomes=ended(Outcome.CANCELLED, *IDS)
     ),
-    "files never named": Case(Quirks(files="neither"), outcomes=ended(Outcome.MISSING, *IDS)),
 }  # fmt: skip
 
 
@@ -268,8 +270,88 @@ def test_settling_is_bounded(
     (batch,) = driver.submit(world.job(tmp_path))
     world.fake.finish(batch.id, quirks=Quirks(files="neither"))
     world.calls.clear()
-    assert driver.results(batch.id) == []
+    with pytest.raises(ServerError, match="names no result files"):
+        driver.results(batch.id)
     assert 3 <= len(world.calls) <= 5
+
+
+@findable
+def test_files_that_are_never_named(
+    world: RemoteWorld, driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a day that is an error, since the rows were paid for; then the job lands without them."""
+    world.end_with(lambda fake, batch_id: fake.finish(batch_id, quirks=Quirks(files="neither")))
+    job = world.job(tmp_path)
+    with pytest.raises(ServerError, match="names no result files"):
+        driver.run(job, timeout=10)
+    assert job.report() is None
+    monkeypatch.setattr(collect, "GIVEN_UP", -10.0)
+    report = driver.run(job, timeout=10)
+    assert landed(job, report, IDS).outcomes == dict.fromkeys(IDS, Outcome.MISSING)
+
+
+@openai_only
+@pytest.mark.parametrize("comes", [True, False])
+def test_an_error_file_that_is_named_later(
+    world: RemoteWorld, driver: Driver, tmp_path: Path, comes: bool
+) -> None:
+    """It is waited for while rows are counted as failed that no line tells of."""
+
+    def end(fake: FakeProvider, batch_id: str) -> None:
+        batch = fake.finish(batch_id, failed=2)
+        hidden.append(batch.error_file_id)
+        batch.error_file_id = None
+
+    hidden: list[str | None] = []
+    world.end_with(end)
+    job = world.job(tmp_path)
+    (batch,) = driver.submit(job)
+    driver.wait(batch.id, timeout=10)
+    if comes:
+        hold = world.server.hold("GET", ".*/batches/[^/]+", handled=False, skip=1)
+        with ThreadPoolExecutor(1) as threads:
+            collecting = threads.submit(driver.collect, job)
+            hold.wait()
+            world.fake.last.error_file_id = hidden[0]
+            hold.release()
+            report = collecting.result(10)
+    else:
+        report = driver.collect(job)
+    bad = Outcome.FAILED if comes else Outcome.MISSING
+    assert landed(job, report, IDS).outcomes == dict.fromkeys(IDS, Outcome.SUCCEEDED) | ended(bad, *IDS[:2])
+    assert report.batches[0].error_file_id == (hidden[0] if comes else None)
+
+
+@every_format
+@pytest.mark.parametrize(
+    "text", ["<html>\n<body>Please log in.</body>\n</html>\n", '{"error": {"message": "log in"}}\n']
+)
+def test_a_download_that_is_no_result_file(
+    world: RemoteWorld, driver: Driver, tmp_path: Path, text: str
+) -> None:
+    """Nothing lands of it, and the next attempt may find the file itself."""
+    world.let_batches_end()
+    job = world.job(tmp_path)
+    (batch,) = driver.submit(job)
+    driver.wait(batch.id, timeout=10)
+    world.server.fail("GET", ".*/(content|results)", Respond(200, text))
+    with pytest.raises(ServerError, match="is none, and nothing of it was landed") as caught:
+        driver.collect(job)
+    assert caught.value.batch_id == batch.id
+    assert job.report() is None
+    assert landed(job, driver.collect(job), IDS).report.ok
+
+
+@openai_only
+def test_an_error_file_that_is_none(world: RemoteWorld, driver: Driver, tmp_path: Path) -> None:
+    world.end_with(lambda fake, batch_id: fake.finish(batch_id, failed=2))
+    job = world.job(tmp_path)
+    (batch,) = driver.submit(job)
+    driver.wait(batch.id, timeout=10)
+    world.server.fail("GET", ".*/content", Respond(200, "<html>Please log in.</html>"), skip=1)
+    with pytest.raises(ServerError, match="is none, and nothing of it was landed"):
+        driver.collect(job)
+    assert landed(job, driver.collect(job), IDS).report.counts[Outcome.FAILED] == 2
 
 
 @pytest.mark.parametrize("shared_world", [name for name in SHAPES if name != "anthropic"], indirect=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from anybatch import (
+    APIError,
     BatchFailedError,
     BatchNotCompleteError,
     BatchStatus,
+    CreateOutcomeUnknownError,
     DeadlineExceededError,
     InputChangedError,
     Job,
     JobError,
+    NotFoundError,
     Outcome,
 )
 from tests.fakes.faults import ResetAfter, Respond
@@ -555,6 +559,106 @@ def test_a_landed_job_whose_input_is_gone_stays_landed(
     Path(str(job.input)).unlink()
     assert driver.run(replace(job, max_rounds=2), timeout=10) == report
     assert asked(world) == [IDS]
+
+
+@every_format
+def test_a_cancelled_batch_whose_input_is_gone(
+    world: RemoteWorld, driver: Driver, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its rows cannot be submitted again, so they land as they are."""
+    end_like(world, cancel(done=2))
+    job = world.job(tmp_path)
+    (first,) = driver.submit(job)
+    driver.wait(first.id, timeout=10)
+    Path(str(job.input)).unlink()
+    (same,) = driver.resume(replace(job, input=()))
+    assert same.id == first.id
+    assert "lands with cancelled rows" in caplog.text
+    found = landed(job, driver.run(job, timeout=10), IDS)
+    assert found.outcomes == dict.fromkeys(IDS, Outcome.CANCELLED) | dict.fromkeys(IDS[:2], Outcome.SUCCEEDED)
+    assert asked(world) == [IDS]
+
+
+@openai_only
+def test_a_cancelled_batch_whose_input_nobody_has_named(
+    world: RemoteWorld, driver: Driver, tmp_path: Path
+) -> None:
+    """It is not gone: who knows where it is can go on."""
+    end_like(world, cancel(done=2))
+    job = world.job(tmp_path)
+    (first,) = driver.submit(job)
+    driver.wait(first.id, timeout=10)
+    path = tmp_path / "out" / "job.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"input": None}))
+    with pytest.raises(InputChangedError):
+        driver.resume(replace(job, input=()))
+    assert landed(job, driver.run(job, timeout=10), IDS).report.ok
+
+
+@every_format
+@pytest.mark.parametrize("place", ["restart", "input"])
+def test_a_batch_that_the_provider_knows_no_more(
+    world: RemoteWorld, driver: Driver, tmp_path: Path, place: str
+) -> None:
+    """It is a clear error, and no obstacle to submitting the input, or another, anew."""
+    job = world.job(tmp_path)
+    (first,) = driver.submit(job)
+    gone = world.fake.batches.pop(first.id)
+    for verb in (driver.submit, driver.collect):
+        with pytest.raises(NotFoundError, match=r"Job\.restart submits the input once more"):
+            verb(job)
+    ids = IDS
+    if place == "input":
+        ids = [*IDS, "row-8"]
+        again = replace(job, input=world.write(tmp_path / "other.jsonl", ids))
+    else:
+        again = replace(job, restart="again")
+    world.let_batches_end()
+    assert landed(job, driver.run(again, timeout=10), ids).report.ok
+    assert gone.id not in world.fake.batches
+
+
+@findable
+def test_a_claim_of_a_later_round_that_died_and_the_input_with_it(
+    world: RemoteWorld, driver: Driver, tmp_path: Path
+) -> None:
+    """The create left no batch, as looking tells, and no other can follow: what there is lands."""
+    end_like(world, expire(done=5))
+    job = world.job(tmp_path, max_rounds=2)
+    world.server.fail("POST", CREATES, Respond(500), times=1000, skip=1)
+    with pytest.raises(CreateOutcomeUnknownError):
+        driver.run(job, timeout=10)
+    Path(str(job.input)).unlink()
+    with pytest.raises(InputChangedError):
+        driver.run(job, timeout=10)
+    path = tmp_path / "out" / "job.json"
+    had = json.loads(path.read_text())
+    assert had["shards"][1]["tries"] > 1
+    now = {"step": "creating", "attempt": "another", "creating_at": time.time()}
+    path.write_text(json.dumps(had | {"shards": [had["shards"][0], had["shards"][1] | now]}))
+    with pytest.raises(JobError, match="submit the job first"):
+        driver.collect(job)
+    path.write_text(json.dumps(had))
+    found = landed(job, driver.collect(job), IDS)
+    assert found.outcomes == dict.fromkeys(IDS, Outcome.SUCCEEDED) | dict.fromkeys(IDS[5:], Outcome.EXPIRED)
+    assert asked(world) == [IDS]
+
+
+@openai_only
+def test_a_claim_of_a_later_round_that_left_a_batch(
+    world: RemoteWorld, driver: Driver, tmp_path: Path
+) -> None:
+    end_like(world, expire(done=5))
+    job = world.job(tmp_path, max_rounds=2)
+    world.server.fail("POST", CREATES, ResetAfter(), skip=1)
+    world.server.fail("GET", CREATES, Respond(503), times=1000)
+    with pytest.raises(APIError, match="503"):
+        driver.run(job, timeout=10)
+    world.server.clear_faults()
+    with pytest.raises(JobError, match="submit the job first"):
+        driver.collect(replace(job, lease=0.0))
+    assert landed(job, driver.run(job, timeout=10), IDS).report.ok
+    assert asked(world) == [IDS, IDS[5:]]
 
 
 @findable

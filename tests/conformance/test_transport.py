@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import itertools
 from dataclasses import replace
@@ -10,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from anybatch import (
+    AsyncClient,
     AuthenticationError,
     BadRequestError,
+    ConfigurationError,
     CreateOutcomeUnknownError,
     QuotaError,
     RateLimitError,
+    RetryPolicy,
     ServerError,
     TransportError,
 )
@@ -22,7 +26,7 @@ from tests.fakes.faults import CutBody, ResetAfter, ResetBefore, Respond
 from tests.fakes.files import serve_bytes
 from tests.fakes.server import FakeServer, Reply
 
-from .world import FORMATS, REMOTE, Driver, RemoteWorld, landed, row_ids
+from .world import FORMATS, REMOTE, Driver, RemoteWorld, landed, row_ids, tls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -155,6 +159,31 @@ def test_an_answer_that_is_not_the_api_s(world: RemoteWorld, driver: Driver, ans
     assert len(world.calls) == 2
 
 
+NO_LISTING: dict[str, object] = {
+    "a failure with status 200": {"code": 50505, "message": "overloaded", "data": None},
+    "another server": {"hello": "world"},
+    "a page of another kind": {"object": "page", "data": {"items": []}},
+    "a list of other things": {"object": "list", "data": ["b1"]},
+}
+
+
+@every_format
+@pytest.mark.parametrize("answer", NO_LISTING.values(), ids=NO_LISTING.keys())
+def test_what_is_no_listing_is_not_an_empty_one(world: RemoteWorld, driver: Driver, answer: object) -> None:
+    world.server.fail("GET", ".*", Respond(200, answer), times=2)
+    with pytest.raises(ServerError, match="no listing"):
+        driver.list()
+    with pytest.raises(ServerError, match="no listing") as caught:
+        driver.check()
+    assert caught.value.status_code in (None, 200), "which a connection test takes for the wrong address"
+
+
+@every_format
+def test_a_listing_without_entries_may_say_null(world: RemoteWorld, driver: Driver) -> None:
+    world.server.fail("GET", ".*", Respond(200, {"object": "list", "data": None}))
+    assert list(driver.list()) == []
+
+
 @every_format
 def test_nobody_there(world: RemoteWorld, mode: str) -> None:
     with FakeServer(world.fake) as gone:
@@ -215,6 +244,21 @@ def test_a_create_without_answer_is_looked_for(
     landed(job, driver.collect(job), IDS)
 
 
+@pytest.mark.parametrize("shared_world", ["openai", "siliconflow", "mistral"], indirect=True, scope="module")
+def test_a_batch_is_not_created_again_where_the_provider_cannot_tell(
+    world: RemoteWorld, driver: Driver, tmp_path: Path
+) -> None:
+    """An overloaded server that answers 200 has not said that there is no such batch."""
+    world.server.fail(*CREATE, ResetAfter())
+    world.server.fail("GET", ".*", Respond(200, NO_LISTING["a failure with status 200"]), times=1)
+    job = world.job(tmp_path)
+    with pytest.raises(ServerError, match="overloaded"):
+        driver.submit(job)
+    (batch,) = driver.submit(job)
+    assert list(world.fake.batches) == [batch.id]
+    assert world.server.count(*CREATE) == 1
+
+
 @pytest.mark.parametrize("shared_world", ["anthropic"], indirect=True, scope="module")
 @pytest.mark.parametrize("lost", ["request", "answer"])
 def test_a_create_without_answer_that_cannot_be_looked_for(
@@ -228,12 +272,29 @@ def test_a_create_without_answer_that_cannot_be_looked_for(
 
 
 @every_format
-def test_a_create_is_repeated_after_a_429(world: RemoteWorld, driver: Driver, tmp_path: Path) -> None:
-    world.server.fail(*CREATE, Respond(429, {"error": {"message": "slow down"}}), times=2)
+@pytest.mark.parametrize(
+    "refusal", [Respond(429, {"error": {"message": "slow down"}}), TROUBLE["529"]], ids=["429", "529"]
+)
+def test_a_create_is_repeated_after_a_429(
+    world: RemoteWorld, driver: Driver, tmp_path: Path, refusal: Respond
+) -> None:
+    world.server.fail(*CREATE, refusal, times=2)
     job = world.job(tmp_path)
     driver.submit(job)
     assert world.server.count(*CREATE) == 3
     assert len(world.fake.batches) == 1
+
+
+@pytest.mark.parametrize("shared_world", ["anthropic"], indirect=True, scope="module")
+def test_a_create_that_is_always_turned_away_leaves_nothing_open(
+    world: RemoteWorld, driver: Driver, tmp_path: Path
+) -> None:
+    world.server.fail(*CREATE, TROUBLE["529"], times=driver.retry.attempts)
+    job = world.job(tmp_path)
+    with pytest.raises(RateLimitError, match="Overloaded"):
+        driver.submit(job)
+    (batch,) = driver.submit(job)
+    assert list(world.fake.batches) == [batch.id], "and nobody had to look for another one"
 
 
 @pytest.mark.parametrize("shared_world", ["perplexity"], indirect=True, scope="module")
@@ -313,7 +374,7 @@ def test_a_download_that_is_refused_lands_nothing(world: RemoteWorld, driver: Dr
     world.server.fail(*CONTENT, Respond(404, {"error": {"message": "No such File object"}}), times=1)
     with pytest.raises(Exception, match="No such File object"):
         driver.collect(job)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["ids.jsonl", "job.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock", "ids.jsonl", "job.json"]
     assert landed(job, driver.collect(job), IDS).report.ok, "and the next attempt lands them"
 
 
@@ -357,6 +418,56 @@ def test_ranges_are_not_asked_of_a_compressed_body(
     job = world.job(tmp_path)
     assert landed(job, driver.run(job, timeout=10), IDS).report.ok
     assert [call.headers.get("range") for call in zipping.find(*CONTENT)] == [None] * 3
+
+
+# --- waiting -----------------------------------------------------------------------------------------
+
+
+@every_format
+def test_an_outage_ends_no_wait(world: RemoteWorld, mode: str, tmp_path: Path) -> None:
+    """It may last longer than any request is repeated."""
+    driver = world.open(mode, retry=RetryPolicy(attempts=1))
+    job = world.job(tmp_path)
+    (batch,) = driver.submit(job)
+    world.server.fail("GET", f".*/{batch.id}", TROUBLE["502 as HTML"], times=4)
+    world.server.fail("GET", f".*/{batch.id}", ResetBefore(), times=3)
+    world.server.fail("GET", f".*/{batch.id}", Respond(200, {"code": 50505, "data": None}), times=1)
+    world.server.fail("GET", f".*/{batch.id}", Respond(409, {"error": {"message": "lock"}}), times=1)
+    world.let_batches_end()
+    assert driver.wait(batch.id, timeout=30).status == "completed"
+    assert world.server.unused_faults == 0
+
+
+@every_format
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_refusal_ends_a_wait(world: RemoteWorld, driver: Driver, status: int) -> None:
+    """An id in a form that the provider does not know is never going to be one."""
+    world.server.fail(*ANYTHING, Respond(status, {"error": {"message": "not a valid id"}}), times=99)
+    with pytest.raises(BadRequestError, match="not a valid id") as caught:
+        driver.wait("not-an-id", timeout=30)
+    assert caught.value.batch_id == "not-an-id"
+    assert len(world.calls) == 1
+
+
+@openai_only
+def test_clients_of_one_account_that_ask_in_other_ways_share_no_polls(
+    world: RemoteWorld, tmp_path: Path
+) -> None:
+    """A gateway may tell its tenants apart by a header: the one must not be asked for the other's batch."""
+
+    async def one(tenant: str) -> str:
+        client_args = {"headers": {"x-tenant": tenant}, "verify": tls()}
+        async with AsyncClient(world.provider(), client_args=client_args) as client:
+            batch = await client.create(world.write(tmp_path / tenant, IDS), world.endpoint)
+            return (await client.wait(batch.id, timeout=30)).id
+
+    async def both() -> list[str]:
+        return await asyncio.gather(one("a"), one("b"))
+
+    world.end_with(lambda fake, batch_id: fake.finish(batch_id))
+    for tenant, batch_id in zip("ab", asyncio.run(both()), strict=True):
+        asked = world.server.find("GET", f".*/{batch_id}")
+        assert {call.headers["x-tenant"] for call in asked} == {tenant}
 
 
 # --- other hosts -------------------------------------------------------------------------------------
@@ -428,21 +539,46 @@ def test_a_redirect_in_a_circle_ends(world: RemoteWorld, driver: Driver) -> None
 
 
 @pytest.mark.parametrize("shared_world", ["anthropic"], indirect=True, scope="module")
-def test_a_results_url_on_another_host_gets_no_key(
-    world: RemoteWorld, mode: str, driver: Driver, elsewhere: FakeServer, tmp_path: Path
+def test_results_behind_a_gateway_come_through_it(
+    world: RemoteWorld, driver: Driver, elsewhere: FakeServer, tmp_path: Path
 ) -> None:
+    """A gateway passes on the results_url as it was: on a host that does not know its keys."""
     world.let_batches_end()
     world.fake.results_base = elsewhere.url
     job = world.job(tmp_path)
     try:
-        with open_with_own_headers(world, mode) as client:
-            assert landed(job, client.run(job, timeout=10), IDS).report.ok
+        assert landed(job, driver.run(job, timeout=10), IDS).report.ok
     finally:
         world.fake.results_base = None
-    (call,) = elsewhere.calls
-    assert call.path.endswith("/results")
-    assert not KEY_HEADERS & call.headers.keys()
-    assert "gateway-secret" not in str(call.headers)
+    assert elsewhere.calls == []
+    assert len(world.server.find("GET", ".*/results")) == 1
+
+
+@pytest.mark.parametrize(
+    ("shared_world", "call"),
+    [
+        *(pytest.param(name, CREATE, id=f"{name}-create") for name in FORMATS),
+        *(pytest.param(name, UPLOAD, id=f"{name}-upload") for name in ("openai", "mistral")),
+    ],
+    indirect=["shared_world"],
+    scope="module",
+)
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_what_is_not_a_get_is_not_sent_elsewhere(
+    world: RemoteWorld, driver: Driver, tmp_path: Path, status: int, call: tuple[str, str]
+) -> None:
+    """As where http:// was given for https://: telling so beats asking again for a minute."""
+    there = Respond(status, b"", {"location": "https://api.example:8443/v1/files?token=s3cret"})
+    world.server.fail(*call, there, times=99)
+    job = world.job(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"redirects to https://api\.example:8443;") as caught:
+        driver.submit(job)
+    assert world.server.count(*call) == 1
+    assert "s3cret" not in str(caught.value)
+    assert (caught.value.status_code, caught.value.provider) == (status, world.name)
+    world.server.clear_faults()
+    driver.submit(job)
+    assert len(world.fake.batches) == 1, "nothing was left open"
 
 
 def test_every_provider_sends_its_key_in_its_own_header() -> None:

@@ -296,10 +296,8 @@ def landed(job: Job, report: Report, ids: Iterable[str]) -> Landed:
     assert report.ok == all(line["outcome"] == Outcome.SUCCEEDED for line in lines)
     stray = cut(folder / "stray.jsonl") if (folder / "stray.jsonl").exists() else []
     kept = {"ids.jsonl", "job.json", "report.json", "results.jsonl", *(["stray.jsonl"] if stray else [])}
-    last = report.rounds - 2  # the round before the last one
-    if last >= 0:
-        kept |= {f"round-{last}.jsonl", *(f"ids-{number}.jsonl" for number in range(1, report.rounds))}
-    names = {path.name for path in folder.iterdir()} - {f"stray-{last}.jsonl"}
+    kept |= {f"ids-{number}.jsonl" for number in range(1, report.rounds)}
+    names = {path.name for path in folder.iterdir()} - {".lock"}
     names -= {"requests.jsonl"}  # of requests given as objects
     assert names == kept, "nothing temporary is left"
     return Landed(report, lines, stray)

@@ -124,6 +124,19 @@ def test_a_changed_input_after_landing(stage: Stage) -> None:
     check_results(stage.job(input=other), report, rows=3)
 
 
+def test_results_that_are_given_up_are_told_of(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    """They were paid for: a person who has edited a prompt may want to know before the next time."""
+    submit(stage)
+    finished(stage)
+    other = other_input(stage)
+    with pytest.raises(InputChangedError):
+        submit(stage, input=other, on_changed="fail")
+    assert "results.jsonl" not in caplog.text
+    submit(stage, input=other)
+    assert f"removing {stage.home / 'out' / 'results.jsonl'}" in caplog.text
+    assert "on_changed='fail'" in caplog.text
+
+
 def test_options_are_part_of_the_input(stage: Stage) -> None:
     old = submit(stage)
     with pytest.raises(InputChangedError):

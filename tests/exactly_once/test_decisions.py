@@ -228,6 +228,25 @@ def test_what_may_go_again(
     assert budget(job, ledger(rounds=rounds, renewals=renewals, renewed=renewed), statuses) == expected
 
 
+@pytest.mark.parametrize(
+    ("max_rounds", "before", "landed", "expected"),
+    [
+        (5, 1, False, (False, False)),  # not before it has landed
+        (1, 1, True, (False, False)),
+        (2, 2, True, (False, False)),  # what it was allowed when it was stopped is no reason to go on
+        (3, 2, True, (True, True)),
+    ],
+)
+def test_what_may_go_again_of_a_job_that_was_stopped(
+    max_rounds: int, before: int, landed: bool, expected: tuple[bool, bool]
+) -> None:
+    stopped = ledger().model_copy(
+        update={"stopped_at": NOW, "max_rounds": before, "landed_at": NOW if landed else None}
+    )
+    job = Job(input="i", output="/out", max_rounds=max_rounds)
+    assert budget(job, stopped, {BatchStatus.CANCELLED}) == expected
+
+
 ROWS = [("a", "succeeded"), ("b", "cancelled"), ("c", "expired"), ("d", "cancelled"), ("e", "failed")]
 
 

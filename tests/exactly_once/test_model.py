@@ -28,7 +28,7 @@ from anybatch.lines import Plan
 from anybatch.providers import base
 from anybatch.rounds import records_of
 from anybatch.shards import Submission
-from anybatch.submit import new_ledger, prepare, resume, submit
+from anybatch.submit import new_ledger, prepare, resume, stop, submit
 from tests.exactly_once.explore import Findings, explore
 from tests.exactly_once.stage import requests, write
 from tests.exactly_once.worlds import LEASE, START, Clock, World
@@ -162,6 +162,32 @@ class ModelOfRounds(Model):
         while not is_commit(attempt.effect):  # until then it only reads
             world.step((name, "go"))
         return attempt
+
+
+class ModelOfStop(Model):
+    """Attempt A submits, B stops the job; whatever becomes of both, to stop it again leaves nothing alive."""
+
+    def begin(self, world: World, name: str, number: int = 0) -> Any:
+        if name == "A":
+            return super().begin(world, name, number)
+        return world.begin(name, stop(self.job_in(world, number), self.provider))
+
+    def check(self, world: World, number: int = 0) -> None:
+        if all(attempt.returned is not None for attempt in world.attempts.values()) and not world.faults:
+            live = world.fake.live_batches()
+            assert not live or self.read(world) is None, "both have ended undisturbed"
+        third = world.run(self.begin(world, "C", number))
+        assert third.raised is None, repr(third.raised)
+        states = {batch.id: str(batch.state) for batch in world.fake.batches.values()}
+        assert not world.fake.live_batches(), states
+        assert len(states) <= self.most, states
+        ledger = made(self.read(world))
+        assert ledger.stopped_at is not None
+        assert _ids_of(third.returned) == ledger.batch_ids
+
+
+def _ids_of(returned: Any) -> list[str]:
+    return [batch.id for batch in returned]
 
 
 def is_commit(effect: Any) -> bool:
@@ -300,3 +326,25 @@ def test_two_attempts_open_a_round(model: Callable[..., Model]) -> None:
     world.most = 1 + 2
     found = explored(world, alike=True)
     assert found.states > 200
+
+
+def test_a_job_that_is_stopped_while_it_is_submitted(model: Callable[..., Model]) -> None:
+    """In any order, each dying anywhere: never a second batch, and none that goes on."""
+    world = model(Step.PLANNED, kind=ModelOfStop)
+    world.most = 1
+    assert explored(world).states > 100
+
+
+@pytest.mark.parametrize("fault", ["lost", "kill"])
+def test_a_job_that_is_stopped_while_a_create_is_lost(model: Callable[..., Model], fault: str) -> None:
+    world = model(Step.UPLOADED, kind=ModelOfStop)
+    world.most = 1
+    explored(world, fault, budget=1)
+
+
+@pytest.mark.deployment
+def test_a_job_that_is_stopped_in_a_store(model: Callable[..., Model]) -> None:
+    """As long as no write takes long."""
+    world = model(Step.UPLOADED, kind=ModelOfStop, store=True)
+    world.most = 1
+    explored(world, "kill", budget=1, allowed=fair)

@@ -199,5 +199,6 @@ def test_killed_between_writes_it_is_in_doubt_only_about_the_create(
             except OrphanError:
                 doubts.append(points[number - 1])
                 assert len(stage.batches()) == 1, "killed after the create"
-    # The ledger is locked, written beside, and renamed: three points between the create and the note of it.
-    assert len(doubts) == 3 // stride, doubts
+    # Between the create and the note of it the folder is made if it is missing and locked, and the ledger
+    # written beside and renamed: four points.
+    assert 4 // stride <= len(doubts) <= -(-4 // stride), doubts

@@ -5,8 +5,11 @@ The first round's batches expire with some rows answered; the rest of them is on
 
 from __future__ import annotations
 
+import json
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,7 @@ from tests.exactly_once.stage import FINDABLE, Stage
 from tests.exactly_once.test_connections import GIVES_UP
 from tests.exactly_once.test_rivals import together
 from tests.fakes.faults import ResetAfter, ResetBefore
+from tests.fakes.provider import Auto, FakeProvider
 
 # Format, shards, rows of each that are answered at first, the batches' sizes, and the quick run's stride.
 SWEEPS = [("openai", 1, 2, [6, 4], 11), ("openai", 3, 1, [2, 2, 2, 2, 1], 17), ("mistral", 1, 4, [6, 2], 17)]
@@ -175,6 +179,39 @@ def test_a_rival_opens_the_round_while_one_reads_the_results(tmp_path: Path) -> 
         stage.check_rounds(quick, [6, 4], job)
 
 
+@pytest.mark.parametrize("last", ["open", "landed"])
+def test_a_rival_opens_two_rounds_while_one_reads_the_results(tmp_path: Path, last: str) -> None:
+    """What the first round left is gone by the time it is needed; both go on with the last round."""
+    with Stage("openai", tmp_path, done=2) as stage, ThreadPoolExecutor(1) as threads:
+        end = stage.fake.auto.end  # type: ignore[union-attr]
+        stage.fake.auto = Auto(looks=1, end=partial(_expire_twice, end))
+        job = stage.job(max_rounds=3, lease=60)
+        # Two files of the first round, and then that of the second one.
+        hold = stage.server.hold("GET", "/v1/files/[^/]+/content", handled=True, skip=2)
+        slow = threads.submit(stage.run, job)
+        hold.wait()
+        if last == "landed":
+            quick = stage.run(job)
+            hold.release()
+        else:
+            stage.fake.auto = None
+            with stage.client() as client:
+                client.resume(job)
+            hold.release()
+            stage.server.wait_for("GET", f"{stage.jobs}/[^/]+", count=6)
+            stage.finish()
+            quick = stage.run(job)
+        assert slow.result(20) == quick
+        stage.check_rounds(quick, [6, 4, 3], job)
+
+
+def _expire_twice(end: Callable[[FakeProvider, str], object], fake: FakeProvider, batch_id: str) -> object:
+    """The second round's batch expires as well, after one row."""
+    if (fake.batches[batch_id].metadata or {}).get("anybatch_round") == "1":
+        return fake.expire(batch_id, done=1)
+    return end(fake, batch_id)
+
+
 def test_a_rival_collects_while_one_opens_the_round(tmp_path: Path) -> None:
     """Who wants one round only has landed; whoever wants two finds that, and has one more made."""
     with Stage("openai", tmp_path, done=2) as stage, ThreadPoolExecutor(1) as threads:
@@ -224,6 +261,12 @@ def test_an_object_store_as_input(tmp_path: Path) -> None:
         ("s3://bucket/in.jsonl", "s3://bucket/in.jsonl"),
         ("https://host/in.jsonl?signature=abc", None),
         ("https://user:secret@host/in.jsonl", None),
+        ("https://user@host/in.jsonl", None),
+        ("ftp://user:secret@host/in.jsonl", None),
+        ("ftp://host/in.jsonl", "ftp://host/in.jsonl"),
+        ("simplecache::https://host/in.jsonl?signature=abc", None),
+        ("s3://connection@bucket/in.jsonl", "s3://connection@bucket/in.jsonl"),
+        ("s3://bucket/me@home/in?.jsonl", "s3://bucket/me@home/in?.jsonl"),
         ("/data/a@b/what?.jsonl", "/data/a@b/what?.jsonl"),
         ([{"custom_id": "1"}], None),
     ],
@@ -232,6 +275,21 @@ def test_what_the_ledger_says_of_the_input(path: object, noted: str | None) -> N
     from anybatch.submit import input_text
 
     assert input_text(path) == noted  # type: ignore[arg-type]
+
+
+def test_an_address_that_only_the_path_object_can_open(tmp_path: Path) -> None:
+    """Airflow's, of a connection: without that object it is not here, and with it the job goes on."""
+    with Stage("openai", tmp_path, ends=False) as stage:
+        with stage.client() as client:
+            (batch,) = client.submit(stage.job())
+            stage.fake.cancel_now(batch.id, done=2)
+            path = tmp_path / "out" / "job.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"input": "s3://me@bucket/in.jsonl"}))
+            with pytest.raises(InputChangedError, match="could not be submitted again"):
+                client.resume(stage.job(input=()))
+            client.submit(stage.job())
+        stage.finish()
+        stage.check_rounds(stage.run(), [6, 4])
 
 
 def test_a_restart_needs_the_input(tmp_path: Path) -> None:

@@ -333,7 +333,8 @@ class World:
             case Batch():
                 return self._name(value.id), str(value.status)
             case Ledger():
-                fixed = value.revision, value.fingerprint, value.landed_at is not None
+                ends = value.landed_at is not None, value.stopped_at is not None
+                fixed = value.revision, value.fingerprint, *ends
                 return fixed, self._value(value.shards), self._value(value.stopping)
             case ShardRecord():
                 names = tuple(
