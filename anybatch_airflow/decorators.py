@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, TaskDecorator
 
 
-# Airflow's own classes declare `template_fields` as two types.
-class _AnyBatchDecoratedOperator(DecoratedOperator, AnyBatchOperator):  # pyright: ignore[reportIncompatibleVariableOverride]
+# Airflow's own classes declare `template_fields` as two types, and wrap `execute` for assets and outputs.
+class _AnyBatchDecoratedOperator(DecoratedOperator, AnyBatchOperator):  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
     """An `AnyBatchOperator` whose input is made by a function, anew in every attempt.
 
     What the function returns goes nowhere but into the batch: XCom gets the manifest.
@@ -54,7 +54,7 @@ class _AnyBatchDecoratedOperator(DecoratedOperator, AnyBatchOperator):  # pyrigh
             **kwargs,
         )
 
-    def execute(self, context: Context) -> Any:
+    def _requests(self, context: Context) -> Any:
         """Call the function; then as `AnyBatchOperator`. Resuming from the wait does not call it again."""
         context_merge(context, self.op_kwargs)
         arguments = determine_kwargs(self.python_callable, self.op_args, context)
@@ -65,7 +65,7 @@ class _AnyBatchDecoratedOperator(DecoratedOperator, AnyBatchOperator):  # pyrigh
                 "iterator), a path or URL, or a table"
             )
         self.input = requests
-        return super().execute(context)
+        return super()._requests(context)
 
 
 def anybatch_task(

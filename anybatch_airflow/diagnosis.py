@@ -46,6 +46,8 @@ def diagnose(error: AnyBatchError, base: str | None, client_args: Mapping[str, A
             told = f"{host} has trouble of its own right now"
         case QuotaError():
             told = "the key works, but its account has no credit or quota left"
+        case RateLimitError(status_code=529):
+            told = f"{host} is overloaded right now"
         case RateLimitError():
             told = "the key works, but its account is over its rate limit right now"
         case TransportError():

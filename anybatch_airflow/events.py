@@ -5,8 +5,9 @@
     with DAG("collect_reviews", schedule=[batches]): …
 
 Every batch that ends becomes one event of the asset, at least once. On Airflow 3.3 what was told is kept in
-the asset's state store, and all watchers of a connection share one listing; on 3.1 and 3.2 each lists for
-itself, and after a restart of the triggerer tells again what ended within `lookback`.
+the asset's state store, and watchers of a connection with the same `max_age` and `poll_interval` share one
+listing; on 3.1 and 3.2 each lists for itself, and after a restart of the triggerer tells again what ended
+within `lookback`.
 """
 
 from __future__ import annotations

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
-import hashlib
 import json
+from contextvars import Context
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from airflow.providers.common.compat.sdk import BaseHook
@@ -145,9 +146,16 @@ class AnyBatchHook(BaseHook):
         lookups = _lookups.setdefault(asyncio.get_running_loop(), {})
         wanted = (self.conn_id, self.provider, self.api_base)
         if wanted not in lookups:
-            lookups[wanted] = asyncio.create_task(self._find_watcher())
+            # In a context of its own: what it logs is no line of the task whose trigger came first.
+            lookups[wanted] = asyncio.create_task(self._find_watcher(), context=Context())
             lookups[wanted].add_done_callback(lambda _: lookups.pop(wanted))
-        return await asyncio.shield(lookups[wanted])  # a trigger that is ended ends it for no other
+        lookup = lookups[wanted]
+        await asyncio.wait([lookup])  # a trigger that is ended ends it for no other
+        if error := lookup.exception():
+            from anybatch.watch import copy_of
+
+            raise copy_of(error)
+        return lookup.result()
 
     async def _find_watcher(self) -> Watcher:
         settings = await self._async_settings()
@@ -307,6 +315,7 @@ def _async_client(settings: ClientSettings, attempts: int | None) -> AsyncClient
 def _poller(settings: ClientSettings) -> tuple[str, Callable[[], AsyncClient]]:
     """What a watcher is known by, and how it makes its client. Raises ConfigurationError."""
     from anybatch import AsyncClient, RetryPolicy, get_provider
+    from anybatch.watch import watcher_key
 
     _freeze_once()
     provider = get_provider(settings.provider, api_key=settings.api_key, api_base=settings.api_base)
@@ -316,7 +325,7 @@ def _poller(settings: ClientSettings) -> tuple[str, Callable[[], AsyncClient]]:
         # The watcher repeats failed calls by itself.
         return AsyncClient(provider, client_args=client_args, retry=RetryPolicy(attempts=2))
 
-    return provider.account.key + _mark(client_args), make_client
+    return watcher_key(provider.account.key, client_args), make_client
 
 
 @functools.cache
@@ -329,22 +338,25 @@ def _freeze_once() -> None:
     gc.freeze()
 
 
-def _mark(client_args: Mapping[str, Any]) -> str:
-    """Tells connections to one account apart that go another way, such as through a proxy."""
-    if not client_args:
-        return ""
-    text = json.dumps(client_args, sort_keys=True, default=str)
-    return "+" + hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
 def _base_url(connection: Connection, kind: str) -> str | None:
-    host: str | None = connection.host
-    if not host:
+    if not connection.host:
         return None
-    if "://" not in host:  # from a connection URI, which takes URLs apart
-        host = f"{connection.schema or 'https'}://{host}"
-        if connection.port:
-            host = f"{host}:{connection.port}"
-    if kind == "pydanticai-azure" and "/openai" not in host:
-        return host.rstrip("/") + "/openai/v1"  # that type holds the bare endpoint of the resource
-    return host
+    url = _whole_url(connection.host, connection.schema or "", connection.port)
+    if kind == "pydanticai-azure" and "/openai" not in url:
+        return url.rstrip("/") + "/openai/v1"  # that type holds the bare endpoint of the resource
+    return url
+
+
+def _whole_url(host: str, schema: str, port: int | None) -> str:
+    """The base URL, whole as a form has it, or in the parts to which a connection URI takes it.
+
+    What comes after the host in such a URI is stored as the schema: a path, though some write the scheme
+    there, `anybatch://:key@gateway:8080/http`, or both.
+    """
+    scheme, _, path = schema.strip("/").partition("/")
+    if scheme not in ("http", "https"):
+        scheme, path = "https", schema.strip("/")
+    url = host if "://" in host else f"{scheme}://{host}"
+    if urlsplit(url).path:
+        return url
+    return url + (f":{port}" if port else "") + (f"/{path}" if path else "")

@@ -11,9 +11,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import TypeAlias
 
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.common.compat.sdk import Context, XComArg
 
-    Requests: TypeAlias = "str | os.PathLike[str] | Iterable[Mapping[str, Any]] | Callable[..., Any]"
+    BatchIds: TypeAlias = "str | Sequence[str] | XComArg"
+    Requests: TypeAlias = (
+        "str | os.PathLike[str] | Iterable[Mapping[str, Any]] | Callable[..., Any] | XComArg"
+    )
     Prompt: TypeAlias = "str | Callable[[dict[str, Any]], Any]"
 
 _TABLES = (".csv", ".tsv", ".parquet")
@@ -43,8 +46,12 @@ class InputField:
 
     def __set__(self, operator: Any, value: Any) -> None:
         # Every way in passes here: the constructor, the rendering of a template, the resolving of an XCom.
-        is_shown = isinstance(value, Hidden) or is_path(value) or hasattr(value, "resolve")  # an XComArg
-        operator._input = plain(value) if is_shown else Hidden(value)
+        operator._input = plain(value) if is_shown(value) else Hidden(value)
+
+
+def is_shown(value: Any) -> bool:
+    """Whether Airflow may see an input as it is: a path, or the XCom that will be one or be hidden."""
+    return isinstance(value, Hidden) or is_path(value) or hasattr(value, "resolve")
 
 
 def read_input(value: Any, context: Context) -> Any:
@@ -113,7 +120,7 @@ def location(value: Any) -> Any:
     return ObjectStoragePath(value)
 
 
-def batch_ids(value: str | Sequence[str]) -> list[str]:
+def batch_ids(value: Any) -> list[str]:
     """One id or several, as given to a sensor: in a template a list has become its text.
 
     Raises ConfigurationError where there is none.
@@ -125,7 +132,7 @@ def batch_ids(value: str | Sequence[str]) -> list[str]:
             value = ast.literal_eval(value)
         except (SyntaxError, ValueError):
             raise ConfigurationError(f"batch_id is neither an id nor a list of ids: {value!r}") from None
-    ids = [value] if isinstance(value, str) else list(value or ())
+    ids: list[Any] = [value] if isinstance(value, str) else list(value or ())
     if not all(isinstance(one, str) and one.strip() for one in ids):
         raise ConfigurationError(f"batch_id holds something that is no id: {ids!r}")
     if not ids:

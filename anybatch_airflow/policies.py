@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping
 
     from anybatch import Batch, Report
+    from anybatch.ledger import Ledger
 
 OnTimeout: TypeAlias = Literal["leave", "cancel", "land_partial"]
 OnPartial: TypeAlias = Literal["keep", "fail"]
@@ -18,7 +20,27 @@ DEFAULT_TIMEOUT = timedelta(hours=26)
 # How long a provider may take to end a batch that it was asked to cancel.
 CANCEL_TIME = 3600.0
 
-_GIVEN_UP = ("cancelling", "cancelled")
+
+class Move(Enum):
+    """What a task does next about the batches of a round."""
+
+    LAND = auto()  # all have ended
+    WAIT = auto()
+    LEAVE = auto()  # the deadline has passed: fail, the batches run on …
+    CANCEL = auto()  # … or are cancelled, and the next attempt submits the rest again
+    STOP = auto()  # … or are cancelled for good, and what they have finished lands
+    GIVE_UP = auto()  # they were stopped, and have not ended in time
+
+
+def next_move(deadlines: Collection[float], on_timeout: OnTimeout, *, is_stopped: bool, now: float) -> Move:
+    """The next step, from the deadlines of the batches that still run."""
+    if not deadlines:
+        return Move.LAND
+    if min(deadlines) > now:
+        return Move.WAIT
+    if is_stopped:
+        return Move.GIVE_UP
+    return {"leave": Move.LEAVE, "cancel": Move.CANCEL, "land_partial": Move.STOP}[on_timeout]
 
 
 def one_of(name: str, value: Any, *known: str) -> Any:
@@ -28,25 +50,36 @@ def one_of(name: str, value: Any, *known: str) -> Any:
     return value
 
 
-def deadline_of(batch: Batch, timeout: timedelta, now: float) -> float:
+def began_by(event: Mapping[str, Any], now: float) -> float:
+    """When the waiting began that a trigger's event has ended: if it was too long, an hour ago or more."""
+    return now - CANCEL_TIME if event["status"] == "timeout" else now
+
+
+def deadlines_of(
+    batches: Iterable[Batch], ledger: Ledger, timeout: timedelta, began: float
+) -> dict[str, float]:
+    """Until when to wait for each batch that still runs, unix seconds; `began` is when the waiting did."""
+    running = [batch for batch in batches if not batch.status.is_terminal]
+    if ledger.stopped_at is not None:
+        return {batch.id: ledger.stopped_at + CANCEL_TIME for batch in running}
+    noted = {record.batch_id: record.creating_at or ledger.created_at for record in ledger.shards}
+    return {
+        batch.id: deadline_of(batch, timeout, noted.get(batch.id, ledger.created_at), began)
+        for batch in running
+    }
+
+
+def deadline_of(batch: Batch, timeout: timedelta, noted: float, began: float) -> float:
     """Until when to wait for a batch, unix seconds: `timeout` after its creation, whoever asks and when.
 
     A batch that is being cancelled has an hour for that, so that a new attempt, which needs its finished
-    rows, is not stopped by a deadline that is over.
+    rows, is not stopped by a deadline that is over. Where the provider tells no times, its creation is when
+    we `noted` that, and its cancelling when the waiting `began`: else nothing would ever be late.
     """
-    deadline = (batch.created_at or now) + timeout.total_seconds()
+    deadline = (batch.created_at or noted) + timeout.total_seconds()
     if batch.status == "cancelling":
-        return max(deadline, (batch.cancelling_at or now) + CANCEL_TIME)
+        return max(deadline, (batch.cancelling_at or began) + CANCEL_TIME)
     return deadline
-
-
-def is_left_to_land(batches: Sequence[Batch], timeout: timedelta, now: float) -> bool:
-    """Whether an earlier attempt has cancelled these batches at their deadline, and only landing is left."""
-    return (
-        any(batch.status in _GIVEN_UP for batch in batches)
-        and all(batch.status.is_terminal or batch.status in _GIVEN_UP for batch in batches)
-        and all((batch.created_at or now) + timeout.total_seconds() <= now for batch in batches)
-    )
 
 
 def too_many_failed(
@@ -86,6 +119,25 @@ def told(report: Report) -> str:
 
 def told_batches(batches: Iterable[Batch]) -> str:
     return ", ".join(f"{batch.id} is {batch.status.value}" for batch in batches)
+
+
+def told_late(running: Iterable[Batch], deadlines: Mapping[str, float], now: float) -> str:
+    """Which of the batches that run are late, and since when."""
+    late = [batch for batch in running if deadlines[batch.id] <= now]
+    return f"not ended at the deadline ({utc(min(deadlines.values()))}): {told_batches(late)}"
+
+
+def describe(batch: Batch) -> dict[str, Any]:
+    """The part of a batch that an event or an XCom carries."""
+    told: dict[str, Any] = {"status": batch.status.value}
+    if batch.request_counts:
+        told |= batch.request_counts.model_dump()
+    return told
+
+
+def described(batches: Iterable[Batch]) -> dict[str, dict[str, Any]]:
+    """Each batch by its id."""
+    return {batch.id: describe(batch) for batch in batches}
 
 
 def utc(moment: float) -> str:

@@ -86,4 +86,16 @@ def _options() -> dict[str, Any]:
             "example": None,
             "default": "10",
         },
+        "deployment": {
+            "description": (
+                "A name for this deployment, which becomes part of the identity of each task's job. To be "
+                "set where several deployments with the same DAGs use one account at a provider, such as "
+                "staging and production. Change it while no task waits: what it has in its folder is then "
+                "another job."
+            ),
+            "version_added": "0.1.0",
+            "type": "string",
+            "example": "staging",
+            "default": "",
+        },
     }

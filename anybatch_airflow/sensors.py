@@ -7,7 +7,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
+    AirflowException,
     AirflowFailException,
+    AirflowNotFoundException,
     AirflowSensorTimeout,
     AirflowSkipException,
     BaseSensorOperator,
@@ -17,7 +19,7 @@ from airflow.providers.common.compat.sdk import (
 from anybatch_airflow.account import OnAccount, checked, final_errors, task_instance, waits_deferred
 from anybatch_airflow.inputs import batch_ids
 from anybatch_airflow.links import BatchLink, push_links
-from anybatch_airflow.policies import told_batches, utc
+from anybatch_airflow.policies import described, told_batches, utc
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from anybatch import Batch
+    from anybatch_airflow.inputs import BatchIds
 
 _TRIGGER = "anybatch_airflow.triggers.AnyBatchTrigger"
 
@@ -33,7 +36,10 @@ class AnyBatchSensor(OnAccount, BaseSensorOperator):
     """Succeeds when all the batches have ended; returns `{id: {"status", "total", "completed", "failed"}}`.
 
     The batches are looked at once on the worker; if any still runs, the task defers and holds no slot. They
-    belong to something else: ending the sensor never cancels them.
+    belong to something else: ending the sensor never cancels them. A provider that is out of order for a
+    while fails neither the wait nor a poke. What ends them, such as a key that is refused or a batch that
+    does not exist, `soft_fail` and `never_fail` turn into a skip, and with `silent_fail` it is logged and
+    looked at again after `poke_interval`, deferred or not.
 
     :param batch_id: One id or several; the XCom of another task, or a template.
     :param conn_id: Airflow connection; may be left out if `provider` is given.
@@ -57,7 +63,7 @@ class AnyBatchSensor(OnAccount, BaseSensorOperator):
     def __init__(
         self,
         *,
-        batch_id: str | Sequence[str],
+        batch_id: BatchIds,
         conn_id: str | None = None,
         provider: str | None = None,
         api_base: str | None = None,
@@ -86,10 +92,11 @@ class AnyBatchSensor(OnAccount, BaseSensorOperator):
     def _start_in_triggerer(self) -> None:
         from airflow.triggers.base import StartTriggerArgs
 
+        batch_id: Any = self.batch_id  # an XComArg starts on a worker
         self.start_trigger_args = StartTriggerArgs(
             trigger_cls=_TRIGGER,
             trigger_kwargs={
-                "batch_id": self.batch_id if isinstance(self.batch_id, str) else list(self.batch_id),
+                "batch_id": batch_id if isinstance(batch_id, str) else list(batch_id),
                 "conn_id": self.effective_conn_id,
                 "provider": self.provider,
                 "api_base": self.api_base,
@@ -102,44 +109,78 @@ class AnyBatchSensor(OnAccount, BaseSensorOperator):
 
     def execute(self, context: Context) -> Any:
         """Look once; return if all have ended, else defer, or poke where `deferrable` is off."""
-        if not self.deferrable:
-            return super().execute(context)
+        from anybatch import AnyBatchError
+
         try:
-            batches = self._retrieve(context)
-            if not all(batch.status.is_terminal for batch in batches):
-                return self._defer(batches)
-            return self._accepted(_described(batches))
-        except AirflowFailException as error:
-            if self.soft_fail or self.never_fail:  # as the base class does for a poke and for a resumed task
+            if self.deferrable:
+                return self._look(context, time.time() + self.timeout)
+            return super().execute(context)
+        except (AirflowFailException, AirflowNotFoundException, AnyBatchError) as error:
+            # As the base class does for a task that was resumed, and in part for a poke.
+            if self.soft_fail or self.never_fail:
                 raise AirflowSkipException(f"skipped instead of failed: {error}") from error
             raise
 
     def poke(self, context: Context) -> PokeReturnValue:
         """One look at all batches."""
-        batches = self._retrieve(context)
+        from anybatch import AnyBatchError
+
+        try:
+            batches = self._retrieve(context)
+        except AnyBatchError as error:
+            if not passes(error):
+                raise
+            self.log.warning("still waiting: %s", error)
+            return PokeReturnValue(is_done=False)
         if not all(batch.status.is_terminal for batch in batches):
             self.log.info("%s", told_batches(batches))
             return PokeReturnValue(is_done=False)
-        return PokeReturnValue(is_done=True, xcom_value=self._accepted(_described(batches)))
+        return PokeReturnValue(is_done=True, xcom_value=self._accepted(described(batches)))
 
-    def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
+    def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> Any:
         """Resume after the trigger's event."""
-        from anybatch_airflow.triggers import TIMEOUT
+        from anybatch_airflow.triggers import ERROR, TIMEOUT
 
+        if self.start_from_trigger:
+            self._link(context)
+        if event and event.get("status") == ERROR and self.silent_fail:
+            self.log.error("%s", event["message"])
+            deadline = float(event.get("then") or time.time() + self.timeout)
+            if time.time() < deadline:
+                return self._look(context, deadline)
+            raise AirflowSensorTimeout(event["message"])
         told = checked(event)
         if told["status"] == TIMEOUT:
             raise AirflowSensorTimeout(told["message"])
         return self._accepted(told["batches"])
 
-    def _defer(self, batches: Sequence[Batch]) -> None:
-        deadline = time.time() + self.timeout
+    def _look(self, context: Context, deadline: float) -> Any:
+        """One look, for a sensor that waits deferred; defers unless all have ended."""
+        from anybatch import AnyBatchError
+
+        try:
+            batches = self._retrieve(context)
+        except AnyBatchError as error:
+            may_pass = passes(error)
+            if not may_pass and not self.silent_fail:
+                raise
+            self.log.warning("waiting all the same: %s", error)
+            unseen = dict.fromkeys(batch_ids(self.batch_id))
+            return self._defer(unseen, deadline, pause=None if may_pass else self.poke_interval)
+        if all(batch.status.is_terminal for batch in batches):
+            return self._accepted(described(batches))
         self.log.info("waiting until %s at the latest: %s", utc(deadline), told_batches(batches))
         created = {batch.id: batch.created_at for batch in batches}
-        self.defer(
-            trigger=self.trigger(created, dict.fromkeys(created, deadline), cancel_on_kill=False),
-            method_name="execute_complete",
-            timeout=timedelta(seconds=self.timeout + 600),  # a backstop; the trigger's own deadline is first
-        )
+        return self._defer(created, deadline)
+
+    def _defer(self, created: Mapping[str, int | None], deadline: float, pause: float | None = None) -> None:
+        deadlines = dict.fromkeys(created, deadline)
+        # The deadline is told back: it is not to move if the task has to defer again.
+        trigger = self.trigger(created, deadlines, then=str(deadline), cancel_on_kill=False)
+        if pause is not None:
+            trigger.min_defer_seconds = pause
+        backstop = max(deadline - time.time(), 0) + 600  # the trigger's own deadline is first
+        self.defer(trigger=trigger, method_name="execute_complete", timeout=timedelta(seconds=backstop))
 
     def _retrieve(self, context: Context) -> list[Batch]:
         with final_errors(), self.hook().get_client() as client:
@@ -149,12 +190,31 @@ class AnyBatchSensor(OnAccount, BaseSensorOperator):
                 self._is_linked = True
             return [client.retrieve(batch_id) for batch_id in ids]
 
+    def _link(self, context: Context) -> None:
+        """Push the link of a task that has not been on a worker before."""
+        from anybatch import AnyBatchError
+
+        try:
+            with self.hook().get_client() as client:
+                url = self.hook().console_url(client, batch_ids(self.batch_id))
+            push_links(task_instance(context), batches=url)
+            self._is_linked = True
+        except (AnyBatchError, AirflowException) as error:  # the batches were waited for all the same
+            self.log.warning("no link to the batch: %s", error)
+
     def _accepted(self, batches: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         ends = {batch_id: told["status"] for batch_id, told in batches.items()}
         refused = [f"{batch_id} is {end}" for batch_id, end in ends.items() if end not in self.accept]
         if refused:
             raise AirflowFailException(f"{', '.join(refused)}; accepted: {', '.join(self.accept)}")
         return {batch_id: dict(told) for batch_id, told in batches.items()}
+
+
+def passes(error: Exception) -> bool:
+    """Whether a failed look may work next time, with nobody doing anything about it."""
+    from anybatch.pace import Verdict, verdict
+
+    return verdict(error) in (Verdict.SLOWS, Verdict.BLIP)
 
 
 def can_start_from_trigger(fields: Sequence[Any], renders: bool) -> bool:
@@ -182,9 +242,3 @@ def _renders_in_triggerer() -> bool:
     from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 
     return AIRFLOW_V_3_3_PLUS
-
-
-def _described(batches: Iterable[Batch]) -> dict[str, dict[str, Any]]:
-    from anybatch_airflow.triggers import describe
-
-    return {batch.id: describe(batch) for batch in batches}

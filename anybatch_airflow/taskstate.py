@@ -1,5 +1,6 @@
-"""The ledger of a job that has no folder: in Airflow's task state store, which survives a retry and a clear.
+"""What is known of a task's batches without a job folder.
 
+Airflow's task state store survives a retry and a clear: there a job that has no folder keeps its ledger.
 Where there is no such store (before Airflow 3.3), or nothing in it any more, the provider is asked for
 batches that carry the job's marks.
 """
@@ -7,25 +8,32 @@ batches that carry the job's marks.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from anybatch import BatchStatus, LedgerConflictError, OrphanError
+from anybatch import BatchStatus, LedgerConflictError, NotFoundError, OrphanError
 from anybatch.job import short
 from anybatch.ledger import JobFolder, Ledger, ShardRecord, Step, open_path
 from anybatch.providers.base import oldest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+
+    from airflow.providers.common.compat.sdk import Context
 
     from anybatch import Batch, Client
     from anybatch.providers.base import Provider
 
 _KEY = "anybatch_ledger"
+_IDS = "anybatch_batch_ids"
 _LOOK_BACK = 30 * 86400.0  # seconds; what is older has no results left at any provider
 _CLOCK_SKEW = 120.0
 _DEAD = (BatchStatus.CANCELLING, BatchStatus.CANCELLED)
+# For ever (airflow.sdk.NEVER_EXPIRE is this very object): a record that is gone is a batch paid for again. It
+# goes when its DAG run is deleted.
+_FOR_EVER = timedelta.max
 
 
 class StateStore(Protocol):
@@ -83,9 +91,7 @@ class TaskStateFolder(JobFolder):
             return None
         if first is not None:
             first()
-        # For ever (airflow.sdk.NEVER_EXPIRE is this very object): a ledger that is gone is a batch paid for
-        # again. It goes when its DAG run is deleted.
-        self._store.set(_KEY, after.model_dump(mode="json"), retention=timedelta.max)
+        self._store.set(_KEY, after.model_dump(mode="json"), retention=_FOR_EVER)
         return after
 
 
@@ -100,6 +106,44 @@ def adopt(ledger: Ledger, found: Sequence[Batch]) -> Ledger:
             record = record.model_copy(update={**known, "file_id": batch.input_file_id})
         shards.append(record)
     return ledger.model_copy(update={"shards": tuple(shards)})
+
+
+def note_batches(context: Context, ids: Sequence[str]) -> None:
+    """Write down what a job has created where it outlives the job's folder, if Airflow has such a place."""
+    if (store := context.get("task_state_store")) is not None:
+        store.set(_IDS, list(ids), retention=_FOR_EVER)
+
+
+def earlier_batches(client: Client, context: Context, job: str) -> list[Batch]:
+    """The batches that earlier attempts of a task have created, as far as anybody can tell.
+
+    Not those that were cancelled, or refused as a whole.
+    """
+    store: StateStore | None = cast("Any", context.get("task_state_store"))
+    if store is not None and (noted := store.get(_IDS)):
+        found = list(_retrieved(client, noted))
+    elif has_marks(client.provider):
+        found = find_batches(client, job, begin_of_run(context))
+    else:
+        found = []
+    return [batch for batch in found if batch.status not in (*_DEAD, BatchStatus.FAILED)]
+
+
+def _retrieved(client: Client, ids: Sequence[str]) -> Iterator[Batch]:
+    for batch_id in ids:
+        with suppress(NotFoundError):  # deleted, or of another account that was used before
+            yield client.retrieve(batch_id)
+
+
+def has_marks(provider: Provider) -> bool:
+    """Whether batches can be looked up by the marks of their job."""
+    return provider.can_find and provider.metadata_limits is not None
+
+
+def begin_of_run(context: Context) -> float:
+    """Since when a batch of this task may exist, unix seconds."""
+    run = context.get("dag_run")
+    return run.run_after.timestamp() if run else 0.0
 
 
 def find_batches(client: Client, job: str, since: float) -> list[Batch]:

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.providers.common.compat.sdk import conf
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from anybatch_airflow.account import TERMINAL_STATES, state_of
 from anybatch_airflow.hooks import AnyBatchHook
 from anybatch_airflow.inputs import batch_ids
+from anybatch_airflow.policies import describe
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
     from concurrent.futures import Future
 
     from anybatch import Batch
     from anybatch.watch import Watcher
+
+T = TypeVar("T")
 
 ENDED = "ended"
 TIMEOUT = "timeout"
@@ -31,16 +35,18 @@ ERROR = "error"
 # times busy for half a second.
 _lines = ThreadPoolExecutor(1, "anybatch-log")
 
-_TERMINAL_STATES = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
+ASK_AGAIN = 1.0  # seconds until Airflow, which gave no answer, is asked once more for the state of a task
+NAMED = 5  # batches whose errors a message names
 
 
 class AnyBatchTrigger(BaseTrigger):
-    """Fires once, when every batch has ended or will not be waited for any longer.
+    """Fires once: when every batch has ended or is late, or as soon as one cannot be waited for any longer.
 
     The event is `{"status": "ended" | "timeout" | "error", "batches": {id: …}, "message": str, "then": …}`.
     Each batch is `{"status": <the batch's>, "total", "completed", "failed"}`, or `{"timeout": True}`, or
-    `{"error": <why>}` where waiting for it was given up. Only ids, times and names are held, never a key: the
-    connection is read anew wherever the trigger starts.
+    `{"error": <why>}` where waiting for it was given up, or `{"waiting": True}` where that of another ended
+    the wait for it too. Only ids, times and names are held, never a key: the connection is read anew
+    wherever the trigger starts.
 
     :param batches: id -> creation time in unix seconds, or None where it is unknown.
     :param batch_id: one id or several, in place of `batches`, for a task that starts in the triggerer.
@@ -80,6 +86,7 @@ class AnyBatchTrigger(BaseTrigger):
         self.min_defer_seconds = _configured_pause() if min_defer_seconds is None else min_defer_seconds
         self.then = then
         self.cancel_on_kill = cancel_on_kill
+        self._is_decided = False
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The class path and the arguments to make this trigger again."""
@@ -110,6 +117,7 @@ class AnyBatchTrigger(BaseTrigger):
             event: dict[str, Any] = {"status": ERROR, "batches": {}, "message": _told(error)}
         else:
             event = await self._outcome(watcher, batches)
+        self._is_decided = True
         # Airflow can fail a task that is resumed while its executor still reports the deferral.
         await asyncio.sleep(self.deferred_at + self.min_defer_seconds - time.time())
         await asyncio.wrap_future(self._logger()("%s", event["message"]))
@@ -120,21 +128,31 @@ class AnyBatchTrigger(BaseTrigger):
 
         Airflow 3.3 calls this when a deferred task is marked failed or succeeded, but also when it is
         cleared, and by mistake when a stalled triggerer wakes up after its triggers moved to another one.
+        By then the other one may have told that a batch is late, and a task that leaves it running may have
+        failed: so nothing is cancelled for which this trigger knows, or could know, how the wait has ended.
         Airflow 3.1 and 3.2 never call it: there a task that is ended by hand leaves its batches running.
         """
-        if self.cancel_on_kill:
+        if self.cancel_on_kill and not self._is_decided:
             # Airflow repeats the cancellation that has led here about once a second, until the trigger is
             # gone: whatever is awaited here would be given up before the first batch is cancelled.
             await _uninterrupted(self._cancel_if_over())
 
     async def _cancel_if_over(self) -> None:
-        state = await self._task_state()
-        if state not in _TERMINAL_STATES:
+        ids = in_time(self._all(), self.deadlines, time.time())
+        if not ids:
+            self.log.info("every batch is past its deadline: what becomes of them is for the task to say")
+            return
+        try:
+            state = await _answer(self._task_state)
+        except Exception as error:
+            unknown = "Airflow does not tell whether the task instance is over: left running: %s (%s)"
+            self.log.error(unknown, _listed(ids), _told(error))
+            return
+        if state not in TERMINAL_STATES:
             self.log.info("the task instance is %s: its batches are left running", state or "not over")
             return
-        ids = list(self._all())
         self.log.info("the task instance is %s: cancelling %s", state, _listed(ids))
-        async with await self._hook().get_async_client() as client:
+        async with await _answer(self._hook().get_async_client) as client:
             done = await asyncio.gather(*map(client.cancel, ids), return_exceptions=True)
         for batch_id, result in zip(ids, done, strict=True):
             if isinstance(result, BaseException):
@@ -147,13 +165,21 @@ class AnyBatchTrigger(BaseTrigger):
         return AnyBatchHook(self.conn_id, provider=self.provider, api_base=self.api_base)
 
     async def _outcome(self, watcher: Watcher, batches: Mapping[str, int | None]) -> dict[str, Any]:
-        waits = (self._wait(watcher, batch_id, created) for batch_id, created in batches.items())
-        told = dict(zip(batches, await asyncio.gather(*waits), strict=True))
+        from anybatch import AnyBatchError
+
+        waits: dict[str, asyncio.Task[dict[str, Any]]] = {}
+        try:
+            async with asyncio.TaskGroup() as group:  # the first error ends all
+                for batch_id, created in batches.items():
+                    waits[batch_id] = group.create_task(self._wait(watcher, batch_id, created))
+        except* AnyBatchError:
+            pass
+        told = {batch_id: told_of(wait) for batch_id, wait in waits.items()}
         status, message = conclusion(told)
         return {"status": status, "batches": told, "message": message}
 
     async def _wait(self, watcher: Watcher, batch_id: str, created_at: int | None) -> dict[str, Any]:
-        from anybatch import AnyBatchError, DeadlineExceededError
+        from anybatch import DeadlineExceededError
 
         try:
             batch = await watcher.wait(
@@ -164,41 +190,51 @@ class AnyBatchTrigger(BaseTrigger):
             )
         except DeadlineExceededError:
             return {"timeout": True}
-        except AnyBatchError as error:
-            return {"error": _told(error)}
         return describe(batch)
 
     def _logger(self) -> Callable[..., Future[object]]:
         """`self.log.info`, without holding up the event loop."""
         # The poller serves all triggers; which of them a line belongs to is kept in the context.
-        log: Callable[..., object] = self.log.info
-        return functools.partial(_lines.submit, copy_context().run, log)
+        context, info = copy_context(), self.log.info
+
+        def log(text: str, *args: object) -> Future[object]:
+            return _lines.submit(context.run, info, text, *args)
+
+        return log
 
     async def _task_state(self) -> str | None:
-        """The state of this trigger's task instance, None where it cannot be told."""
+        """The state of this trigger's task instance, None where there is none."""
         if self.task_instance is None:
             return None
         from asgiref.sync import sync_to_async
 
-        # In a thread from the first import on: it is slow, and the answer comes through the event loop.
-        return await sync_to_async(_state_of)(self.task_instance)
+        # In a thread, from the import on: it is slow, and the answer comes through the event loop.
+        return await sync_to_async(state_of)(self.task_instance)
+
+
+def in_time(batch_ids: Iterable[str], deadlines: Mapping[str, float], now: float) -> list[str]:
+    """The batches whose deadline has not passed."""
+    return [batch_id for batch_id in batch_ids if deadlines.get(batch_id, math.inf) > now]
+
+
+def told_of(wait: asyncio.Task[dict[str, Any]]) -> dict[str, Any]:
+    """What the event says of a batch, from the wait for it, which is over."""
+    if wait.cancelled():
+        return {"waiting": True}
+    error = wait.exception()
+    return {"error": _told(error)} if error else wait.result()
 
 
 def conclusion(batches: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
     """Status and message of the event, from what became of each batch."""
     if lost := [f"{batch_id}: {told['error']}" for batch_id, told in batches.items() if "error" in told]:
-        return ERROR, "; ".join(lost)
+        more = [f"and {len(lost) - NAMED} more"] if len(lost) > NAMED else []
+        left = [batch_id for batch_id, told in batches.items() if "waiting" in told]
+        also = [f"left running and no longer waited for: {_listed(left)}"] if left else []
+        return ERROR, "; ".join(lost[:NAMED] + more + also)
     if late := [batch_id for batch_id, told in batches.items() if told.get("timeout")]:
         return TIMEOUT, f"not ended at the deadline: {', '.join(late)}"
     return ENDED, ", ".join(f"{batch_id} is {told['status']}" for batch_id, told in batches.items())
-
-
-def describe(batch: Batch) -> dict[str, Any]:
-    """The part of a batch that an event or an XCom carries."""
-    told: dict[str, Any] = {"status": batch.status.value}
-    if batch.request_counts:
-        told |= batch.request_counts.model_dump()
-    return told
 
 
 def progress(log: Callable[..., object]) -> Callable[[Batch], None]:
@@ -218,17 +254,23 @@ def progress(log: Callable[..., object]) -> Callable[[Batch], None]:
     return tell
 
 
-def _state_of(ti: Any) -> str | None:
-    """The state of a task instance as Airflow's API tells it; blocks."""
-    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+async def _answer(ask: Callable[[], Awaitable[T]]) -> T:
+    """What Airflow answers; it is asked again where it does not, as what answers may just be being replaced.
 
-    states = RuntimeTaskInstance.get_task_states(
-        dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
-    )
-    key = ti.task_id if ti.map_index < 0 else f"{ti.task_id}_{ti.map_index}"
-    # One that was cleared just now has no state; one that is not there was deleted with its run or its DAG.
-    state = states.get(ti.run_id, {}).get(key, "removed")
-    return None if state is None else str(getattr(state, "value", state))
+    Raises the last error after the time that Airflow gives to `on_kill`.
+    """
+    until = time.monotonic() + conf.getint("triggerer", "on_kill_timeout", fallback=30)
+    told: Exception | None = None
+    while True:
+        try:
+            async with asyncio.timeout(until - time.monotonic()):
+                return await ask()
+        except Exception as error:
+            if told is None or not isinstance(error, TimeoutError):  # the time being over tells less than why
+                told = error
+            if time.monotonic() + ASK_AGAIN >= until:
+                raise told from None
+            await asyncio.sleep(ASK_AGAIN)
 
 
 async def _uninterrupted(work: Coroutine[Any, Any, None]) -> None:

@@ -11,7 +11,7 @@ from airflow.providers.common.compat.sdk import AirflowException, BaseOperator
 from anybatch_airflow.account import OnAccount, checked, final_errors, task_instance, waits_deferred
 from anybatch_airflow.inputs import batch_ids
 from anybatch_airflow.links import BatchLink, push_links
-from anybatch_airflow.policies import CANCEL_TIME, told_batches, utc
+from anybatch_airflow.policies import CANCEL_TIME, described, told_batches, utc
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from anybatch import Batch, Client
+    from anybatch_airflow.inputs import BatchIds
 
 
 class AnyBatchCancelOperator(OnAccount, BaseOperator):
@@ -45,7 +46,7 @@ class AnyBatchCancelOperator(OnAccount, BaseOperator):
     def __init__(
         self,
         *,
-        batch_id: str | Sequence[str],
+        batch_id: BatchIds,
         conn_id: str | None = None,
         provider: str | None = None,
         api_base: str | None = None,
@@ -75,7 +76,7 @@ class AnyBatchCancelOperator(OnAccount, BaseOperator):
             running = [batch for batch in batches if not batch.status.is_terminal]
             if self.wait_for_end and running:
                 batches = self._wait(client, batches, running)
-        return _described(batches)
+        return described(batches)
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
         """Resume after the wait."""
@@ -111,9 +112,3 @@ class AnyBatchCancelOperator(OnAccount, BaseOperator):
                 method_name="execute_complete",
             )
         return [client.wait(batch.id, deadline=deadline) for batch in batches]
-
-
-def _described(batches: Sequence[Batch]) -> dict[str, Any]:
-    from anybatch_airflow.triggers import describe
-
-    return {batch.id: describe(batch) for batch in batches}

@@ -3,60 +3,57 @@
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from airflow.providers.common.compat.sdk import AirflowException, BaseOperator
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
-from anybatch_airflow.account import (
-    OnAccount,
-    checked,
-    final_errors,
-    job_id,
-    task_instance,
-    waits_deferred,
-)
-from anybatch_airflow.inputs import InputField, is_path, location, plain, read_input, requests_from
+from anybatch_airflow.account import checked, final_errors, task_instance, waits_deferred
+from anybatch_airflow.inputs import is_path, location, plain
+from anybatch_airflow.kill import KillGuard
 from anybatch_airflow.landing import land
 from anybatch_airflow.lineage import openlineage_facets
 from anybatch_airflow.links import BatchLink, ResultsLink, push_links
+from anybatch_airflow.operators.submitting import SubmittingOperator
 from anybatch_airflow.policies import (
-    CANCEL_TIME,
     DEFAULT_TIMEOUT,
-    deadline_of,
-    is_left_to_land,
+    Move,
+    began_by,
+    deadlines_of,
+    next_move,
     one_of,
     told_batches,
+    told_late,
     utc,
 )
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from airflow.providers.common.compat.sdk import Context
 
     from anybatch import Batch, Client, Job
+    from anybatch.ledger import Ledger
     from anybatch_airflow.inputs import Prompt, Requests
     from anybatch_airflow.policies import OnPartial, OnTimeout
 
-# What a task does after a wait; the trigger's event brings it back.
-_RESUME = "resume"
-_LAND = "land"
 
-
-class AnyBatchOperator(OnAccount, BaseOperator):
+class AnyBatchOperator(SubmittingOperator):
     """Submits requests as batches, waits without a worker slot, lands the results, returns a manifest.
 
-    The job's identity is dag, task, run and map index: a retry, a clear and a second copy of the task find
-    the batches of the first attempt and pay for nothing twice. The manifest (XCom `return_value`) holds
+    The job's identity is dag, task, run and map index, after the option `[anybatch] deployment` where that is
+    set: a retry, a clear and a second copy of the task find the batches of the first attempt and pay for
+    nothing twice. The manifest (XCom `return_value`) holds
     `results` (URI of results.jsonl), `rows`, `counts` per outcome, tokens, `cost` in USD where known,
     `rounds`, `batch_ids`, `batches` (id, shard, round, rows, status) and `duration_s`. The ids are also
     pushed on their own, as `batch_ids`, before each wait.
 
-    While the task waits, to mark it failed or succeeded cancels the batches (Airflow 3.3; before, they run
-    on), and to clear it does not: the new attempt waits for the same ones.
+    To mark the task failed or succeeded, or to fail its run, cancels the batches: on a worker always, while
+    it waits deferred from Airflow 3.3 on (before, they run on). To clear it does not: the new attempt waits
+    for the same ones.
 
     Use `timeout` here and not `execution_timeout`. Airflow applies that to each stretch on a worker and not
     to a deferred wait. Where it strikes, the batches run on, and a retry or a clear finds them again, but
@@ -66,10 +63,11 @@ class AnyBatchOperator(OnAccount, BaseOperator):
         iterable of request dicts, the XCom of another task, or a function that returns any of these; the
         function may take context variables by name, as with PythonOperator. With `prompt` it is a table
         instead. Requests themselves are never rendered, as text in a prompt must not be run as a template,
-        nor stored in the metadata database; `.expand(input=…)` does store its literals there, so map over
-        paths.
-    :param output_folder: A folder of the job's own, local or `s3://conn_id@bucket/…`, for results.jsonl and
-        report.json: one per task instance, `…/{{ run_id }}`, with `{{ ti.map_index }}` if it is mapped.
+        nor stored in the metadata database, nor is what `.partial(input=…)` is given; `.expand(input=…)`
+        does store its literals there, so map over paths.
+    :param output_folder: A folder of the job's own that all workers see, local or `s3://conn_id@bucket/…`,
+        for its record, results.jsonl and report.json: one per task instance, `…/{{ run_id }}`, with
+        `{{ ti.map_index }}` if it is mapped.
     :param endpoint: OpenAI's path (`/v1/chat/completions`, …) or the provider's own.
     :param prompt: Makes requests of a table, `input`: a CSV, TSV, JSONL or Parquet file, a DataFrame or
         dicts. A template like "Sum up: {text}", whose fields are columns and which is never Jinja, or a
@@ -86,7 +84,8 @@ class AnyBatchOperator(OnAccount, BaseOperator):
     :param completion_window: What to ask of the provider.
     :param metadata: Strings to put on every batch beside anybatch's own.
     :param options: The provider's own create options.
-    :param on_orphan: "fail" or "resubmit", where a batch may have been created but cannot be looked up.
+    :param on_orphan: "fail" or "resubmit", where a batch may have been created but cannot be looked up, and
+        where an earlier attempt has created batches of which the output folder has no record.
     :param on_changed: "cancel_and_resubmit" or "fail", where the input is not what it was.
     :param on_untranslatable: "fail" or "drop", for parameters that the provider does not have.
     :param max_rounds: How often a row may be submitted: 2 and more submit rows again that expired, went
@@ -109,22 +108,9 @@ class AnyBatchOperator(OnAccount, BaseOperator):
     :param min_defer_seconds: Overrides the option `[anybatch] min_defer_seconds`.
     """
 
-    template_fields: Collection[str] = (
-        "input",
-        "output_folder",
-        "endpoint",
-        "conn_id",
-        "provider",
-        "api_base",
-        "model",
-        "completion_window",
-        "metadata",
-        "options",
-    )
-    template_fields_renderers: ClassVar[dict[str, str]] = {"metadata": "json", "options": "json"}
+    template_fields: Collection[str] = ("output_folder", *SubmittingOperator.template_fields)
     operator_extra_links = (BatchLink(), ResultsLink())
-    ui_color = "#e8eefc"
-    input = InputField()
+    _guard: KillGuard | None = None
 
     def __init__(
         self,
@@ -156,24 +142,26 @@ class AnyBatchOperator(OnAccount, BaseOperator):
         min_defer_seconds: float | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        self.input = input
+        super().__init__(
+            input=input,
+            endpoint=endpoint,
+            prompt=prompt,
+            id_column=id_column,
+            system=system,
+            body=body,
+            model=model,
+            conn_id=conn_id,
+            provider=provider,
+            api_base=api_base,
+            completion_window=completion_window,
+            metadata=metadata,
+            options=options,
+            on_orphan=on_orphan,
+            on_changed=on_changed,
+            on_untranslatable=on_untranslatable,
+            **kwargs,
+        )
         self.output_folder = plain(output_folder)
-        self.endpoint = endpoint
-        self.prompt = prompt
-        self.id_column = id_column
-        self.system = system
-        self.body = body
-        self.model = model
-        self.conn_id = conn_id
-        self.provider = provider
-        self.api_base = api_base
-        self.completion_window = completion_window
-        self.metadata = metadata
-        self.options = options
-        self.on_orphan: Literal["fail", "resubmit"] = on_orphan
-        self.on_changed: Literal["cancel_and_resubmit", "fail"] = on_changed
-        self.on_untranslatable: Literal["fail", "drop"] = on_untranslatable
         self.max_rounds = max_rounds
         self.on_partial = one_of("on_partial", on_partial, "keep", "fail")
         self.max_failed_ratio = max_failed_ratio
@@ -186,149 +174,156 @@ class AnyBatchOperator(OnAccount, BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Submit, or find what an earlier attempt submitted; wait; land."""
-        with final_errors(), self.hook().get_client() as client:
-            job = self._job(context, self._requests(context))
-            if batches := self._left_to_land(client, job):
-                self._end(client, batches)
-                return self._collect(context, client, job)
-            return self._go_on(context, client, job, client.submit(job))
+        with self._at_work(context) as (client, job):
+            job = replace(job, input=self._requests(context))
+            self._check_record(context, client, job)
+            return self._go_on(context, client, job, client.submit(job), time.time())
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
         """Resume after the trigger's event, on a worker again."""
-        then = checked(event).get("then")
-        with final_errors(), self.hook().get_client() as client:
+        told = checked(event)
+        with self._at_work(context) as (client, job):
             # What was submitted is on record: the input is not made a second time.
-            job = self._recorded(self._job(context, ()))
-            if then == _LAND:
-                return self._collect(context, client, job)
+            job = self._recorded(job, told["batches"])
             # A batch that was late for the trigger is looked at again: it may have ended by now.
-            return self._go_on(context, client, job, client.resume(job))
+            return self._go_on(context, client, job, client.resume(job), began_by(told, time.time()))
 
-    # There is no on_kill: a worker that is stopped cannot tell a clear from an end, and a batch left
-    # running is found again by the next attempt, while a cancelled one is money lost.
+    def on_kill(self) -> None:
+        """Cancel the batches if the task instance is over; leave them to the next attempt if it is not."""
+        if self._guard is not None:
+            self._guard.kill()
 
-    def _go_on(self, context: Context, client: Client, job: Job, batches: Sequence[Batch]) -> dict[str, Any]:
-        """Round by round, until there is nothing left to wait for."""
+    @contextmanager
+    def _at_work(self, context: Context) -> Iterator[tuple[Client, Job]]:
+        """The client, and the job without its input."""
+        with final_errors():
+            folder = location(self.output_folder)
+            job = self._job(context, (), folder, max_rounds=self.max_rounds, price=self.price)
+            self._guard = KillGuard(task_instance(context), job, self.hook(), self.log)
+            with self._guard, self.hook().get_client() as client:
+                yield client, job
+
+    def _go_on(
+        self, context: Context, client: Client, job: Job, batches: Sequence[Batch], began: float
+    ) -> dict[str, Any]:
+        """Round by round, until there is nothing left to wait for; the waiting `began` then."""
         while True:
-            self._publish(context, client, job)
-            running = [batch for batch in batches if not batch.status.is_terminal]
-            if not running or self._wait(client, running) == _LAND:
-                return self._collect(context, client, job)
+            ledger = self._publish(context, client, job)
+            now = time.time()
+            deadlines = deadlines_of(batches, ledger, self.timeout, began)
+            running = [batch for batch in batches if batch.id in deadlines]
+            is_stopped = ledger.stopped_at is not None
+            match next_move(deadlines.values(), self.on_timeout, is_stopped=is_stopped, now=now):
+                case Move.LAND:
+                    return self._collect(context, client, job)
+                case Move.WAIT:
+                    self._wait(client, running, deadlines)
+                case Move.LEAVE:
+                    raise AirflowException(
+                        f"{told_late(running, deadlines, now)}. After {self.timeout} the task gave up, the "
+                        "batches were left running. A retry or a clear takes their results if they have "
+                        "ended by then; raise `timeout` to wait longer."
+                    )
+                case Move.CANCEL:
+                    self._cancel(client, running, told_late(running, deadlines, now))
+                case Move.STOP:
+                    late = told_late(running, deadlines, now)
+                    self.log.warning("%s; cancelling, as on_timeout='land_partial' says", late)
+                    client.stop(job)
+                case Move.GIVE_UP:
+                    raise AirflowException(
+                        f"cancelled and not ended within an hour: {told_batches(running)}. A retry lands "
+                        "what they have finished if they have ended by then."
+                    )
             batches = client.resume(job)
 
-    def _publish(self, context: Context, client: Client, job: Job) -> None:
-        """Now, so that whatever happens later, a person can find the batches at the provider."""
-        ledger, ti = job.ledger(), task_instance(context)
-        ids = ledger.batch_ids if ledger else []
-        ti.xcom_push(key="batch_ids", value=ids)
-        push_links(ti, batches=self.hook().console_url(client, ids), results=job.output)
-
-    # --- waiting -------------------------------------------------------------------------------------
-
-    def _wait(self, client: Client, running: Sequence[Batch]) -> str:
-        """Return what comes next once all have ended; defers if it may."""
-        now = time.time()
-        deadlines = {batch.id: deadline_of(batch, self.timeout, now) for batch in running}
-        late = [batch for batch in running if deadlines[batch.id] <= now]
-        if not late:
-            latest = utc(max(deadlines.values()))
-            self.log.info("waiting until %s at the latest: %s", latest, told_batches(running))
-            late = self._wait_for(client, running, deadlines, then=_RESUME)
-        if not late:
-            return _RESUME
-        problem = f"not ended at the deadline ({utc(min(deadlines.values()))}): {told_batches(late)}"
-        if self.on_timeout == "leave":
-            raise AirflowException(
-                f"{problem}. After {self.timeout} the task gave up, the batches were left running. A retry "
-                "or a clear takes their results if they have ended by then; raise `timeout` to wait longer."
-            )
-        self.log.warning("%s; cancelling, as on_timeout=%r says", problem, self.on_timeout)
-        cancelled = [client.cancel(batch.id) for batch in running]
-        if all(batch.status == "completed" for batch in cancelled):  # at the last moment
-            return _RESUME
-        if self.on_timeout == "cancel":
-            raise AirflowException(
-                f"{problem}. They were cancelled: {told_batches(cancelled)}. A retry or a clear keeps the "
-                "rows that are finished and submits the rest again; raise `timeout` to wait longer."
-            )
-        self._end(client, cancelled)
-        return _LAND
-
-    def _end(self, client: Client, cancelled: Sequence[Batch]) -> None:
-        """Wait for batches that are being cancelled, to land what they finished; defers if it may."""
-        running = [batch for batch in cancelled if not batch.status.is_terminal]
-        deadlines = dict.fromkeys([batch.id for batch in running], time.time() + CANCEL_TIME)
-        if late := self._wait_for(client, running, deadlines, then=_LAND):
-            raise AirflowException(
-                f"cancelled and not ended within an hour: {told_batches(late)}. A retry lands what they have "
-                "finished if they have ended by then."
-            )
-
-    def _wait_for(
-        self, client: Client, running: Sequence[Batch], deadlines: Mapping[str, float], then: str
-    ) -> list[Batch]:
-        """The batches that did not end in time. Deferred there is no return: the event tells `then`."""
+    def _wait(self, client: Client, running: Sequence[Batch], deadlines: Mapping[str, float]) -> None:
+        """Until all have ended or their deadlines have passed. Deferred there is no return."""
         from anybatch import DeadlineExceededError
         from anybatch_airflow.triggers import progress
 
-        if running and self.deferrable:
+        latest = utc(max(deadlines.values()))
+        self.log.info("waiting until %s at the latest: %s", latest, told_batches(running))
+        if self.deferrable:
             created = {batch.id: batch.created_at for batch in running}
-            self.defer(trigger=self.trigger(created, deadlines, then=then), method_name="execute_complete")
-        late = []
+            self.defer(trigger=self.trigger(created, deadlines), method_name="execute_complete")
         for batch in running:
-            try:
+            with suppress(DeadlineExceededError):
                 client.wait(batch.id, deadline=deadlines[batch.id], on_progress=progress(self.log.info))
-            except DeadlineExceededError:
-                late.append(batch)
-        return late
 
-    def _left_to_land(self, client: Client, job: Job) -> Sequence[Batch]:
-        """The batches that an earlier attempt cancelled at their deadline, and did not live to land."""
-        if self.on_timeout != "land_partial" or (ledger := job.ledger()) is None or ledger.landed_at:
-            return ()
-        batches = [client.retrieve(batch_id) for record in ledger.current if (batch_id := record.batch_id)]
-        return batches if is_left_to_land(batches, self.timeout, time.time()) else ()
-
-    # --- landing -------------------------------------------------------------------------------------
+    def _cancel(self, client: Client, running: Sequence[Batch], late: str) -> None:
+        """Cancel what is late, and fail; return if all has been completed at the last moment."""
+        self.log.warning("%s; cancelling, as on_timeout='cancel' says", late)
+        cancelled = [client.cancel(batch.id) for batch in running]
+        if all(batch.status == "completed" for batch in cancelled):
+            return
+        raise AirflowException(
+            f"{late}. They were cancelled: {told_batches(cancelled)}. A retry or a clear keeps the rows "
+            "that are finished and submits the rest again; raise `timeout` to wait longer."
+        )
 
     def _collect(self, context: Context, client: Client, job: Job) -> dict[str, Any]:
-        return land(self, context, client.collect(job), source=self.input if is_path(self.input) else None)
+        return land(self, context, client.collect(job), source=self.source)
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
         """What OpenLineage is told; Airflow's listener calls this on the worker."""
-        return openlineage_facets(self.input, self.manifest)
+        return openlineage_facets(self.source, self.manifest)
 
-    def _recorded(self, job: Job) -> Job:
+    # --- what is on record ---------------------------------------------------------------------------
+
+    def _publish(self, context: Context, client: Client, job: Job) -> Ledger:
+        """Now, so that whatever happens later, a person and a later attempt can find the batches."""
+        from anybatch_airflow.taskstate import note_batches
+
+        ledger, ti = job.ledger(), task_instance(context)
+        if ledger is None:
+            raise _no_record(job, ())
+        ids = ledger.batch_ids
+        ti.xcom_push(key="batch_ids", value=ids)
+        push_links(ti, batches=self.hook().console_url(client, ids), results=job.output)
+        note_batches(context, ids)
+        return ledger
+
+    def _check_record(self, context: Context, client: Client, job: Job) -> None:
+        """Fail where the folder is another job's, or lacks the record of batches that are this task's."""
+        from anybatch_airflow.taskstate import earlier_batches
+
+        is_first = getattr(task_instance(context), "try_number", 1) == 1
+        if _ledger_of(job) is not None or is_first or self.on_orphan == "resubmit":
+            return
+        if found := earlier_batches(client, context, job.identity):
+            known = (f"{batch.id} ({batch.status.value})" for batch in found)
+            raise _no_record(
+                job, known, " If they are another Airflow deployment's, name each by `[anybatch] deployment`."
+            )
+
+    def _recorded(self, job: Job, waited_for: Iterable[str]) -> Job:
         """The job with the path its requests came from, opened by the connection its URL names."""
-        ledger = job.ledger()
-        return job if ledger is None or ledger.input is None else replace(job, input=location(ledger.input))
+        if (ledger := _ledger_of(job)) is None:
+            raise _no_record(job, waited_for)
+        self.source = self.input if is_path(self.input) else ledger.input
+        return job if ledger.input is None else replace(job, input=location(ledger.input))
 
-    def _requests(self, context: Context) -> Any:
-        return requests_from(
-            read_input(self.input, context),
-            prompt=self.prompt,
-            id_column=self.id_column,
-            model=self.model,
-            endpoint=self.endpoint,
-            system=self.system,
-            body=self.body,
+
+def _ledger_of(job: Job) -> Ledger | None:
+    """The job's ledger; a folder that is another job's is nothing that a retry cures."""
+    from anybatch import ConfigurationError
+
+    ledger = job.ledger()
+    if ledger is not None and ledger.job != job.identity:
+        raise ConfigurationError(
+            f"{job.folder.path} holds job {ledger.job!r}; job {job.identity!r} needs a folder of its own"
         )
+    return ledger
 
-    def _job(self, context: Context, requests: Any) -> Job:
-        from anybatch import Job
 
-        return Job(
-            input=requests,
-            output=location(self.output_folder),
-            id=job_id(task_instance(context)),
-            endpoint=self.endpoint,
-            model=self.model,
-            completion_window=self.completion_window,
-            metadata=dict(self.metadata or {}),
-            options=dict(self.options or {}),
-            on_orphan=self.on_orphan,
-            on_changed=self.on_changed,
-            on_untranslatable=self.on_untranslatable,
-            max_rounds=self.max_rounds,
-            price=self.price,
-        )
+def _no_record(job: Job, batches: Iterable[str], more: str = "") -> AirflowFailException:
+    """What to say where a job with batches has no ledger: a retry would create them again, and pay again."""
+    known = ", ".join(batches)
+    return AirflowFailException(
+        f"{job.folder.path} has no record of this task's batches{known and f', {known}'}. Either it was "
+        "removed, or it is not a folder that all workers see, but a disk of each worker's or pod's own: let "
+        "output_folder be in an object store or on a shared disk. The batches were left as they are: "
+        "AnyBatchResultsOperator lands what they have finished. To submit all rows again, and pay again, "
+        f"cancel them, or set on_orphan='resubmit'.{more}"
+    )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from anybatch import Batch, BatchRecord, Client, Report, Row
     from anybatch.ledger import JobFolder
+    from anybatch_airflow.inputs import BatchIds
     from anybatch_airflow.policies import OnPartial
 
 
@@ -64,7 +65,7 @@ class AnyBatchResultsOperator(OnAccount, BaseOperator):
     def __init__(
         self,
         *,
-        batch_id: str | Sequence[str],
+        batch_id: BatchIds,
         output_folder: str | os.PathLike[str],
         endpoint: str | None = None,
         conn_id: str | None = None,

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import ModuleType
 
+    from .world import World
+
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 HERE = Path(__file__).resolve().parent
@@ -168,6 +170,19 @@ def keyed_server() -> Iterator[FakeServer]:
     """A server with OpenAI's API that knows one key, `sk-right`."""
     with FakeServer(OpenAIFake(key="sk-right")) as server:
         yield server
+
+
+@pytest.fixture
+def world(ti: TaskInstance, tmp_path: Path, add_connection: Callable[..., str]) -> Iterator[World]:
+    from .world import World
+
+    fake = OpenAIFake(key="k")
+    fake.cancel_looks = None  # until the test ends the cancelling
+    with FakeServer(fake) as server:
+        conn_id = add_connection(
+            "fake", conn_type="anybatch", password="k", host=server.api_base, extra={"provider": "openai"}
+        )
+        yield World(server, fake, conn_id, ti, tmp_path / "out")
 
 
 @pytest.fixture(scope="session")

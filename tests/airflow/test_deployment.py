@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import time
 import urllib.parse
 from collections import Counter
 from datetime import datetime
@@ -22,7 +24,7 @@ from anybatch import Client
 from .conftest import HERE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import ModuleType
 
 pytestmark = pytest.mark.deployment
@@ -133,6 +135,73 @@ def _started(instance: dict[str, Any]) -> float:
 
 def _ended(instance: dict[str, Any]) -> float:
     return datetime.fromisoformat(instance["end_date"]).timestamp()
+
+
+# --- killed on a worker ------------------------------------------------------------------------------
+
+
+def held(world: World, run_id: str) -> Any:
+    """A run whose task waits on a worker for a batch of which some rows are done; its batch."""
+    world.airflow.trigger("held", run_id)
+    until("rows are done", lambda: [one for one in made(world, run_id) if one.request_counts.completed > 2])
+    assert world.states("held", run_id) == {"job": "running"}
+    [batch] = made(world, run_id)
+    return batch
+
+
+def made(world: World, run_id: str) -> list[Any]:
+    """The batches of a run, oldest first."""
+    return sorted(world.batches(f"airflow:held/job/{run_id}"), key=lambda batch: batch.created_at)
+
+
+def clear(world: World, run_id: str) -> None:
+    body = {"dry_run": False, "dag_run_id": run_id, "task_ids": ["job"], "only_failed": False}
+    world.airflow.api("POST", "/api/v2/dags/held/clearTaskInstances", body)
+
+
+def until(what: str, is_true: Callable[[], object], timeout: float = 120) -> None:
+    end = time.monotonic() + timeout
+    while not is_true():
+        assert time.monotonic() < end, f"not after {timeout:.0f} s: {what}"
+        time.sleep(0.5)
+
+
+@pytest.mark.parametrize("state", ["failed", "success"])
+def test_a_task_that_is_ended_on_a_worker_cancels_its_batch(world: World, state: str) -> None:
+    run_id = f"ended-{state}"
+    held(world, run_id)
+    path = f"/api/v2/dags/held/dagRuns/{run_id}/taskInstances/job"
+    world.airflow.api("PATCH", path, {"new_state": state})
+    until("the batch is cancelled", lambda: made(world, run_id)[0].status == "cancelled")
+    until("the process has ended", lambda: world.airflow.task_processes() == 0)
+    assert world.states("held", run_id) == {"job": state}
+    clear(world, run_id)
+    assert world.airflow.wait_for_run("held", run_id, timeout=240) == "success"
+    first, second = made(world, run_id)
+    assert (first.status, second.status) == ("cancelled", "completed")
+    manifest = world.airflow.xcom("held", run_id, "job")
+    assert manifest["counts"]["succeeded"] == manifest["rows"] == 40
+    assert second.request_counts.total == 40 - first.request_counts.completed < 40
+
+
+def test_a_task_that_is_cleared_on_a_worker_keeps_its_batch(world: World) -> None:
+    batch = held(world, "cleared")
+    clear(world, "cleared")
+    assert world.airflow.wait_for_run("held", "cleared", timeout=240) == "success"
+    assert world.airflow.task_instances("held", "cleared")[0]["try_number"] > 1
+    assert world.airflow.xcom("held", "cleared", "job")["batch_ids"] == [batch.id]
+    assert [one.status for one in made(world, "cleared")] == ["completed"]
+
+
+def test_a_task_whose_folder_is_gone_does_not_pay_again(world: World) -> None:
+    batch = held(world, "lost")
+    shutil.rmtree(world.output / "held" / "lost")  # as if the next attempt were on another machine
+    clear(world, "lost")
+    assert world.airflow.wait_for_run("held", "lost", timeout=240) == "failed"
+    assert world.airflow.task_instances("held", "lost")[0]["try_number"] == 2  # of four
+    assert [one.id for one in made(world, "lost")] == [batch.id]
+    [log] = (world.root / "airflow").rglob("run_id=lost/**/attempt=2.log")
+    assert f"has no record of this task's batches, {batch.id}" in log.read_text()
 
 
 # --- the key ------------------------------------------------------------------------------------------

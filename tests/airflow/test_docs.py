@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
 import re
-from typing import Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import anybatch_airflow
+from anybatch import Client
 from anybatch_airflow import AnyBatchOperator, BatchCompletedTrigger
 from anybatch_airflow.provider_info import get_provider_info
 
 from .conftest import ROOT
-from .versions import DagSerialization
+from .versions import DagBag, DagSerialization
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 GUIDE = ROOT / "docs" / "airflow.md"
 TEXT = GUIDE.read_text(encoding="utf-8")
@@ -40,12 +45,96 @@ def test_each_dag_can_be_parsed_and_stored(code: str) -> None:
     json.dumps(DagSerialization.to_dict(dag))
 
 
+def block(text: str) -> str:
+    """The one Python block of the guide that has this in it."""
+    [found] = [one for one in blocks(TEXT, "python") if text in one]
+    return found
+
+
+def run(code: str) -> dict[str, Any]:
+    """Run a block; its variables."""
+    names: dict[str, Any] = {}
+    exec(compile(code, "docs", "exec"), names)
+    return names
+
+
+@pytest.fixture
+def run_dag(settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """`run_dag(code)`: run the DAG of a block to its end, for the first day of the examples."""
+    path = "airflow.dag_processing.bundles.local.LocalDagBundle"
+    bundle = {"name": "docs", "classpath": path, "kwargs": {"path": str(tmp_path)}}
+    monkeypatch.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST", json.dumps([bundle]))
+
+    def run_it(code: str) -> None:
+        (tmp_path / "block.py").write_text(here(code, tmp_path), encoding="utf-8")
+        bag = DagBag(dag_folder=str(tmp_path / "block.py"))
+        assert not bag.import_errors
+        [dag] = bag.dags.values()
+        assert dag.test(logical_date=datetime(2026, 1, 1, tzinfo=UTC)).state == "success"
+
+    return run_it
+
+
+def here(code: str, folder: Path) -> str:
+    """A block that finds its files in this folder, and asks the stand-in, at once."""
+    for theirs, ours in {
+        "/data/": f"{folder}/",
+        "s3://aws_default@bucket/": f"{folder}/",
+        "sqlite:////tmp/": f"sqlite:///{folder}/",
+        'conn_id="openai_default"': 'provider="local"',
+        "delay=20": "delay=0.3",
+    }.items():
+        code = code.replace(theirs, ours)
+    return code
+
+
+def test_the_quickstart_runs_and_its_results_are_joined(
+    run_dag: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "reviews").mkdir()
+    table = "review_id,text\nr1,Good\nr2,Bad\n"
+    (tmp_path / "reviews" / "2026-01-01.csv").write_text(table, encoding="utf-8")
+    run_dag(block('"reviews", schedule'))
+    joining = here(block("join_results("), tmp_path)
+    capsys.readouterr()
+    last = run(joining)["row"]
+    assert (last["review_id"], last["text"], last["outcome"]) == ("r2", "Bad", "succeeded")
+    assert last["content"].startswith("Sum up in one sentence: Bad")
+    assert capsys.readouterr().out == ""  # nothing that did not succeed
+    # With another table there is a row that was never asked about.
+    (tmp_path / "reviews" / "2026-01-01.csv").write_text(table + "r3,New\n", encoding="utf-8")
+    run(joining)
+    assert capsys.readouterr().out.startswith("r3 missing")
+
+
+def test_the_dag_in_three_tasks_runs(
+    run_dag: Callable[[str], None], tmp_path: Path, make_requests: Callable[..., list[dict[str, Any]]]
+) -> None:
+    lines = [json.dumps(request) + "\n" for request in make_requests(2, "delay=0.3")]
+    (tmp_path / "requests.jsonl").write_text("".join(lines), encoding="utf-8")
+    run_dag(block('"in_three_tasks"'))
+    [results] = tmp_path.glob("results/*/results.jsonl")
+    assert len(results.read_text(encoding="utf-8").splitlines()) == 2
+
+
+def test_a_batch_is_cancelled_by_hand(
+    tmp_path: Path, make_requests: Callable[..., list[dict[str, Any]]]
+) -> None:
+    lines = [json.dumps(request) + "\n" for request in make_requests(2, "delay=600")]
+    (tmp_path / "in.jsonl").write_text("".join(lines), encoding="utf-8")
+    with Client("local", api_base=f"sqlite:///{tmp_path}/example.db") as client:
+        batch = client.create(tmp_path / "in.jsonl", "/v1/chat/completions")
+        run(here(block("cancel_batch("), tmp_path).replace("batch_0", batch.id))
+        assert client.retrieve(batch.id).status in ("cancelling", "cancelled")
+
+
+RUN = ("join_results(", "cancel_batch(")
+
+
 @pytest.mark.parametrize("code", [block for block in PYTHON if "DAG(" not in block])
-def test_other_code_compiles_and_imports_what_exists(code: str) -> None:
-    tree = ast.parse(code)
-    imports = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
-    assert imports
-    exec(compile(ast.Module(imports, []), "docs", "exec"), {})
+def test_other_code_runs_too(code: str) -> None:
+    if not any(text in code for text in RUN):  # those have tests of their own
+        assert run(code)
 
 
 @pytest.mark.parametrize("text", blocks(TEXT, "json"))

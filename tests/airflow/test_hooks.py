@@ -7,11 +7,13 @@ import contextlib
 import socket
 import ssl
 import threading
+from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow.providers.common.compat import connection
 from airflow.sdk import Connection
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -52,6 +54,21 @@ def read(extra: dict[str, Any], provider: str | None = None, **facts: Any) -> Cl
             {"host": "gate", "port": 81, "schema": "http"},
             {"provider": "groq"},
             ("groq", KEY, "http://gate:81", {}),
+        ),
+        (
+            {"host": "gate", "schema": "http/v1/"},
+            {"provider": "groq"},
+            ("groq", KEY, "http://gate/v1", {}),
+        ),
+        (
+            {"host": "http://gate", "port": 81, "schema": "v1"},
+            {"provider": "groq"},
+            ("groq", KEY, "http://gate:81/v1", {}),
+        ),
+        (
+            {"host": "https://gate:81/v1", "port": 9, "schema": "v2"},
+            {"provider": "groq"},
+            ("groq", KEY, "https://gate:81/v1", {}),
         ),
         ({"host": "sqlite:////tmp/x.db"}, {"provider": "local"}, ("local", KEY, "sqlite:////tmp/x.db", {})),
         ({}, {"provider": "openai", "client_args": '{"timeout": 9}'}, ("openai", KEY, None, {"timeout": 9})),
@@ -118,6 +135,26 @@ def test_connections_that_cannot_serve_say_why(
     with pytest.raises(ConfigurationError, match=named) as caught:
         read(extra, **facts)
     assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("anybatch://:k@gw.example.com/v1", "https://gw.example.com/v1"),
+        ("anybatch://:k@gw.example.com:8443/openai/v1", "https://gw.example.com:8443/openai/v1"),
+        ("anybatch://https://:k@gw.example.com:8443/v1", "https://gw.example.com:8443/v1"),
+        ("anybatch://http://:k@gw:8080/v1", "http://gw:8080/v1"),
+        ("anybatch://:k@gw:8080/http", "http://gw:8080"),
+        ("anybatch://:k@https%3A%2F%2Fgw.example.com%2Fv1/", "https://gw.example.com/v1"),
+        ("anybatch://:k@", None),
+    ],
+)
+def test_a_connection_uri_is_read_as_it_looks(
+    monkeypatch: pytest.MonkeyPatch, uri: str, expected: str | None
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_BY_URI", f"{uri}?provider=openai")
+    settings = AnyBatchHook("by_uri")._settings()
+    assert (settings.provider, settings.api_key, settings.api_base) == ("openai", "k", expected)
 
 
 def test_an_argument_wins_over_the_connection() -> None:
@@ -298,6 +335,7 @@ def self_signed() -> bytes:
         (AuthenticationError("m", status_code=403), "gate knows the key, but the key may not list batches"),
         (QuotaError("m", status_code=429), "no credit or quota left"),
         (RateLimitError("m", status_code=429), "over its rate limit right now"),
+        (RateLimitError("m", status_code=529), "gate is overloaded right now"),
         (ServerError("m", status_code=503), "gate has trouble of its own right now. (m [HTTP status 503])"),
         (TransportError("m"), "gate cannot be reached"),
     ],
@@ -335,3 +373,51 @@ def test_triggers_of_one_account_share_one_poller(add_connection: Callable[..., 
     assert one is two
     assert len({id(watcher) for watcher in (one, three, four)}) == 3
     assert KEY not in f"{one.key}{three.key}"
+
+
+def test_an_error_of_a_shared_look_up_is_each_triggers_own(add_connection: Callable[..., str]) -> None:
+    conn_id = add_connection("unfinished", conn_type="anybatch")
+
+    async def look_ups() -> list[Any]:
+        waits = [AnyBatchHook(conn_id).get_watcher() for _ in range(20)]
+        return await asyncio.gather(*waits, return_exceptions=True)
+
+    errors = asyncio.run(look_ups())
+    assert {type(error) for error in errors} == {ConfigurationError}
+    assert len({str(error) for error in errors}) == 1
+    assert len({id(error) for error in errors}) == 20
+
+
+def test_a_look_up_outlives_the_trigger_that_began_it(add_connection: Callable[..., str]) -> None:
+    conn_id = add_connection("shared", conn_type="anybatch", password=KEY, extra={"provider": "openai"})
+
+    async def first_is_ended() -> Any:
+        first, second = (asyncio.create_task(AnyBatchHook(conn_id).get_watcher()) for _ in range(2))
+        await asyncio.sleep(0)
+        first.cancel()
+        return await second
+
+    assert asyncio.run(first_is_ended()) is not None
+
+
+def test_a_shared_look_up_logs_nothing_as_one_triggers_own(
+    add_connection: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Airflow knows by the context which task a log line belongs to."""
+    conn_id = add_connection("shared", conn_type="anybatch", password=KEY, extra={"provider": "openai"})
+    belongs_to: ContextVar[str | None] = ContextVar("belongs_to", default=None)
+    seen = []
+    get_async_connection = connection.get_async_connection
+
+    async def look_up(conn_id: str) -> Any:
+        seen.append(belongs_to.get())
+        return await get_async_connection(conn_id)
+
+    monkeypatch.setattr(connection, "get_async_connection", look_up)
+
+    async def first_trigger() -> None:
+        belongs_to.set("the first task")
+        await AnyBatchHook(conn_id).get_watcher()
+
+    asyncio.run(first_trigger())
+    assert seen == [None]

@@ -223,15 +223,32 @@ def test_a_large_input_has_several_batches(
     assert attempts.create(requests(5)) == ids
 
 
-def test_without_a_store_no_batch_of_an_earlier_attempt_is_left_over(
-    ti: TaskInstance, fake: OpenAIFake, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+def test_without_a_store_batches_with_the_same_marks_are_named_and_not_cancelled(
+    ti: TaskInstance, fake: OpenAIFake, server: FakeServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     attempts = Attempts(ti, None)
     [first] = attempts.create(requests(2))
-    ti.try_number = 1  # nobody looked: an attempt that ran at the same time
+    ti.try_number = 1  # nobody looked: an attempt that ran at the same time, or another deployment's task
     [double] = attempts.create(requests(2))
     assert attempts.create(requests(2)) == [first]
-    assert fake.batches[double].state in ("cancelling", "cancelled")
+    assert fake.batches[double].is_live
+    assert f"more batches with the marks of this task: {double} is in_progress." in capfd.readouterr().out
+
+
+def test_deployments_with_names_keep_apart(
+    ti: TaskInstance, fake: OpenAIFake, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created = {}
+    for name in ("staging", "production"):
+        monkeypatch.setenv("AIRFLOW__ANYBATCH__DEPLOYMENT", name)
+        ti.try_number = 1
+        created[name] = Attempts(ti, None).create()
+    for name, ids in created.items():
+        monkeypatch.setenv("AIRFLOW__ANYBATCH__DEPLOYMENT", name)
+        assert Attempts(ti, None).create() == ids
+    assert len(fake.live_batches()) == 2
+    assert fake.last.metadata is not None
+    assert fake.last.metadata["anybatch_job"] == "airflow:production/dag/task/manual__2026-01-01"
 
 
 def test_other_input_replaces_what_was_created(

@@ -9,10 +9,20 @@ import pytest
 from airflow.providers.common.compat.sdk import conf
 
 from anybatch import Batch, BatchRecord, BatchStatus, ConfigurationError, Outcome, Report
+from anybatch.ledger import Ledger, ShardRecord
 from anybatch_airflow import AnyBatchCancelOperator, AnyBatchOperator, AnyBatchSensor
 from anybatch_airflow.account import waits_deferred
 from anybatch_airflow.inputs import batch_ids
-from anybatch_airflow.policies import deadline_of, is_left_to_land, manifest_of, told, too_many_failed
+from anybatch_airflow.policies import (
+    Move,
+    OnTimeout,
+    deadline_of,
+    deadlines_of,
+    manifest_of,
+    next_move,
+    told,
+    too_many_failed,
+)
 from anybatch_airflow.sensors import can_start_from_trigger
 from anybatch_airflow.triggers import conclusion
 
@@ -47,7 +57,7 @@ def report(rounds: int = 1, **counts: int) -> Report:
     ("status", "created_at", "cancelling_at", "expected"),
     [
         ("in_progress", NOW, None, NOW + 2 * HOUR),
-        ("in_progress", None, None, NOW + 2 * HOUR),  # a provider that does not tell
+        ("in_progress", None, None, NOW + HOUR),  # a provider that does not tell: by our own record
         ("in_progress", NOW - 9 * HOUR, None, NOW - 7 * HOUR),  # over: it does not begin anew
         ("cancelling", NOW - 9 * HOUR, None, NOW + HOUR),
         ("cancelling", NOW - 9 * HOUR, NOW - 600, NOW - 600 + HOUR),
@@ -59,29 +69,56 @@ def test_the_deadline_of_a_batch(
     status: str, created_at: int | None, cancelling_at: int | None, expected: int
 ) -> None:
     given = batch(status, created_at, cancelling_at)
-    assert deadline_of(given, timedelta(hours=2), NOW) == expected
+    assert deadline_of(given, timedelta(hours=2), NOW - HOUR, NOW) == expected
 
 
-OLD = NOW - 3 * HOUR
+def ledger(stopped_at: float | None = None, **shards: float | None) -> Ledger:
+    """A ledger of these batches, and when their creation began."""
+    records = tuple(
+        ShardRecord(shard=number, first_row=0, rows=1, batch_id=batch_id, creating_at=creating_at)
+        for number, (batch_id, creating_at) in enumerate(shards.items())
+    )
+    return Ledger(
+        job="j", fingerprint="f", provider="p", api_base="a", endpoint="e", rows=1, created_at=NOW - 3 * HOUR,
+        shards=records, stopped_at=stopped_at,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("batches", "expected"),
+    ("record", "batches", "expected"),
     [
-        ([], False),
-        ([batch("cancelled", OLD)], True),
-        ([batch("cancelling", OLD)], True),
-        ([batch("cancelled", OLD), batch("completed", OLD)], True),
-        ([batch("cancelled", NOW)], False),  # before the deadline: somebody else cancelled it
-        ([batch("completed", OLD)], False),
-        ([batch("cancelled", OLD), batch("in_progress", OLD)], False),
-        ([batch("cancelled", OLD), batch("in_progress", NOW)], False),
+        (ledger(b=None), [], {}),
+        (ledger(b=None), [batch("completed", NOW), batch("cancelled", NOW)], {}),
+        (ledger(b=NOW - 60), [batch("in_progress", NOW)], {"b": NOW + 2 * HOUR}),
+        (ledger(b=NOW - 60), [batch("in_progress")], {"b": NOW - 60 + 2 * HOUR}),
+        (ledger(b=None), [batch("in_progress")], {"b": NOW - HOUR}),  # the job's beginning
+        (ledger(other=NOW), [batch("in_progress")], {"b": NOW - HOUR}),
+        (ledger(NOW - 60, b=NOW), [batch("cancelling", NOW)], {"b": NOW - 60 + HOUR}),
+        (ledger(NOW - 9 * HOUR, b=NOW), [batch("in_progress", NOW)], {"b": NOW - 8 * HOUR}),
     ],
 )
-def test_what_an_earlier_attempt_cancelled_at_the_deadline_is_landed(
-    batches: list[Batch], expected: bool
+def test_what_runs_has_a_deadline(record: Ledger, batches: list[Batch], expected: dict[str, float]) -> None:
+    assert deadlines_of(batches, record, timedelta(hours=2), NOW) == expected
+
+
+@pytest.mark.parametrize(
+    ("deadlines", "on_timeout", "is_stopped", "expected"),
+    [
+        ([], "cancel", False, Move.LAND),
+        ([], "leave", True, Move.LAND),
+        ([NOW + 1, NOW + 9], "cancel", False, Move.WAIT),
+        ([NOW + 1], "land_partial", True, Move.WAIT),
+        ([NOW], "leave", False, Move.LEAVE),
+        ([NOW + 9, NOW - 9], "cancel", False, Move.CANCEL),
+        ([NOW - 9], "land_partial", False, Move.STOP),
+        ([NOW - 9], "land_partial", True, Move.GIVE_UP),
+        ([NOW - 9], "leave", True, Move.GIVE_UP),  # changed since
+    ],
+)
+def test_what_comes_next(
+    deadlines: list[float], on_timeout: OnTimeout, is_stopped: bool, expected: Move
 ) -> None:
-    assert is_left_to_land(batches, timedelta(hours=2), NOW) is expected
+    assert next_move(deadlines, on_timeout, is_stopped=is_stopped, now=NOW) is expected
 
 
 # --- landed, and good enough? ------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Rounds, deadlines and what comes after them, against a provider whose every move the test makes."""
+"""Rounds, deadlines and what comes after them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,91 +13,22 @@ from airflow.providers.common.compat.sdk import (
     AirflowException,
     AirflowFailException,
     HookLineageCollector,
-    TaskDeferred,
 )
 from airflow.sdk import Asset, AssetAlias
 from airflow.sdk.execution_time.context import OutletEventAccessors
 from upath import UPath
 
 from anybatch import BatchFailedError
-from anybatch_airflow import AnyBatchOperator
-from tests.fakes.openai import OpenAIFake
+from anybatch.providers import openai
+from anybatch_airflow import AnyBatchHook
 from tests.fakes.provider import Auto
-from tests.fakes.server import FakeServer
+
+from .world import ENDED, HOUR, LATE, requests
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
-    from .conftest import TaskInstance
-
-HOUR = 3600
-ENDED = {"status": "ended", "batches": {}, "message": "", "then": "resume"}
-LATE = {"status": "timeout", "batches": {}, "message": "late", "then": "resume"}
-CANCELLED_AND_ENDED = {"status": "ended", "batches": {}, "message": "", "then": "land"}
-
-
-class World:
-    """A provider, a task instance and its folder; `ago` seconds are what the provider's clock is behind."""
-
-    def __init__(
-        self, server: FakeServer, fake: OpenAIFake, conn_id: str, ti: TaskInstance, out: Path
-    ) -> None:
-        self.server, self.fake, self.conn_id, self.ti, self.out = server, fake, conn_id, ti, out
-        self.ago = 0.0
-        fake.clock = lambda: time.time() - self.ago
-
-    def operator(self, **kwargs: Any) -> AnyBatchOperator:
-        defaults = {"conn_id": self.conn_id, "output_folder": self.out, "timeout": HOUR, "input": requests(4)}
-        return AnyBatchOperator(**{"task_id": "task", **defaults, **kwargs})
-
-    @property
-    def context(self) -> dict[str, Any]:
-        return {"ti": self.ti, "run_id": self.ti.run_id}
-
-    def attempt(self, **kwargs: Any) -> Any:
-        """The trigger that a new attempt defers with, or its manifest."""
-        try:
-            return self.operator(**kwargs).execute(self.context)
-        except TaskDeferred as deferred:
-            return deferred.trigger
-
-    def woken(self, event: dict[str, Any], **kwargs: Any) -> Any:
-        """The same for a task that is resumed: in a new process, with nothing but the event."""
-        try:
-            return self.operator(**{"input": [], **kwargs}).execute_complete(self.context, event)
-        except TaskDeferred as deferred:
-            return deferred.trigger
-
-    @property
-    def created(self) -> list[str]:
-        return list(self.fake.batches)
-
-    def rows_of(self, batch_id: str) -> list[str]:
-        return self.fake.batches[batch_id].ids
-
-    def landed(self) -> dict[str, str]:
-        lines = map(json.loads, (self.out / "results.jsonl").read_text().splitlines())
-        return {line["custom_id"]: line["outcome"] for line in lines}
-
-
-def requests(rows: int) -> list[dict[str, Any]]:
-    body = {"model": "gpt-x", "messages": [{"role": "user", "content": "hello"}]}
-    return [
-        {"custom_id": f"row-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
-        for number in range(rows)
-    ]
-
-
-@pytest.fixture
-def world(ti: TaskInstance, tmp_path: Path, add_connection: Callable[..., str]) -> Iterator[World]:
-    fake = OpenAIFake(key="k")
-    fake.cancel_looks = None  # until the test ends the cancelling
-    with FakeServer(fake) as server:
-        conn_id = add_connection(
-            "fake", conn_type="anybatch", password="k", host=server.api_base, extra={"provider": "openai"}
-        )
-        yield World(server, fake, conn_id, ti, tmp_path / "out")
-
+    from .world import World
 
 # --- rounds ------------------------------------------------------------------------------------------
 
@@ -109,7 +39,6 @@ def test_a_row_that_failed_for_a_while_goes_again_in_the_same_task(world: World)
     second = world.woken(ENDED, max_rounds=2)
     [one, two] = world.created
     assert (list(first.batches), list(second.batches)) == ([one], [two])
-    assert second.then == "resume"
     assert world.ti.pushed["batch_ids"] == [one, two]
     world.fake.finish(two)
     assert world.rows_of(two) == ["row-2", "row-3"]
@@ -239,14 +168,14 @@ def timed_out(world: World, **kwargs: Any) -> str:
     trigger = world.woken(LATE, on_timeout="land_partial", **kwargs)
     [batch_id] = world.created
     assert world.fake.batches[batch_id].state == "cancelling"
-    assert (list(trigger.batches), trigger.then) == ([batch_id], "land")
+    assert list(trigger.batches) == [batch_id]
     assert trigger.deadlines[batch_id] == pytest.approx(time.time() + HOUR, abs=30)
     return batch_id
 
 
 def test_land_partial_lands_what_was_finished(world: World) -> None:
     world.fake.cancel_now(timed_out(world), done=3)
-    manifest = world.woken(CANCELLED_AND_ENDED, on_timeout="land_partial")
+    manifest = world.woken(ENDED, on_timeout="land_partial")
     assert (manifest["counts"]["succeeded"], manifest["counts"]["cancelled"]) == (3, 1)
     assert world.landed() == {
         "row-0": "succeeded", "row-1": "succeeded", "row-2": "succeeded", "row-3": "cancelled",
@@ -257,7 +186,7 @@ def test_land_partial_lands_what_was_finished(world: World) -> None:
 def test_land_partial_and_no_row_finished(world: World) -> None:
     world.fake.cancel_now(timed_out(world), done=0)
     with pytest.raises(AirflowFailException, match="none of 4 rows succeeded"):
-        world.woken(CANCELLED_AND_ENDED, on_timeout="land_partial")
+        world.woken(ENDED, on_timeout="land_partial")
     assert set(world.landed().values()) == {"cancelled"}
 
 
@@ -266,7 +195,7 @@ def test_land_partial_is_taken_up_by_a_retry(world: World, ended: bool) -> None:
     batch_id = timed_out(world)
     if not ended:  # the worker was killed right after the cancel
         trigger = world.attempt(on_timeout="land_partial")
-        assert (list(trigger.batches), trigger.then) == ([batch_id], "land")
+        assert list(trigger.batches) == [batch_id]
     world.ago = 2 * HOUR - 1  # the provider's record of the batch is as old as its creation
     world.fake.cancel_now(batch_id, done=1)
     manifest = world.attempt(on_timeout="land_partial")
@@ -275,10 +204,59 @@ def test_land_partial_is_taken_up_by_a_retry(world: World, ended: bool) -> None:
     assert len(world.created) == 1
 
 
-def test_land_partial_fails_where_the_provider_never_ends_the_batch(world: World) -> None:
+def test_land_partial_fails_where_the_provider_never_ends_the_batch(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     batch_id = timed_out(world)
-    with pytest.raises(Exception, match=f"batch {batch_id} is cancelling"):
-        world.woken({**LATE, "then": "land"}, on_timeout="land_partial")
+    monkeypatch.setattr("anybatch_airflow.policies.CANCEL_TIME", 0.0)  # the hour is over
+    for waking in (lambda: world.woken(LATE, on_timeout="land_partial"), world.attempt):
+        with pytest.raises(AirflowException, match=f"not ended within an hour: {batch_id} is cancelling"):
+            waking()
+    world.fake.cancel_now(batch_id, done=2)
+    assert world.attempt()["counts"]["cancelled"] == 2  # whatever `on_timeout` is by now
+
+
+def test_a_foreign_cancel_is_not_taken_for_the_deadlines(world: World) -> None:
+    world.ago = 2 * HOUR
+    world.attempt(timeout=3 * HOUR, on_timeout="land_partial")
+    world.ago = 0
+    world.fake.cancel_now(world.fake.last.id, done=1)  # marked failed, long before the deadline
+    trigger = world.attempt(on_timeout="land_partial")  # cleared, long after
+    [_, second] = world.created
+    assert list(trigger.batches) == [second]
+    world.fake.finish(second)
+    assert world.woken(ENDED, on_timeout="land_partial")["counts"]["succeeded"] == 4
+
+
+def test_a_provider_that_tells_no_creation_time_has_a_deadline(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse_batch = openai.parse_batch
+    monkeypatch.setattr(
+        openai, "parse_batch", lambda raw, *more: parse_batch({**raw, "created_at": None}, *more)
+    )
+    first = world.attempt(timeout=2)
+    assert world.attempt(timeout=2).deadlines == first.deadlines
+    time.sleep(2.1)
+    with pytest.raises(AirflowException, match="were left running"):
+        world.woken(LATE, timeout=2)
+
+
+def test_a_cancelling_without_a_time_and_an_end_is_given_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse_batch = openai.parse_batch
+    monkeypatch.setattr(
+        openai, "parse_batch", lambda raw, *more: parse_batch({**raw, "cancelling_at": None}, *more)
+    )
+    world.ago = 2 * HOUR
+    world.attempt(timeout=3 * HOUR)
+    with AnyBatchHook(world.conn_id).get_client() as client:
+        client.cancel(world.fake.last.id)  # by a person, or on_kill
+    trigger = world.attempt()
+    assert trigger.deadlines[world.fake.last.id] == pytest.approx(time.time() + HOUR, abs=30)
+    with pytest.raises(AirflowException, match="not ended at the deadline"):
+        world.woken(LATE)
 
 
 def test_land_partial_on_a_worker_slot(world: World) -> None:

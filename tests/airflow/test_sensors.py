@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +18,19 @@ from airflow.providers.common.compat.sdk import (
 )
 from airflow.sdk import DAG
 
-from anybatch import Batch, Client
-from anybatch_airflow import AnyBatchOperator, AnyBatchSensor
+from anybatch import AuthenticationError, Batch, Client, RetryPolicy
+from anybatch_airflow import AnyBatchHook, AnyBatchOperator, AnyBatchSensor
+from tests.fakes.faults import Respond
+from tests.fakes.openai import OpenAIFake
+from tests.fakes.provider import FakeBatch, State
 
 from .versions import AIRFLOW, DagSerialization, needs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from tests.fakes.server import FakeServer
 
 
 @pytest.fixture
@@ -211,3 +217,122 @@ def test_it_links_to_the_batch_once(
     sensor = make_sensor(create("delay=0.8"), deferrable=False, poke_interval=0.2, timeout=20)
     sensor.execute(context)
     assert pushes.count("batch_url") == 1
+
+
+# --- trouble at the provider -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gated(keyed_server: FakeServer, add_connection: Callable[..., str]) -> Callable[..., AnyBatchSensor]:
+    """`gated(…)`: a sensor for `batch_1`, which runs, at a server where things go wrong."""
+    facts = {"host": keyed_server.api_base, "password": "sk-right", "extra": {"provider": "openai"}}
+    conn_id = add_connection("gated", conn_type="anybatch", **facts)
+    batch = FakeBatch("batch_1", "/v1/embeddings", time.time(), input_file_id="file_1")
+    batch.state, batch.options = State.IN_PROGRESS, {"completion_window": "24h"}
+    assert isinstance(keyed_server.app, OpenAIFake)
+    keyed_server.app.batches[batch.id] = batch
+
+    def make(**kwargs: Any) -> AnyBatchSensor:
+        return AnyBatchSensor(**{"task_id": "s", "batch_id": batch.id, "conn_id": conn_id, **kwargs})
+
+    return make
+
+
+REFUSED = Respond(403, {"error": {"message": "no"}})
+A_BATCH = "/v1/batches/.*"
+
+
+@pytest.mark.parametrize("deferrable", [True, False])
+@pytest.mark.parametrize(
+    ("fate", "expected"),
+    [({}, AuthenticationError), ({"soft_fail": True}, AirflowSkipException),
+     ({"never_fail": True}, AirflowSkipException)],
+)  # fmt: skip
+def test_a_refusal_fails_or_is_skipped(
+    gated: Callable[..., AnyBatchSensor], keyed_server: FakeServer, context: dict[str, Any], deferrable: bool,
+    fate: dict[str, Any], expected: type[Exception],
+) -> None:  # fmt: skip
+    keyed_server.fail("GET", A_BATCH, REFUSED, times=100)
+    with pytest.raises(expected):
+        gated(deferrable=deferrable, **fate).execute(context)
+
+
+def test_a_connection_that_is_not_there_can_be_skipped(context: dict[str, Any], database: None) -> None:
+    sensor = AnyBatchSensor(task_id="s", batch_id="b", conn_id="nowhere", never_fail=True)
+    with pytest.raises(AirflowSkipException):
+        sensor.execute(context)
+
+
+def test_silent_fail_looks_again_after_the_poke_interval(
+    gated: Callable[..., AnyBatchSensor], keyed_server: FakeServer, context: dict[str, Any]
+) -> None:
+    keyed_server.fail("GET", A_BATCH, REFUSED, times=100)
+    sensor = gated(silent_fail=True, poke_interval=77, timeout=3600)
+    with pytest.raises(TaskDeferred) as caught:
+        sensor.execute(context)
+    first = caught.value.trigger
+    assert (first.batches, first.min_defer_seconds) == ({"batch_1": None}, 77)
+    # It is the trigger that meets the error: the task looks itself, and waits on until the same deadline.
+    event = {"status": "error", "batches": {}, "message": "refused", "then": first.then}
+    with pytest.raises(TaskDeferred) as caught:
+        sensor.execute_complete(context, event)
+    assert caught.value.trigger.deadlines == first.deadlines
+    with pytest.raises(AirflowSensorTimeout, match="refused"):
+        sensor.execute_complete(context, event | {"then": str(time.time() - 1)})
+
+
+@pytest.mark.parametrize("status", [429, 500])
+def test_an_outage_fails_no_poke(
+    gated: Callable[..., AnyBatchSensor], keyed_server: FakeServer, context: dict[str, Any], status: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    sensor = gated(deferrable=False)
+    monkeypatch.setattr(sensor, "hook", lambda: impatient_hook(sensor))
+    keyed_server.fail("GET", A_BATCH, Respond(status), times=1)
+    assert not sensor.poke(context)
+    assert not sensor.poke(context)  # it is seen again, and runs
+    assert [call.status for call in keyed_server.find("GET", A_BATCH)] == [status, 200]
+
+
+def test_an_outage_at_the_first_look_is_waited_out_deferred(
+    gated: Callable[..., AnyBatchSensor], keyed_server: FakeServer, context: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    sensor = gated(min_defer_seconds=3)
+    monkeypatch.setattr(sensor, "hook", lambda: impatient_hook(sensor))
+    keyed_server.fail("GET", A_BATCH, Respond(503), times=1)
+    with pytest.raises(TaskDeferred) as caught:
+        sensor.execute(context)
+    trigger = caught.value.trigger
+    assert (trigger.batches, trigger.min_defer_seconds) == ({"batch_1": None}, 3)
+
+
+def impatient_hook(sensor: AnyBatchSensor) -> AnyBatchHook:
+    """The sensor's hook, whose clients send each request once."""
+
+    class Impatient(AnyBatchHook):
+        def get_client(self, **kwargs: Any) -> Client:
+            return super().get_client(retry=RetryPolicy(attempts=1))
+
+    return Impatient(sensor.effective_conn_id)
+
+
+def test_a_sensor_that_began_in_the_triggerer_links_to_its_batch_at_the_end(
+    add_connection: Callable[..., str], context: dict[str, Any]
+) -> None:
+    conn_id = add_connection("linked", conn_type="anybatch", password="k", extra={"provider": "openai"})
+    event = {"status": "ended", "batches": {"batch_1": {"status": "completed"}}, "message": "", "then": None}
+    sensor = AnyBatchSensor(task_id="s", batch_id="batch_1", conn_id=conn_id, start_from_trigger=True)
+    assert sensor.execute_complete(context, event) == {"batch_1": {"status": "completed"}}
+    assert context["ti"].pushed["batch_url"] == "https://platform.openai.com/batches/batch_1"
+
+
+def test_without_a_key_on_the_worker_there_is_only_no_link(
+    add_connection: Callable[..., str], context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    conn_id = add_connection("keyless", conn_type="anybatch", extra={"provider": "openai"})
+    event = {"status": "ended", "batches": {"batch_1": {"status": "completed"}}, "message": "", "then": None}
+    sensor = AnyBatchSensor(task_id="s", batch_id="batch_1", conn_id=conn_id, start_from_trigger=True)
+    assert sensor.execute_complete(context, event) == {"batch_1": {"status": "completed"}}
+    assert context["ti"].pushed == {}

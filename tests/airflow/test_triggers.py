@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow.providers.common.compat import connection
 
 from anybatch import Batch, Client
-from anybatch_airflow import AnyBatchTrigger
+from anybatch_airflow import AnyBatchTrigger, hooks, triggers
+from anybatch_airflow.triggers import conclusion
 from tests.fakes.openai import OpenAIFake
 from tests.fakes.provider import FakeBatch, State
 from tests.fakes.server import FakeServer
 
+from .conftest import TaskInstance
 from .versions import deserialize, serialize
 
 if TYPE_CHECKING:
@@ -95,6 +100,32 @@ def test_the_log_tells_progress_and_not_every_look(
     assert len(told) == len(set(told))
 
 
+def test_log_lines_are_written_in_order_and_off_the_event_loop(
+    create: Callable[[str], Batch], api_base: str
+) -> None:
+    """A line waits for whoever reads it; the other triggers do not."""
+    trigger = trigger_for(api_base, create("delay=0.6"))
+    written: list[tuple[str, str]] = []
+
+    class Reader:
+        """One that is busy for a while with each line."""
+
+        def info(self, text: str, *args: object) -> None:
+            time.sleep(0.1)
+            written.append((threading.current_thread().name, text % args))
+
+    trigger._log = Reader()  # type: ignore[assignment]
+
+    asyncio.run(event_of(trigger))
+    [batch_id] = trigger.batches
+    stages = [text.removeprefix(f"batch {batch_id}: ").split(",")[0] for _, text in written[:-1]]
+    known = ["validating", "in_progress", "finalizing", "completed"]
+    assert stages == sorted(stages, key=known.index)
+    assert stages[-1] == "completed"
+    assert written[-1][1] == f"{batch_id} is completed"  # before the event, which ends the trigger's log
+    assert {name for name, _ in written} == {"anybatch-log_0"}
+
+
 def test_each_batch_has_its_deadline_of_wall_clock(create: Callable[[str], Batch], api_base: str) -> None:
     quick, late, other = create("delay=0.2"), create("delay=600"), create("delay=1.5")
     now = time.time()
@@ -125,12 +156,22 @@ def test_a_task_that_starts_in_the_triggerer_gives_ids_alone(
 def test_a_batch_that_does_not_exist_is_an_error_at_once(
     create: Callable[[str], Batch], api_base: str
 ) -> None:
-    there = create("delay=0.2")
+    """Whatever the others do: one of many shards may run for another day."""
+    there = create("delay=600")
     trigger = trigger_for(api_base, batches={there.id: None, "batch_gone": None})
-    event = asyncio.run(event_of(trigger))
+    event = asyncio.run(asyncio.wait_for(event_of(trigger), 20))
     assert event["status"] == "error"
     assert "NotFoundError" in event["batches"]["batch_gone"]["error"]
-    assert event["batches"][there.id]["status"] == "completed"
+    assert event["batches"][there.id] == {"waiting": True}
+    assert event["message"].endswith(f"; left running and no longer waited for: {there.id}")
+    with Client("local", api_base=api_base) as client:
+        assert client.retrieve(there.id).status in ("validating", "in_progress")
+
+
+def test_a_message_names_a_few_errors_of_many() -> None:
+    told: dict[str, dict[str, Any]] = {f"batch_{number}": {"error": "gone"} for number in range(7)}
+    named = "; ".join(f"batch_{number}: gone" for number in range(5))
+    assert conclusion(told) == ("error", f"{named}; and 2 more")
 
 
 @pytest.mark.parametrize(
@@ -202,12 +243,31 @@ def test_many_triggers_share_one_connection_pool(
     assert keyed_server.connections <= 8  # one pool for all
 
 
-def test_five_hundred_triggers_start_with_a_few_calls(add_connection: Callable[..., str]) -> None:
+def count_calls(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[None]]:
+    """A list that grows with every look-up of a connection, and one with every freeze."""
+    look_ups: list[str] = []
+    freezes: list[None] = []
+    get_async_connection = connection.get_async_connection
+
+    async def look_up(conn_id: str) -> Any:
+        look_ups.append(conn_id)
+        return await get_async_connection(conn_id)
+
+    monkeypatch.setattr(connection, "get_async_connection", look_up)
+    monkeypatch.setattr(gc, "freeze", lambda: freezes.append(None))
+    hooks._freeze_once.cache_clear()
+    return look_ups, freezes
+
+
+def test_five_hundred_triggers_start_with_a_few_calls(
+    add_connection: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As after a restart of the triggerer, which starts all its triggers at once."""
     fake = OpenAIFake(key="sk-right")
     with FakeServer(fake) as server:
         facts = {"host": server.api_base, "password": "sk-right", "extra": {"provider": "openai"}}
         conn_id = add_connection("restarted", conn_type="anybatch", **facts)
+        look_ups, freezes = count_calls(monkeypatch)
         for number in range(500):
             batch = FakeBatch(f"batch_{number}", "/v1/embeddings", time.time(), input_file_id="file_1")
             batch.state, batch.options = State.IN_PROGRESS, {"completion_window": "24h"}
@@ -230,6 +290,8 @@ def test_five_hundred_triggers_start_with_a_few_calls(add_connection: Callable[.
         calls = [call.path for call in server.calls]
         looked_at = sum(batch.looks > 0 for batch in fake.batches.values())
     assert looked_at == 500
+    assert look_ups == [conn_id]
+    assert len(freezes) == 1
     # One look at all of them is five pages of a hundred; one by one it would have been 500 calls.
     assert 5 <= len(calls) <= 20
     assert set(calls) == {"/v1/batches"}
@@ -290,6 +352,123 @@ def test_batches_that_are_not_the_tasks_own_are_never_cancelled(
     asyncio.run(trigger.on_kill())
     with Client("local", api_base=api_base) as client:
         assert client.retrieve(batch.id).status in ("validating", "in_progress")
+
+
+def test_a_batch_past_its_deadline_is_the_tasks_to_cancel(
+    create: Callable[[str], Batch], api_base: str
+) -> None:
+    """This triggerer stalled; another one told of the deadline, and `on_timeout="leave"` failed the task."""
+    late, other = create("delay=600"), create("delay=600")
+    deadlines = {late.id: time.time() - 1, other.id: time.time() + 600}
+    trigger = Judged(
+        batches={late.id: None, other.id: None}, provider="local", api_base=api_base, deadlines=deadlines
+    )
+    trigger.state = "failed"
+    asyncio.run(trigger.on_kill())
+    with Client("local", api_base=api_base) as client:
+        assert client.retrieve(late.id).status in ("validating", "in_progress")
+        assert client.retrieve(other.id).status in ("cancelling", "cancelled")
+
+
+def test_nothing_is_cancelled_once_the_outcome_is_known(
+    create: Callable[[str], Batch], api_base: str
+) -> None:
+    """The task has failed by that outcome, which another triggerer told: its next attempt wants the batch."""
+    batch = create("delay=600")
+    trigger = Judged(
+        batches={batch.id: None, "batch_gone": None}, provider="local", api_base=api_base,
+        min_defer_seconds=600,
+    )  # fmt: skip
+    trigger.state = "failed"
+
+    async def stalled_before_it_tells() -> None:
+        running = asyncio.create_task(event_of(trigger))
+        deadline = time.monotonic() + 20
+        while not trigger._is_decided:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+        running.cancel()
+        await trigger.on_kill()
+
+    asyncio.run(stalled_before_it_tells())
+    with Client("local", api_base=api_base) as client:
+        assert client.retrieve(batch.id).status in ("validating", "in_progress")
+
+
+@pytest.fixture
+def orphan(create: Callable[[str], Batch], api_base: str) -> AnyBatchTrigger:
+    """The trigger of a task instance, with a batch that runs."""
+    trigger = trigger_for(api_base, create("delay=600"))
+    trigger.task_instance = TaskInstance()  # type: ignore[assignment]
+    return trigger
+
+
+def test_the_state_is_asked_for_again_where_there_is_no_answer(
+    orphan: AnyBatchTrigger, api_base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Airflow's API, or its database, may just be being replaced."""
+    answers = iter([OSError("connection refused"), RuntimeError("500"), "failed"])
+
+    def state_of(ti: Any) -> str:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(triggers, "state_of", state_of)
+    monkeypatch.setattr(triggers, "ASK_AGAIN", 0.01)
+    asyncio.run(orphan.on_kill())
+    with Client("local", api_base=api_base) as client:
+        assert client.retrieve(*orphan.batches).status in ("cancelling", "cancelled")
+
+
+def test_the_connection_is_asked_for_again_too(
+    create: Callable[[str], Batch], api_base: str, add_connection: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    batch = create("delay=600")
+    conn_id = add_connection("ours", conn_type="anybatch", host=api_base, extra={"provider": "local"})
+    trigger = Judged(batches={batch.id: None}, conn_id=conn_id)
+    trigger.state = "failed"
+    failures = [OSError("connection refused")]
+    get_async_connection = connection.get_async_connection
+
+    async def look_up(conn_id: str) -> Any:
+        if failures:
+            raise failures.pop()
+        return await get_async_connection(conn_id)
+
+    monkeypatch.setattr(connection, "get_async_connection", look_up)
+    monkeypatch.setattr(triggers, "ASK_AGAIN", 0.01)
+    asyncio.run(trigger.on_kill())
+    with Client("local", api_base=api_base) as client:
+        assert client.retrieve(batch.id).status in ("cancelling", "cancelled")
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_without_an_answer_the_batch_is_left_and_named(
+    orphan: AnyBatchTrigger, api_base: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], hangs: bool,
+) -> None:  # fmt: skip
+    released = threading.Event()
+
+    def state_of(ti: Any) -> str:
+        if hangs:
+            released.wait(30)
+        raise OSError("connection refused")
+
+    monkeypatch.setattr(triggers, "state_of", state_of)
+    monkeypatch.setattr(triggers, "ASK_AGAIN", 0.01)
+    monkeypatch.setenv("AIRFLOW__TRIGGERER__ON_KILL_TIMEOUT", "1")
+    begun = time.monotonic()
+    asyncio.run(orphan.on_kill())
+    assert time.monotonic() - begun < 10
+    released.set()
+    [batch_id] = orphan.batches
+    why = "TimeoutError: " if hangs else "OSError: connection refused"
+    assert f"left running: {batch_id} ({why})" in capsys.readouterr().out
+    with Client("local", api_base=api_base) as client:
+        assert client.retrieve(batch_id).status in ("validating", "in_progress")
 
 
 def test_without_a_task_instance_nothing_is_cancelled(create: Callable[[str], Batch], api_base: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+from celery import Celery
 
 from tests.airflow.stack import airflow_stack
 
@@ -44,7 +45,8 @@ class Stopped(Exception):
 
 
 class Cluster(airflow_stack.AirflowStack):  # type: ignore[misc, name-defined]
-    """A worker for the queue `default`, one for the queue `doomed` that is there to be killed."""
+    """A worker for the queue `default`, one for the queue `doomed` that is there to be killed; then the first
+    takes over its queue."""
 
     prepare = ("db migrate",)
 
@@ -62,6 +64,7 @@ class Cluster(airflow_stack.AirflowStack):  # type: ignore[misc, name-defined]
         super().__init__(home, HERE / "dags", parallelism=32, env=env)
         self.output = output
         self.stopping = threading.Event()
+        self._broker = broker
         self._database = connect(database)
         self._one_query = threading.Lock()
         self._log_begins: dict[str, int] = {}
@@ -73,8 +76,8 @@ class Cluster(airflow_stack.AirflowStack):  # type: ignore[misc, name-defined]
         found |= {"dag-processor": ["dag-processor"]}
         found |= dict.fromkeys(TRIGGERERS, triggerer)
         return found | {
-            "worker-1": self._worker("worker-1", "default", 12),
-            "worker-2": self._worker("worker-2", "doomed", 8),
+            "worker-1": self._worker("worker-1", "default", 16),
+            "worker-2": self._worker("worker-2", "doomed", 12),
         }
 
     def _worker(self, name: str, queue: str, slots: int) -> list[str]:
@@ -110,6 +113,12 @@ class Cluster(airflow_stack.AirflowStack):  # type: ignore[misc, name-defined]
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
         process.wait()
+
+    def take_over(self, name: str, queue: str) -> None:
+        """Let a worker serve one queue more."""
+        with Celery(broker=self._broker) as app:
+            told = app.control.add_consumer(queue, destination=[f"celery@{name}"], reply=True, timeout=10)
+        assert told, f"{name} does not answer"
 
     def freeze(self, name: str) -> None:
         os.killpg(self.pid(name), signal.SIGSTOP)

@@ -24,14 +24,16 @@ BROKEN = Respond(500, {"error": {"message": "oops"}})
 
 
 def outage(cluster: Cluster, name: str, fault: Fault, seconds: float) -> None:
-    """Everything fails: so long at the submission, then for 20 s in the wait, and in the collection."""
+    """Everything fails: so long at the submission and in the wait, and for 20 s in the collection."""
     with Job(cluster, "plain", name) as job:
         with failing(job, fault, seconds):
             job.start()
         batch = job.until_created()
         job.until_watched(tries=job.task.tries)
-        with failing(job, fault, 20):
+        with failing(job, fault, seconds):
             pass
+        polls = [call for call in job.server.find("GET", "/v1/batches.*") if call.fault is fault]
+        assert len(polls) >= seconds / 20, job.story()
         content = job.server.hold("GET", ".*/content", handled=False)
         job.fake.finish(batch.id)
         content.wait(180)
@@ -65,6 +67,17 @@ def test_broken(cluster: Cluster) -> None:
 @scenario
 def test_resets(cluster: Cluster) -> None:
     outage(cluster, "resets", ResetBefore(), 20)
+
+
+@scenario
+def test_broken_while_a_worker_waits(cluster: Cluster) -> None:
+    """A wait on a worker slot outlives what a wait in the triggerer does."""
+    with started(cluster, "plain_slot", "broken") as job:
+        batch = job.until_created()
+        job.until_looked_at(0)
+        with failing(job, BROKEN, 95):
+            pass
+        job.finish(batch, tries=1)
 
 
 @scenario

@@ -73,6 +73,16 @@ with DAG("twenty", is_paused_upon_creation=False, max_active_tasks=100):
             output_folder=OUTPUT + f"/twenty/{{{{ run_id }}}}/{index:02}",
         )
 
+with DAG("held", is_paused_upon_creation=False):
+    AnyBatchOperator(
+        task_id="job",
+        provider="local",
+        input=requests("delay=30", rows=40),
+        output_folder=OUTPUT + "/held/{{ run_id }}",
+        deferrable=False,
+        retries=2,
+    )
+
 with DAG("patient", is_paused_upon_creation=False):
     AnyBatchOperator(
         task_id="job", conn_id=KEYED, input=requests(), output_folder=OUTPUT + "/patient/{{ run_id }}"

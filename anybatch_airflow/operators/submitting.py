@@ -1,0 +1,116 @@
+"""What the operators that submit requests have in common."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from airflow.providers.common.compat.sdk import BaseOperator
+
+from anybatch_airflow.account import OnAccount, job_id, task_instance
+from anybatch_airflow.inputs import Hidden, InputField, is_path, is_shown, read_input, requests_from
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+    from airflow.providers.common.compat.sdk import Context
+
+    from anybatch import Job
+    from anybatch_airflow.inputs import Prompt, Requests
+
+
+class SubmittingOperator(OnAccount, BaseOperator):
+    """The arguments that tell what to submit, where and how; they are documented on `AnyBatchOperator`."""
+
+    template_fields: Collection[str] = (
+        "input",
+        "endpoint",
+        "conn_id",
+        "provider",
+        "api_base",
+        "model",
+        "completion_window",
+        "metadata",
+        "options",
+    )
+    template_fields_renderers: ClassVar[dict[str, str]] = {"metadata": "json", "options": "json"}
+    ui_color = "#e8eefc"
+    input = InputField()
+    source: Any = None  # the path that the requests came from, for lineage
+
+    def __init__(
+        self,
+        *,
+        input: Requests,
+        endpoint: str = "/v1/chat/completions",
+        prompt: Prompt | None = None,
+        id_column: str | Callable[[dict[str, Any]], object] | None = None,
+        system: str | None = None,
+        body: Mapping[str, Any] | None = None,
+        model: str | None = None,
+        conn_id: str | None = None,
+        provider: str | None = None,
+        api_base: str | None = None,
+        completion_window: str = "24h",
+        metadata: Mapping[str, str] | None = None,
+        options: Mapping[str, Any] | None = None,
+        on_orphan: Literal["fail", "resubmit"] = "fail",
+        on_changed: Literal["cancel_and_resubmit", "fail"] = "cancel_and_resubmit",
+        on_untranslatable: Literal["fail", "drop"] = "fail",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.input = input
+        self.endpoint = endpoint
+        self.prompt = prompt
+        self.id_column = id_column
+        self.system = system
+        self.body = body
+        self.model = model
+        self.conn_id = conn_id
+        self.provider = provider
+        self.api_base = api_base
+        self.completion_window = completion_window
+        self.metadata = metadata
+        self.options = options
+        self.on_orphan: Literal["fail", "resubmit"] = on_orphan
+        self.on_changed: Literal["cancel_and_resubmit", "fail"] = on_changed
+        self.on_untranslatable: Literal["fail", "drop"] = on_untranslatable
+
+    @classmethod
+    def partial(cls, **kwargs: Any) -> Any:
+        """As on any operator; requests given here are kept out of the serialized DAG as well."""
+        if "input" in kwargs and not is_shown(kwargs["input"]):
+            kwargs["input"] = Hidden(kwargs["input"])
+        return super().partial(**kwargs)
+
+    def _requests(self, context: Context) -> Any:
+        """What `Job` takes as input."""
+        value = read_input(self.input, context)
+        self.source = value if is_path(value) else None
+        return requests_from(
+            value,
+            prompt=self.prompt,
+            id_column=self.id_column,
+            model=self.model,
+            endpoint=self.endpoint,
+            system=self.system,
+            body=self.body,
+        )
+
+    def _job(self, context: Context, requests: Any, output: Any, **more: Any) -> Job:
+        from anybatch import Job
+
+        return Job(
+            input=requests,
+            output=output,
+            id=job_id(task_instance(context)),
+            endpoint=self.endpoint,
+            model=self.model,
+            completion_window=self.completion_window,
+            metadata=dict(self.metadata or {}),
+            options=dict(self.options or {}),
+            on_orphan=self.on_orphan,
+            on_changed=self.on_changed,
+            on_untranslatable=self.on_untranslatable,
+            **more,
+        )
