@@ -21,7 +21,7 @@ help:
 	@echo "make deployment    the slower suites: real Airflow and Dagster deployments"
 	@echo "make airflow-versions  the Airflow tests on the older Airflows that are supported: $(OLDER)"
 	@echo "make bench         the benchmarks"
-	@echo "make bench-airflow 500 waiting batches in one triggerer, beside Airflow's common-ai provider"
+	@echo "make bench-airflow 500 waiting batches in one triggerer, beside Airflow's common-ai provider (20 minutes)"
 	@echo "make clean         remove .venv and caches"
 
 $(READY): pyproject.toml constraints.txt
@@ -77,6 +77,7 @@ bench-airflow: $(READY)
 	@$(BIN)/uv pip install --quiet --system-certs --compile-bytecode --python .venv-bench/bin/python \
 		-c constraints.txt -e ".[airflow,local]" apache-airflow-providers-common-ai openai psutil
 	@.venv-bench/bin/python -m benchmarks.airflow_waiting
+	@.venv-bench/bin/python -m benchmarks.airflow_expand
 
 clean:
 	rm -rf $(VENV) .venv-bench $(OLDER:%=.venv-airflow-%) .mypy_cache .ruff_cache .pytest_cache dist

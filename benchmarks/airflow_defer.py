@@ -1,7 +1,7 @@
 """Defer the tasks of a run as their own code would have, in one process: `python airflow_defer.py KIND`.
 
-A worker needs seconds for each, which would take longer than the whole measurement. Without KIND the pool is
-closed, so that no task starts before.
+A worker needs seconds for each, which would take longer than the whole measurement; still they come one after
+another, as from workers. Without KIND the pool is closed, so that no task starts before.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from airflow.models.taskinstance import TaskInstance
 from airflow.models.trigger import Trigger
 from airflow.utils.session import create_session
 from airflow.utils.state import TaskInstanceState
+
+PAUSE = 0.04  # seconds
 
 
 def trigger_of(kind: str, number: int) -> tuple[str, dict[str, Any]]:
@@ -35,14 +37,20 @@ def trigger_of(kind: str, number: int) -> tuple[str, dict[str, Any]]:
 
 def main(kind: str | None = None) -> None:
     with create_session() as session:
-        session.query(Pool).filter_by(pool="bench").update({"slots": 8 if kind else 0})
-        for ti in session.query(TaskInstance).filter_by(dag_id=kind, run_id="bench"):
+        pool = session.query(Pool).filter_by(pool="bench")
+        if kind is None:
+            pool.update({"slots": 0})
+        for ti in session.query(TaskInstance).filter_by(dag_id=kind, run_id="bench").all():
             classpath, arguments = trigger_of(ti.dag_id, ti.map_index)
             trigger = Trigger(classpath=classpath, kwargs=arguments, created_date=datetime.now(UTC))
             session.add(trigger)
             session.flush()
             ti.trigger_id, ti.next_method, ti.next_kwargs = trigger.id, "resumed", {}
             ti.state, ti.start_date = TaskInstanceState.DEFERRED, datetime.now(UTC)
+            session.commit()
+            time.sleep(PAUSE)
+        if kind is not None:
+            pool.update({"slots": 8})
 
 
 if __name__ == "__main__":

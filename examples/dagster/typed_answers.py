@@ -4,7 +4,7 @@ Rows that expired, are missing, or failed in a way that may pass go into another
 between either: the result run submits the round and waits anew. After the third round an answer that is still
 missing, or is no `Verdict`, counts as a row without a result, and more than one in a hundred fails the check.
 
-The stand-in model fails for the same rows each time, so here the check does fail.
+The stand-in model refuses some rows for good (400), which are not asked again, so here the check does fail.
 """
 
 from collections.abc import Mapping
