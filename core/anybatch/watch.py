@@ -54,7 +54,9 @@ LATE_LOOK = 60.0  # seconds that a wait has which begins after its deadline
 WALL_CLOCK = 60.0  # seconds between looks at the wall clock, which may jump
 CANCEL_AGAIN = 0.1  # seconds until a poll task that was to end is looked at again
 SLICE = 250  # records handled before the event loop gets its turn
-TOLD = 10  # the same for batches whose progress is told: a line in a task's log takes a millisecond or two
+TOLD = (
+    10  # the same for waits that end or hear of progress: a line in a task's log takes a millisecond or two
+)
 
 
 class Polling(Protocol):
@@ -280,13 +282,13 @@ class Watcher:
         now, nearest, ended = self._clock(), math.inf, 0
         for watched in list(self._batches.values()):
             for waiter in list(watched.waiters):
-                if waiter.ends <= now + 0.001 and ended < SLICE:
+                if waiter.ends <= now + 0.001 and ended < TOLD:
                     self._expire(watched, waiter)
                     ended += 1
                 else:
                     nearest = min(nearest, waiter.ends)
         if nearest < math.inf:
-            self._set_alarm(max(nearest, now + 0.25) if ended < SLICE else now)
+            self._set_alarm(max(nearest, now + 0.25) if ended < TOLD else now)
 
     def _expire(self, watched: _Watched, waiter: _Waiter) -> None:
         self._detach(watched, waiter)
@@ -312,7 +314,7 @@ class Watcher:
         for number, watched in enumerate(batches.values()):
             for waiter in self._drop(watched):
                 waiter.fail(copy_of(error))
-            if number % SLICE == 0:
+            if number % TOLD == 0:
                 await asyncio.sleep(0)
 
     # --- the poll task -------------------------------------------------------------------------------
