@@ -4,10 +4,12 @@
     batches = Asset("reviews_batches", watchers=[AssetWatcher(name="batches", trigger=ended)])
     with DAG("collect_reviews", schedule=[batches]): …
 
-Every batch that ends becomes one event of the asset, at least once. On Airflow 3.3 what was told is kept in
-the asset's state store, and watchers of a connection with the same `max_age` and `poll_interval` share one
-listing; on 3.1 and 3.2 each lists for itself, and after a restart of the triggerer tells again what ended
-within `lookback`.
+Every batch that ends becomes one event of the asset, at least once; of several that end within a few seconds
+the last is told twice, since Airflow would keep all but the first for the run after the next event.
+
+On Airflow 3.3 what was told is kept in the asset's state store, and watchers of a connection with the same
+`max_age` and `poll_interval` share one listing; on 3.1 and 3.2 each lists for itself, and after a restart of
+the triggerer tells again what ended within `lookback`.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ log = logging.getLogger(__name__)
 ENDS = ("completed", "failed", "expired", "cancelled")
 OVERLAP = 900.0  # seconds that a provider may be late to show that a batch has ended
 CLOCK_SKEW = 120.0  # seconds that our clock and the provider's may differ
-SETTLING = 10.0  # seconds after which an event that was handed to the triggerer is in the database
+SETTLING = (
+    10.0  # seconds after which an event that was handed to the triggerer is in the database, and its run made
+)
 MENDING = 300.0  # seconds between looks while the connection is wrong
 
 Facts = dict[str, Any]
@@ -132,13 +136,16 @@ class BatchCompletedTrigger(BaseEventTrigger):
 
     async def filter_shared_stream(self, shared_stream: AsyncIterator[Any]) -> AsyncIterator[TriggerEvent]:
         """Fire for what this watcher wants and has not told before."""
-        record = await Record.load(self)
+        record, recent = await Record.load(self), Recent()
         async for snapshot in shared_stream:
             # What was told at the look before is in the database by now: only then is it put on record.
             await record.save()
+            if (left := recent.left_behind()) is not None:
+                yield self._event(left)
             for facts in record.untold(snapshot):
                 if self._wants(facts):
                     yield self._event(facts)
+                    recent.add(facts)
                 record.tell(facts)
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -153,7 +160,7 @@ class BatchCompletedTrigger(BaseEventTrigger):
     # --- named batches ---------------------------------------------------------------------------------
 
     async def _named(self, batch_ids: Sequence[str]) -> AsyncIterator[TriggerEvent]:
-        record = await Record.load(self)
+        record, recent = await Record.load(self), Recent()
         waits = {asyncio.create_task(self._ended(one)) for one in batch_ids if one not in record.told}
         try:
             while waits:
@@ -162,12 +169,17 @@ class BatchCompletedTrigger(BaseEventTrigger):
                 )
                 if not ended:
                     await record.save()
+                if (left := recent.left_behind()) is not None:
+                    yield self._event(left)
                 for facts in [task.result() for task in ended]:
                     if self._wants(facts):
                         yield self._event(facts)
+                        recent.add(facts)
                     record.tell(facts)
             await asyncio.sleep(SETTLING)
             await record.save()
+            if (left := recent.left_behind()) is not None:
+                yield self._event(left)
             # A watcher that returns is started again, and again.
             await asyncio.Event().wait()
         finally:
@@ -272,6 +284,32 @@ class Record:
         self._is_saved = True
         if self._store is not None:
             await self._store.aset(self._key, {"floor": self.floor, "told": self.told})
+
+
+class Recent:
+    """The last event, and whether others were close before it.
+
+    Of events that come close together Airflow makes one run of the DAG, which is given the first. The others
+    are given to the run after the next event, and that may be days away: so the last of them is told again.
+    """
+
+    def __init__(self) -> None:
+        self._last: Facts | None = None
+        self._told_at = -math.inf
+        self._is_crowd = False
+
+    def add(self, facts: Facts) -> None:
+        now = time.monotonic()
+        self._is_crowd = self._is_crowd or now - self._told_at < SETTLING
+        self._last, self._told_at = facts, now
+
+    def left_behind(self) -> Facts | None:
+        """What is to be told again, once nothing has been told for a while; else None."""
+        now = time.monotonic()
+        if not self._is_crowd or now - self._told_at < SETTLING:
+            return None
+        self._is_crowd, self._told_at = False, now
+        return self._last
 
 
 class Listing:

@@ -149,7 +149,33 @@ def test_named_batches_that_were_told_are_not_told_again(
     for expected in (2, 0):
         trigger = make_watcher(batch_ids=ids)
         trigger.asset_state_store = store  # type: ignore[assignment]
-        assert len(asyncio.run(told(trigger, expected))) == expected
+        assert len({event["batch_id"] for event in asyncio.run(told(trigger, expected))}) == expected
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+def test_the_last_of_several_is_told_again(
+    create: Callable[..., Batch],
+    make_watcher: Callable[..., BatchCompletedTrigger],
+    monkeypatch: pytest.MonkeyPatch,
+    is_named: bool,
+) -> None:
+    """Airflow gives the others to the run after the next event."""
+    monkeypatch.setattr(events, "SETTLING", 0.5)
+    ids = [create().id, create().id, create().id]
+    trigger = make_watcher(batch_ids=ids) if is_named else make_watcher(lookback=3600)
+    heard = [event["batch_id"] for event in asyncio.run(told(trigger, 4))]
+    assert set(heard[:3]) == set(ids)
+    assert heard[3] == heard[2]
+
+
+def test_one_alone_is_told_once(
+    create: Callable[..., Batch],
+    make_watcher: Callable[..., BatchCompletedTrigger],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(events, "SETTLING", 0.1)
+    create()
+    assert len(asyncio.run(told(make_watcher(lookback=3600), 1))) == 1
 
 
 @pytest.mark.parametrize("statuses", [["done"], ["completed", "cancelling"]])

@@ -97,3 +97,9 @@ def test_a_batch_of_another_system_runs_a_dag_once(world: World) -> None:
     runs = world.airflow.api("GET", f"/api/v2/dags/{DAG_ID}/dagRuns")["dag_runs"]
     assert {run["run_type"] for run in runs} == {"asset_triggered"}
     assert {run["state"] for run in runs} <= {"success", "running"}
+
+
+def test_batches_that_end_together_all_land(world: World) -> None:
+    """Airflow gives a run the first event of several that come together; the others wait for one more."""
+    together = [world.create(1), world.create(1), world.create(1)]
+    world.until("all have landed", lambda: all(map(world.landed, together)))
