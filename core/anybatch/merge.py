@@ -133,9 +133,10 @@ class _Index:
         """Raise where rows are missing since a file is something else, such as the page of a log-in."""
         for first in alien:
             if not first.lstrip().startswith(b"{") or (not self.places and _is_json(first)):
+                # Its first character only: what follows may be somebody's prompt or answer.
                 raise ServerError(
                     "what was downloaded as a result file is none, and nothing of it was landed; it begins "
-                    f"with {first[:100].decode(errors='replace')!r}"
+                    f"with {first.lstrip()[:1].decode(errors='replace')!r}"
                 )
 
     def _note(self, number: int, offset: int, raw: bytes) -> bool:
