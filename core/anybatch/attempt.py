@@ -271,6 +271,7 @@ class Attempt:
                     model=self.job.model,
                     drop_untranslatable=self.job.on_untranslatable == "drop",
                     only=map(orjson.loads, wanted),
+                    shard_requests=ledger.shard_requests,
                 )
         except InputError as error:  # it was valid when it was first read
             raise InputChangedError(f"{why} {source} was changed {then}") from error

@@ -82,6 +82,15 @@ def _parser() -> argparse.ArgumentParser:
         help="where the folder's job had other input or options (default: %(default)s)",
     )  # fmt: skip
     run.add_argument(
+        "--on-lost", choices=("fail", "land", "resubmit"), default="fail",
+        help="where a batch or its results are gone at the provider: stop, land the other rows, or buy these "
+        "rows again (default: %(default)s)",
+    )  # fmt: skip
+    run.add_argument(
+        "--shard-requests", type=int, metavar="N", help="at most so many requests a batch (default: as many "
+        "as the provider takes)",
+    )  # fmt: skip
+    run.add_argument(
         "--restart", metavar="TEXT", help="submit the same input once more, once for each such text"
     )
     run.add_argument(
@@ -132,6 +141,8 @@ def _run(options: argparse.Namespace) -> int:
         max_rounds=options.max_rounds,
         on_orphan=options.on_orphan,
         on_changed=options.on_changed,
+        on_lost=options.on_lost,
+        shard_requests=options.shard_requests,
         restart=options.restart,
         api_base=options.api_base,
         timeout=options.timeout,

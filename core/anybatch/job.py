@@ -39,6 +39,11 @@ class Job:
     on_orphan         a create may have left a batch that nobody can look up: "fail", or "resubmit"
     on_changed        submitted before with other input: "cancel_and_resubmit", or "fail"
     on_untranslatable a parameter the provider has no word for: "fail" with its line, or "drop" it
+    on_lost           a batch or a result file is gone at the provider, or shorter than the provider counts:
+                      "fail", "land" what there is (its other rows are `missing`), or "resubmit", buy those
+                      rows again
+    shard_requests    how many requests one batch may hold at most, below the provider's own limit; in force
+                      from the first submission on
     max_rounds        how often a row may be submitted: 1 is once; with 2 and more, rows that expired, are
                       missing, or failed in a way that may pass are submitted again. Rows of a batch that was
                       cancelled are submitted again whatever this says, at most twice in one attempt; after
@@ -60,6 +65,8 @@ class Job:
     on_orphan: Literal["fail", "resubmit"] = "fail"
     on_changed: Literal["cancel_and_resubmit", "fail"] = "cancel_and_resubmit"
     on_untranslatable: Literal["fail", "drop"] = "fail"
+    on_lost: Literal["fail", "land", "resubmit"] = "fail"
+    shard_requests: int | None = None
     max_rounds: int = 1
     restart: str | None = None
     lease: float = 90.0
@@ -70,6 +77,7 @@ class Job:
             "on_orphan": ("fail", "resubmit"),
             "on_changed": ("cancel_and_resubmit", "fail"),
             "on_untranslatable": ("fail", "drop"),
+            "on_lost": ("fail", "land", "resubmit"),
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
@@ -78,6 +86,10 @@ class Job:
                 )
         if not isinstance(self.max_rounds, int) or self.max_rounds < 1:
             raise ConfigurationError(f"max_rounds: 1 or more, not {self.max_rounds!r}")
+        if self.shard_requests is not None and (
+            not isinstance(self.shard_requests, int) or self.shard_requests < 1
+        ):
+            raise ConfigurationError(f"shard_requests: 1 or more, or None, not {self.shard_requests!r}")
         if self.restart is not None and (not isinstance(self.restart, str) or not self.restart):
             raise ConfigurationError(f"restart: a text that is not empty, or None, not {self.restart!r}")
 

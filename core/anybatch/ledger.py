@@ -87,7 +87,8 @@ class Ledger(BaseModel):
 
     `revision` grows with every write. `shards` are those of all rounds. `stopping` holds what was begun with
     earlier input, until all of its batches are known and cancelled. `input` is where the input lies, if that
-    was a path; `restarts` are the values of `Job.restart` so far. `stopped_at` is when the job was stopped,
+    was a path; `restarts` are the values of `Job.restart` so far; `shard_requests` is that of the first
+    submission, by which every later attempt splits the input alike. `stopped_at` is when the job was stopped,
     `max_rounds` what it was last submitted with: only with more of them do its rows go again after that.
 
     Of rounds: `renewals` counts those that were opened for cancelled batches alone, `renewed` how often this
@@ -115,6 +116,7 @@ class Ledger(BaseModel):
     renewals: int = 0
     renewed: int = 0
     unexpected: int = 0
+    shard_requests: int | None = None
 
     @property
     def batch_ids(self) -> list[str]:

@@ -56,6 +56,7 @@ class Plan:
     content: Path
     mark: tuple[int, int]
     models: tuple[str, ...] = ()
+    shard_requests: int | None = None
 
     def shard_content(self, shard: Shard) -> Content:
         return Content(self.content, shard.segments, shard.rows, self.mark)
@@ -183,6 +184,7 @@ def make_plan(
     model: str | None = None,
     drop_untranslatable: bool = False,
     only: Iterable[str] | None = None,
+    shard_requests: int | None = None,
 ) -> Plan:
     """Read the whole input once: validate every line, and cut it into shards.
 
@@ -191,10 +193,11 @@ def make_plan(
     the input: to a provider that is not `verbatim`, and with a `model`, which goes into lines that name none.
     `ids` receives the custom_ids, one JSON string a line, in input order. Of the lines, those with the
     custom_ids in `only` are taken, which come in input order (None: all); the digest is the whole input's.
+    No shard holds more than `shard_requests`, nor more than the provider's limits allow.
     Raises InputError with line numbers, all of them up to a cap.
     """
     mark = file_mark(content)
-    planner = _Planner(provider, endpoint, model, drop_untranslatable, spool, ids, only)
+    planner = _Planner(provider, endpoint, model, drop_untranslatable, spool, ids, only, shard_requests)
     digest = hashlib.sha256()
     try:
         number = 0
@@ -215,6 +218,7 @@ def make_plan(
         content=content,
         mark=mark if spool is None else file_mark(content),
         models=tuple(planner.all_models),
+        shard_requests=shard_requests,
     )
 
 
@@ -230,7 +234,9 @@ class _Planner:
         spool: BinaryIO | None,
         ids: BinaryIO | None,
         only: Iterable[str] | None = None,
+        shard_requests: int | None = None,
     ) -> None:
+        self.most_requests = min(provider.limits.requests, shard_requests or provider.limits.requests)
         self.provider, self.endpoint, self.model, self.drop = provider, endpoint, model, drop
         self.spool, self.ids = spool, ids
         self.only = None if only is None else iter(only)
@@ -328,8 +334,8 @@ class _Planner:
         return json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
     def _place(self, start: int, size: int, line: dict[str, Any]) -> None:
-        limits = self.provider.limits
-        if self.shard_rows and (self.shard_rows >= limits.requests or self.size + size > limits.bytes):
+        too_large = self.size + size > self.provider.limits.bytes
+        if self.shard_rows and (self.shard_rows >= self.most_requests or too_large):
             self._end_shard()
         if self.segments and self.segments[-1][1] == start:
             self.segments[-1] = (self.segments[-1][0], start + size)

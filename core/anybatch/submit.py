@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -24,6 +25,8 @@ from .shards import call_off, let_writes_show, read_ledger, replaced_meanwhile, 
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from upath import UPath
 
     from .job import Job, JobInput
     from .models import Batch
@@ -147,34 +150,43 @@ def prepare(job: Job, provider: Provider, scratch: Path) -> Plan | None:
         path = open_path(source)
     else:
         path = open_path(_spool_requests(cast("Iterable[Any]", source), scratch / "requests.jsonl"))
-    local = local_path(path) if provider.verbatim and job.model is None else None
-    content = local or scratch / "content.jsonl"
     try:
-        with path.open("rb") as file, (scratch / "ids.jsonl").open("wb") as ids:
-            spool = None if local else content.open("wb")
-            try:
-                return make_plan(
-                    file,
-                    str(path),
-                    provider,
-                    job.endpoint,
-                    content=content,
-                    spool=spool,
-                    ids=ids,
-                    model=job.model,
-                    drop_untranslatable=job.on_untranslatable == "drop",
-                )
-            finally:
-                if spool is not None:
-                    spool.close()
-    except FileNotFoundError:
         ledger = job.folder.read()
+        before = ledger if ledger is not None and ledger.job == job.identity else None
+        plan = _planned(job, provider, path, scratch, before.shard_requests if before else job.shard_requests)
+        if before is not None and before.shard_requests != job.shard_requests:
+            mark = fingerprint(job, provider, plan.digest, restarts(job, before))
+            if mark != before.fingerprint:  # another submission, which is split as it says now
+                plan = _planned(job, provider, path, scratch, job.shard_requests)
+        return plan
+    except FileNotFoundError:
         if ledger is None or not _is_settled(ledger):
             raise ConfigurationError(f"no input at {path}") from None
         log.warning("input %s is gone; going on with the batches on record", path)
         return None
     except IsADirectoryError:
         raise ConfigurationError(f"input {path} is a folder, not a JSONL file") from None
+
+
+def _planned(job: Job, provider: Provider, path: UPath, scratch: Path, shard_requests: int | None) -> Plan:
+    local = local_path(path) if provider.verbatim and job.model is None else None
+    content = local or scratch / "content.jsonl"
+    with ExitStack() as files:
+        file = files.enter_context(path.open("rb"))
+        ids = files.enter_context((scratch / "ids.jsonl").open("wb"))
+        spool = None if local else files.enter_context(content.open("wb"))
+        return make_plan(
+            file,
+            str(path),
+            provider,
+            job.endpoint,
+            content=content,
+            spool=spool,
+            ids=ids,
+            model=job.model,
+            drop_untranslatable=job.on_untranslatable == "drop",
+            shard_requests=shard_requests,
+        )
 
 
 def _is_settled(ledger: Ledger) -> bool:
@@ -254,6 +266,7 @@ def new_ledger(
         input=input_text(job.input),
         restarts=restarts(job, replaces),
         max_rounds=job.max_rounds,
+        shard_requests=plan.shard_requests,
     )
 
 
