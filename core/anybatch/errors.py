@@ -9,10 +9,12 @@ AnyBatchError
 ├── APIError                       the provider refused, or could not be reached
 │   ├── AuthenticationError        401, 403
 │   ├── NotFoundError              404
+│   │   └── BatchLostError         a batch on record, or its result file, is gone at the provider
 │   ├── BadRequestError            400, 409, 413, 422 and the other 4xx
 │   ├── RateLimitError             429, or 529: overloaded
 │   ├── QuotaError                 429 that waiting does not cure
 │   ├── ServerError                408, 5xx, or an answer that makes no sense
+│   │   └── IncompleteListingError a listing that could not be read to its end
 │   └── TransportError             no answer at all
 ├── CreateOutcomeUnknownError      a create may or may not have happened
 ├── BatchNotCompleteError          results asked for too early
@@ -159,6 +161,10 @@ class NotFoundError(APIError):
     """No such batch or file in this account."""
 
 
+class BatchLostError(NotFoundError):
+    """A batch of a job, or its result file, is gone at the provider, and `on_lost` says "fail"."""
+
+
 class BadRequestError(APIError):
     """The provider refuses the request; sending it again would not help."""
 
@@ -173,6 +179,10 @@ class QuotaError(APIError):
 
 class ServerError(APIError):
     """The provider failed, or answered with something that is not its API."""
+
+
+class IncompleteListingError(ServerError):
+    """A listing could not be read to its end, so that what was not found in it may exist all the same."""
 
 
 class TransportError(APIError):

@@ -14,6 +14,7 @@ anybatch sends, sleeps or touches a disk on behalf of a flow, the one on an `htt
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -78,6 +79,25 @@ def send(
     request.extensions["anybatch.large"] = large
     response: httpx.Response = yield request
     return response
+
+
+def ask(
+    request: httpx.Request,
+    read: Callable[[httpx.Response], T],
+    *,
+    repeatable: bool = True,
+    repeat_conflict: bool = True,
+    large: bool = False,
+) -> Flow[T]:
+    """`send`, for what `read` makes of the answer.
+
+    A ServerError that `read` raises counts as a failure of the request: where that is repeatable, it is sent
+    again. So an answer that is cut short or malformed is asked for again, and a create never is.
+    """
+    request.extensions["anybatch.read"] = read
+    return read(
+        (yield from send(request, repeatable=repeatable, repeat_conflict=repeat_conflict, large=large))
+    )
 
 
 def download(request: httpx.Request, path: Path) -> Flow[None]:
@@ -201,6 +221,13 @@ def _redirected(request: httpx.Request, response: httpx.Response, hops: int) -> 
     return httpx.Request("GET", url, headers=headers, extensions=dict(request.extensions))
 
 
+def _check(request: httpx.Request, response: httpx.Response) -> None:
+    """Raise the APIError that an answer stands for, or that what is to read it (`ask`) makes of it."""
+    retry.raise_for_status(response)
+    if (read := request.extensions.get("anybatch.read")) is not None:
+        read(response)
+
+
 def _send(http: httpx.Client, request: httpx.Request) -> httpx.Response:
     hops = 0
     while True:
@@ -208,7 +235,7 @@ def _send(http: httpx.Client, request: httpx.Request) -> httpx.Response:
             response = http.send(_prepare(http, request))
         following = _redirected(request, response, hops)
         if following is None:
-            retry.raise_for_status(response)
+            _check(request, response)
             return response
         request, hops = following, hops + 1
 
@@ -220,7 +247,7 @@ async def _asend(http: httpx.AsyncClient, request: httpx.Request) -> httpx.Respo
             response = await http.send(_prepare(http, request))
         following = _redirected(request, response, hops)
         if following is None:
-            retry.raise_for_status(response)
+            _check(request, response)
             return response
         request, hops = following, hops + 1
 
@@ -237,6 +264,7 @@ class _Resumable:
         self._file = file
         self._validator: str | None = None
         self._encoded = False
+        self._total: int | None = None
 
     def request(self) -> httpx.Request:
         # Ranges count encoded bytes, so the body must come as it is.
@@ -249,24 +277,60 @@ class _Resumable:
         return httpx.Request("GET", self._first.url, headers=headers, extensions=dict(self._first.extensions))
 
     def begin(self, response: httpx.Response) -> None:
-        """Take up the answer: go on where the file ends, or from the start where the server cannot."""
-        start = response.headers.get("content-range", "").removeprefix("bytes ").partition("-")[0]
-        if response.status_code != 206 or start != str(self.size):
-            self._file.seek(0)
-            self._file.truncate()
-            self.size = 0
+        """Take up the answer: go on where the file ends, or from the start where the server cannot.
+
+        Raises ServerError for a part that was not asked for: taken for the whole, it would lose rows.
+        """
+        self._total = None
+        if response.status_code == 206:
+            start, total = _content_range(response)
+            if "range" not in response.request.headers or start != self.size:
+                raise ServerError(
+                    f"{response.request.url.host} sent a part of the file that was not asked for",
+                    status_code=206,
+                )
+            self._total = total
+        else:
+            self.restart()
         self._encoded = response.headers.get("content-encoding", "identity") != "identity"
         etag = response.headers.get("etag", "")
         self._validator = etag if etag and not etag.startswith("W/") else None
+
+    def end(self) -> None:
+        """Raise TransportError where the answer ended before the end of the file that it told of."""
+        if self._total is not None and self.size < self._total:
+            raise TransportError(f"the answer ended at byte {self.size} of {self._total}")
+
+    def restart(self) -> None:
+        self._file.seek(0)
+        self._file.truncate()
+        self.size = 0
+
+    def is_whole(self, response: httpx.Response) -> bool:
+        """Whether a 416 says that nothing was missing. Raises ServerError for one that makes no sense."""
+        if response.status_code != 416:
+            return False
+        asked = "range" in response.request.headers
+        if asked and response.headers.get("content-range") == f"bytes */{self.size}":
+            return True
+        self.restart()
+        raise ServerError(
+            f"{response.request.url.host} says that the file has no such range, "
+            + ("though it had one before" if asked else "where the whole of it was asked for"),
+            status_code=416,
+        )
 
     def write(self, chunk: bytes) -> None:
         self._file.write(chunk)
         self.size += len(chunk)
 
 
-def _finished(response: httpx.Response, body: _Resumable) -> bool:
-    """Whether a Range past the end says that nothing was missing."""
-    return response.status_code == 416 and response.headers.get("content-range") == f"bytes */{body.size}"
+def _content_range(response: httpx.Response) -> tuple[int, int | None]:
+    """First byte and total size of a partial answer; (-1, None) where it does not say where it begins."""
+    found = re.fullmatch(
+        r"bytes (\d{1,18})-\d{1,18}/(?:(\d{1,18})|\*)", response.headers.get("content-range", "")
+    )
+    return (int(found[1]), int(found[2]) if found[2] else None) if found else (-1, None)
 
 
 def _download(http: httpx.Client, policy: retry.RetryPolicy, first: httpx.Request, path: Path) -> None:
@@ -284,12 +348,13 @@ def _download(http: httpx.Client, policy: retry.RetryPolicy, first: httpx.Reques
                             body.begin(response)
                             for chunk in response.iter_bytes():
                                 body.write(chunk)
+                            body.end()
                         elif following is None:
                             response.read()
                     finally:
                         response.close()
                 if following is None:
-                    if not _finished(response, body):
+                    if not body.is_whole(response):
                         retry.raise_for_status(response)
                     return
                 request, hops = following, hops + 1
@@ -320,12 +385,13 @@ async def _adownload(
                             body.begin(response)
                             async for chunk in response.aiter_bytes():
                                 body.write(chunk)
+                            body.end()
                         elif following is None:
                             await response.aread()
                     finally:
                         await response.aclose()
                 if following is None:
-                    if not _finished(response, body):
+                    if not body.is_whole(response):
                         retry.raise_for_status(response)
                     return
                 request, hops = following, hops + 1

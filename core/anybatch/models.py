@@ -110,7 +110,11 @@ class Batch(_Frozen):
 
 
 class Page(Sequence[Batch]):
-    """One page of a listing, newest first; pass `next_cursor` as `after` to get the next one."""
+    """One page of a listing, newest first; pass `next_cursor` as `after` to get the next one.
+
+    `has_more` without a `next_cursor` means that there is more, or may be, and no way to read on: what was
+    not found until here may exist all the same.
+    """
 
     def __init__(self, batches: Sequence[Batch], *, next_cursor: str | None, has_more: bool) -> None:
         self._batches = tuple(batches)

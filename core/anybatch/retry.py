@@ -37,6 +37,9 @@ _OVERLOADED = "overloaded_error"
 _REQUEST_ID_HEADERS = ("x-request-id", "request-id", "apim-request-id", "cf-ray")
 _KEY_HEADERS = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
 _MESSAGE_LIMIT = 500
+# How often an answer is asked for that came with status 200 and is none: it may have been cut short, but a
+# server that answers every request with the page of a log-in is to be told of within seconds.
+_MALFORMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +76,14 @@ class RetryPolicy:
                 )
             ),
             "wait": self._wait,
-            "stop": tenacity.stop_after_attempt(self.attempts),
+            "stop": lambda state: state.attempt_number >= self._most_attempts(state),
             "reraise": True,
         }
+
+    def _most_attempts(self, state: tenacity.RetryCallState) -> int:
+        error = state.outcome.exception() if state.outcome else None
+        malformed = isinstance(error, ServerError) and 200 <= (error.status_code or 0) < 300
+        return min(self.attempts, _MALFORMED) if malformed else self.attempts
 
     def _wait(self, state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None

@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
@@ -29,6 +30,7 @@ from .errors import (
     APIError,
     BadRequestError,
     CreateOutcomeUnknownError,
+    IncompleteListingError,
     LedgerConflictError,
     NotFoundError,
     OrphanError,
@@ -198,7 +200,8 @@ class Submission:
         marks = shard_metadata(self.metadata, record, len(ledger.of_round(record.round)))
         found: list[Batch] = []
         if self.provider.can_look(record.file_id, marks):
-            found = yield from self.provider.find(record.file_id, marks, since=ledger.created_at)
+            with suppress(IncompleteListingError):  # the other attempt may yet tell
+                found = yield from self.provider.find(record.file_id, marks, since=ledger.created_at)
         if found:
             return (yield from self._record(ledger, found))
         yield from sleep(min(_LEASE_POLL, self.job.lease))
@@ -344,7 +347,16 @@ def unnoted(
         # A create that was begun just now may be slow rather than lost.
         recent = bool(why) or abs(time.time() - (record.creating_at or 0)) < job.lease
         look = provider.look if recent and record.batch_id is None else provider.find
-        others = yield from look(record.file_id, marks, since=ledger.created_at)
+        try:
+            others = yield from look(record.file_id, marks, since=ledger.created_at)
+        except IncompleteListingError as error:
+            if record.batch_id is None and job.on_orphan == "fail":
+                error.message += (
+                    f", and a create of {record.rows} rows of job {job.identity} may have left one. A later "
+                    "attempt looks again; on_orphan='resubmit' takes it that there is none"
+                )
+                raise
+            others = []
         return [batch for batch in others if batch.id != record.batch_id]
     if record.batch_id is None and not provider.idempotent_create and job.on_orphan == "fail":
         raise (yield from _orphan(job, provider, ledger, record, why))
@@ -356,8 +368,10 @@ def _orphan(job: Job, provider: Provider, ledger: Ledger, record: ShardRecord, w
     name, began = provider.name, record.creating_at or ledger.created_at
     try:
         candidates = yield from provider.find(None, {}, since=began)
-    except APIError:
-        candidates = []  # it may be down, which is how this began
+    except APIError as error:  # it may be down, which is how this began
+        candidates, unread = [], f"its list of batches could not be read: {error.message}. "
+    else:
+        unread = "none is listed now. "
     seen = ", ".join(
         f"{batch.id} ({batch.request_counts.total if batch.request_counts else '?'} requests)"
         for batch in candidates
@@ -369,7 +383,7 @@ def _orphan(job: Job, provider: Provider, ledger: Ledger, record: ShardRecord, w
         f"{why or 'an attempt ended while it was creating the batch'}. {name} offers no way to look a batch "
         f"up by what it was made from. Check its batches created since {since} "
         f"(anybatch.list_batches({name!r})); "
-        + (f"there are: {seen}. " if seen else "none is listed now. ")
+        + (f"there are: {seen}. " if seen else unread)
         + "If one of them is this job's, cancel it. Then run again with on_orphan='resubmit'.",
         provider=name,
     )

@@ -116,7 +116,7 @@ def pages_of(driver: Driver, limit: int) -> Iterator[Page]:
     page = driver.list(limit=limit)
     yield page
     for _ in range(100):
-        if not page.has_more:
+        if page.next_cursor is None:
             return
         page = driver.list(after=page.next_cursor, limit=limit)
         yield page

@@ -12,7 +12,7 @@ import anybatch
 PUBLIC = """
     APIError AnyBatchError AsyncClient AuthenticationError BadRequestError Batch BatchFailedError
     BatchNotCompleteError BatchRecord BatchResult BatchStatus Body Client ConfigurationError
-    CreateOutcomeUnknownError DeadlineExceededError InputChangedError InputError Job JobError
+    CreateOutcomeUnknownError DeadlineExceededError IncompleteListingError InputChangedError InputError Job JobError
     LLMProvider LedgerConflictError MissingKeyError NotFoundError OrphanError Outcome Page Problem
     QuotaError RateLimitError Report RequestCounts RetryPolicy Row RowError ServerError TokenUsage
     TransportError UnknownOptionError UnknownProviderError __version__ acancel_batch acreate_batch

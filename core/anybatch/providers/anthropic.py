@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from ..errors import ConfigurationError
-from ..flow import CHUNK, Flow, send
+from ..flow import CHUNK, Flow, ask
 from ..models import Batch, BatchStatus, Body, Outcome, Page, RequestCounts, Row, RowError
 from .account import resolve_account
 from .base import (
@@ -27,6 +27,7 @@ from .base import (
     get,
     id_of,
     json_of,
+    page_of,
     post,
 )
 from .messages import error_status, from_message, original_id, safe_id, to_messages
@@ -131,12 +132,12 @@ class Anthropic(Provider):
         stream = InlineRequests(new.content)
         headers = {"content-type": "application/json", "content-length": str(stream.size)}
         request = httpx.Request("POST", self.url("/v1/messages/batches"), headers=headers, stream=stream)
-        return parse_batch(json_of((yield from send(request, repeatable=False, large=True))))
+        return parse_batch((yield from ask(request, json_of, repeatable=False, large=True)))
 
     def find(self, file_id: str | None, metadata: Mapping[str, str], *, since: float) -> Flow[list[Batch]]:
         """Nothing on a batch says where it came from: all created since then, for a person to judge."""
-        page = yield from self.list_page(after=None, limit=100, options={})
-        return [batch for batch in page if (batch.created_at or 0) >= since - 60]
+        earliest = since - 60
+        return (yield from self.search(lambda batch: (batch.created_at or 0) >= earliest, since=since))
 
     def retrieve(self, batch_id: str) -> Flow[Batch]:
         return parse_batch((yield from get(self.url("/v1/messages/batches/{}", batch_id))))
@@ -148,10 +149,9 @@ class Anthropic(Provider):
     def list_page(self, *, after: str | None, limit: int | None, options: Mapping[str, Any]) -> Flow[Page]:
         self.check_options(options, self.list_options, "list")
         answer = yield from get(self.url("/v1/messages/batches"), {"limit": limit, "after_id": after})
-        last = answer.get("last_id")
-        more = bool(answer.get("has_more")) and last is not None and last != after
         batches = [parse_batch(raw) for raw in entries_of(answer)]
-        return Page(batches, next_cursor=last if more else None, has_more=more)
+        last = answer.get("last_id") or (batches[-1].id if batches else None)
+        return page_of(batches, after=after, limit=limit, said=answer.get("has_more"), cursor=last)
 
     def result_requests(self, batch: Batch) -> list[httpx.Request]:
         if not batch.raw.get("results_url"):

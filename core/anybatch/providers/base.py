@@ -19,24 +19,33 @@ from ..errors import (
     BadRequestError,
     ConfigurationError,
     CreateOutcomeUnknownError,
+    IncompleteListingError,
     ServerError,
     UnknownOptionError,
 )
-from ..flow import Flow, download, send, sleep
-from ..models import BatchStatus, Outcome, Row, RowError
+from ..flow import Flow, ask, download, sleep
+from ..models import BatchStatus, Outcome, Page, Row, RowError
 from ..retry import outcome_unknown, redact
 from .account import Account, KeyAuth
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from ..content import Content
-    from ..models import Batch, Page
+    from ..models import Batch
 
 log = logging.getLogger(__name__)
 
 DEFAULT_WINDOW = "24h"
+
+# How far a provider's clock may be off when a listing is searched back to a point in time, seconds.
+_CLOCK_SKEW = 900
+# Pages of one listing that are read at most: 100,000 batches of 100 a page, or a listing without end.
+_MOST_PAGES = 1000
+
+# Where an answer keeps what it was read as: `ask` reads it twice.
+_READ = "anybatch.json"
 
 # The pauses before asking again whether a create that got no answer has left a batch, seconds.
 _ASK_AFTER = (1.0, 3.0, 9.0)
@@ -132,7 +141,10 @@ class Provider(ABC):
 
     @abstractmethod
     def find(self, file_id: str | None, metadata: Mapping[str, str], *, since: float) -> Flow[list[Batch]]:
-        """All batches made from this file, or with this metadata, since then (unix seconds)."""
+        """All batches made from this file, or with this metadata, since then (unix seconds).
+
+        Raises IncompleteListingError where none was found in a listing that could not be read to its end.
+        """
 
     @abstractmethod
     def retrieve(self, batch_id: str) -> Flow[Batch]: ...
@@ -265,6 +277,35 @@ class Provider(ABC):
             log.warning("batch %s may have a double that could not be cancelled: %s", batch.id, error)
             return batch
 
+    def search(
+        self, matches: Callable[[Batch], bool], *, since: float, options: Mapping[str, Any] | None = None
+    ) -> Flow[list[Batch]]:
+        """The account's batches that match, of all that were created since then (unix seconds).
+
+        That there is none is concluded from a listing alone that was read to its end, or back to batches
+        older than that: a batch that goes unnoticed would be bought again. Else IncompleteListingError.
+        """
+        found: dict[str, Batch] = {}
+        seen: set[str] = set()
+        after: str | None = None
+        for _ in range(_MOST_PAGES):
+            page = yield from self.list_page(after=after, limit=self.list_limit or 100, options=options or {})
+            found |= {batch.id: batch for batch in page if matches(batch)}
+            repeated = len(page) > 0 and seen.issuperset(batch.id for batch in page)
+            if not page.has_more or _reaches(page, since - _CLOCK_SKEW):
+                return list(found.values())
+            if page.next_cursor is None or repeated:
+                break
+            seen.update(batch.id for batch in page)
+            after = page.next_cursor
+        if found:
+            return list(found.values())
+        raise IncompleteListingError(
+            f"{self.name}'s list of batches could not be read to its end ({len(seen)} were read): a batch "
+            "that was not in it may exist all the same",
+            provider=self.name,
+        )
+
     def can_look(self, file_id: str | None, metadata: Mapping[str, str]) -> bool:
         """Whether a batch can be looked up by this file and metadata."""
         return self.can_find and (file_id is not None or bool(metadata))
@@ -295,6 +336,30 @@ def oldest(batches: Sequence[Batch]) -> Batch:
     return min(batches, key=lambda batch: (batch.status in _DEAD, batch.created_at or 0, batch.id))
 
 
+def _reaches(page: Page, since: float) -> bool:
+    """Whether the page is in the order of a listing, newest first, and reaches back to before that time."""
+    times = [batch.created_at for batch in page if batch.created_at is not None]
+    return bool(times) and times[-1] < since and times == sorted(times, reverse=True)
+
+
+def page_of(
+    batches: Sequence[Batch], *, after: str | None, limit: int | None, said: object, cursor: str | None
+) -> Page:
+    """One page of a listing that goes on after an id or cursor.
+
+    `said` is what the answer itself says of there being more, None where it says nothing: then there may be
+    more behind a page that is as full as was asked for. `cursor` leads on, where there is one.
+    """
+    full = limit is not None and len(batches) >= limit
+    if batches and cursor is not None and cursor == after:
+        # The same page again: what some servers send at the end for ever. But one that does not go by `after`
+        # sends its first page so, and what is behind a full one stays unknown.
+        return Page(batches, next_cursor=None, has_more=full and said is not False)
+    more = bool(said) if said is not None else full
+    onward = cursor if more and cursor != after else None
+    return Page(batches, next_cursor=onward, has_more=more)
+
+
 def _file_name(batch_id: str) -> str:
     """A batch's id as a file name: LiteLLM's ids are longer than one may be, and begin and end alike."""
     name = re.sub(r"[^\w=.-]", "_", batch_id)
@@ -307,9 +372,12 @@ def _names(names: Sequence[str] | frozenset[str]) -> str:
 
 def json_of(response: httpx.Response) -> dict[str, Any]:
     """The JSON object a provider answered with; anything else is a ServerError."""
+    before: dict[str, Any] | None = response.extensions.get(_READ)
+    if before is not None:
+        return before
     try:
         body = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
         request = response.request
@@ -318,6 +386,7 @@ def json_of(response: httpx.Response) -> dict[str, Any]:
             f"with something that is not a JSON object: {redact(response.text, request)[:200]!r}",
             status_code=response.status_code,
         )
+    response.extensions[_READ] = body
     return body
 
 
@@ -346,7 +415,7 @@ def entries_of(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
 def get(url: str, params: Mapping[str, Any] | None = None) -> Flow[dict[str, Any]]:
     """GET a JSON object; parameters that are None are left out."""
     query = {name: value for name, value in (params or {}).items() if value is not None}
-    return json_of((yield from send(httpx.Request("GET", url, params=query))))
+    return (yield from ask(httpx.Request("GET", url, params=query), json_of))
 
 
 def post(
@@ -359,7 +428,7 @@ def post(
 ) -> Flow[dict[str, Any]]:
     """POST JSON and receive JSON."""
     request = httpx.Request("POST", url, json=body, headers=headers)
-    return json_of((yield from send(request, repeatable=repeatable, repeat_conflict=repeat_conflict)))
+    return (yield from ask(request, json_of, repeatable=repeatable, repeat_conflict=repeat_conflict))
 
 
 def failed_row(custom_id: str, code: str | None, message: str, status: int | None = None) -> Row:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from ..errors import ConfigurationError
-from ..flow import Flow, send
+from ..flow import Flow, ask
 from ..models import Batch, BatchErrors, BatchProblem, BatchStatus, Page, RequestCounts
 from .account import resolve_account
 from .base import DEFAULT_WINDOW, Limits, NewBatch, Provider, entries_of, get, id_of, json_of, post
@@ -96,7 +96,7 @@ class Mistral(Provider):
         with content.open() as file:
             files = {"file": ("requests.jsonl", file, "application/jsonl")}
             request = httpx.Request("POST", self.url("/v1/files"), data={"purpose": "batch"}, files=files)  # type: ignore[arg-type]
-            return id_of(json_of((yield from send(request, large=True))), "file")
+            return id_of((yield from ask(request, json_of, large=True)), "file")
 
     def create(self, new: NewBatch, file_id: str | None) -> Flow[Batch]:
         body: dict[str, Any] = {
@@ -112,18 +112,14 @@ class Mistral(Provider):
         return parse_job((yield from post(self.url("/v1/batch/jobs"), body, repeatable=False)))
 
     def find(self, file_id: str | None, metadata: Mapping[str, str], *, since: float) -> Flow[list[Batch]]:
-        found: dict[str, Batch] = {}
-        after: str | None = None
         # `created_after` is left out: the job may be a clock's difference older than our record of it.
-        while True:
-            page = yield from self.list_page(
-                after=after, limit=self.list_limit, options={"order_by": "-created"}
+        return (
+            yield from self.search(
+                lambda batch: made_from(batch, file_id, metadata),
+                since=since,
+                options={"order_by": "-created"},
             )
-            found |= {batch.id: batch for batch in page if made_from(batch, file_id, metadata)}
-            oldest = min((batch.created_at or 0 for batch in page), default=0)
-            if not page.has_more or oldest < since - 900:
-                return list(found.values())
-            after = page.next_cursor
+        )
 
     def retrieve(self, batch_id: str) -> Flow[Batch]:
         return parse_job((yield from get(self.url("/v1/batch/jobs/{}", batch_id))))
@@ -144,8 +140,15 @@ class Mistral(Provider):
         answer = yield from get(self.url("/v1/batch/jobs"), query | metadata)
         batches = [parse_job(raw) for raw in entries_of(answer)]
         last = batches[-1].id if batches else before
-        more = last != before and (page + 1) * size < int(answer.get("total") or 0)
-        return Page(batches, next_cursor=f"{page + 1}:{last}" if more else None, has_more=more)
+        total = answer.get("total")
+        if isinstance(total, int):
+            more = (page + 1) * size < total
+            cut = not batches and page * size < total  # entries that should be on this page are not
+        else:  # a page beyond the end may repeat the last one
+            more, cut = len(batches) >= size and last != before, False
+        stands = bool(batches) and last == before
+        cursor = f"{page + 1}:{last}" if more and not stands else None
+        return Page(batches, next_cursor=cursor, has_more=more or cut)
 
     def result_requests(self, batch: Batch) -> list[httpx.Request]:
         ids = [file_id for file_id in (batch.output_file_id, batch.error_file_id) if file_id]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from ..flow import Flow, send, sleep
+from ..flow import Flow, ask, send, sleep
 from ..models import (
     Batch,
     BatchErrors,
@@ -30,7 +30,7 @@ from ..models import (
 )
 from ..results import mended_json
 from .account import Account
-from .base import Limits, NewBatch, Provider, entries_of, failed_row, get, id_of, json_of, post
+from .base import Limits, NewBatch, Provider, entries_of, failed_row, get, id_of, json_of, page_of, post
 
 if TYPE_CHECKING:
     from ..content import Content
@@ -51,8 +51,6 @@ _TIMES = (
     "cancelling_at", "cancelled_at",
 )  # fmt: skip
 
-# How far a provider's clock may be off when a listing is searched back to a point in time, seconds.
-_CLOCK_SKEW = 900
 _FILE_READY_TIMEOUT = 600
 
 
@@ -126,7 +124,7 @@ class OpenAIFormat(Provider):
             # The name matters: OpenAI refuses a batch file that does not end in .jsonl.
             files = {"file": ("requests.jsonl", file, "application/jsonl")}
             request = httpx.Request("POST", self.url("/files"), data=fields, files=files)  # type: ignore[arg-type]
-            answer = json_of((yield from send(request, large=True)))
+            answer = yield from ask(request, json_of, large=True)
         uploaded = answer["data"] if isinstance(answer.get("data"), dict) else answer  # SiliconFlow wraps it
         file_id = id_of(uploaded, "file")
         if self.dialect.file_becomes_ready:
@@ -155,22 +153,7 @@ class OpenAIFormat(Provider):
         return self.batch(raw)
 
     def find(self, file_id: str | None, metadata: Mapping[str, str], *, since: float) -> Flow[list[Batch]]:
-        found: dict[str, Batch] = {}
-        after: str | None = None
-        seen: set[str] = set()
-        while True:
-            page = yield from self.list_page(after=after, limit=self.list_limit, options={})
-            new = [batch for batch in page if batch.id not in seen]
-            seen.update(batch.id for batch in new)
-            for batch in new:
-                if made_from(batch, file_id, metadata):
-                    found[batch.id] = batch
-            oldest = min((batch.created_at for batch in new if batch.created_at is not None), default=None)
-            past = oldest is not None and oldest < since - _CLOCK_SKEW
-            # `new` guards against a listing that repeats its last page for ever.
-            if not new or past or not page.has_more or page.next_cursor is None:
-                return list(found.values())
-            after = page.next_cursor
+        return (yield from self.search(lambda batch: made_from(batch, file_id, metadata), since=since))
 
     def retrieve(self, batch_id: str) -> Flow[Batch]:
         return self.batch((yield from get(self.url("/batches/{}", batch_id))))
@@ -190,12 +173,13 @@ class OpenAIFormat(Provider):
         answer = yield from get(self.url("/batches"), query)
         batches = [self.batch(raw) for raw in entries_of(answer)]
         if by_cursor:
-            cursor = (answer.get("paging") or {}).get("next_cursor") or None
-            cursor = cursor if cursor != after else None
-            return Page(batches, next_cursor=cursor, has_more=cursor is not None)
-        last = answer.get("last_id") or (batches[-1].id if batches else None)
-        more = bool(answer.get("has_more")) and last is not None and last != after
-        return Page(batches, next_cursor=last if more else None, has_more=more)
+            paging = answer.get("paging")
+            cursor = (paging.get("next_cursor") or None) if isinstance(paging, dict) else None
+            said = cursor is not None if isinstance(paging, dict) else None
+        else:
+            cursor = answer.get("last_id") or (batches[-1].id if batches else None)
+            said = answer.get("has_more")
+        return page_of(batches, after=after, limit=limit, said=said, cursor=cursor)
 
     def result_requests(self, batch: Batch) -> list[httpx.Request]:
         # Both files, on every terminal status: `completed` is not success, and an expired or cancelled
