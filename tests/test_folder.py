@@ -16,7 +16,7 @@ from upath import UPath
 from anybatch import RetryPolicy, get_provider
 from anybatch.flow import Flow, aperform, do
 from anybatch.ledger import JobFolder, Ledger, ShardRecord
-from anybatch.merge import Tally, merge
+from anybatch.merge import Index, Tally, merge
 from anybatch.models import BatchStatus, Outcome, RowError
 from anybatch.providers.openai import parse_batch
 from anybatch.results import parse_landed
@@ -131,10 +131,9 @@ def test_a_status_that_is_no_success(tmp_path: Path, status: int, good: bool) ->
     line = {"custom_id": "a", "response": {"status_code": status, "body": {"id": "x"}}, "error": None}
     (tmp_path / "out.jsonl").write_bytes(orjson.dumps(line) + b"\n")
     tally, out = Tally(), io.BytesIO()
-    merge(
-        [tmp_path / "out.jsonl"], ["a"], get_provider("openai", api_key="k"), "/v1/chat/completions",
-        BatchStatus.COMPLETED, out, lambda raw: None, tally,
-    )  # fmt: skip
+    provider = get_provider("openai", api_key="k")
+    index = Index([tmp_path / "out.jsonl"], ["a"], provider, "/v1/chat/completions")
+    merge(index, ["a"], BatchStatus.COMPLETED, out, io.BytesIO(), tally)
     expected = Outcome.SUCCEEDED if good else Outcome.FAILED
     assert (parse_landed(out.getvalue()).outcome, dict(tally.counts)) == (expected, {expected: 1})
 

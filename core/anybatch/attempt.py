@@ -30,7 +30,6 @@ from .models import BatchStatus
 from .rounds import (
     Budget,
     Chosen,
-    account_of,
     budget,
     choose,
     ids_name,
@@ -98,8 +97,8 @@ class Attempt:
             ledger = yield from read_ledger(self.job, ledger.fingerprint)
             if ledger.landed_at is not None:
                 return []
-            known = [record.batch_id for record in ledger.current if record.batch_id is not None]
-            if known != [batch.id for batch in batches]:
+            known = {record.batch_id for record in ledger.current if record.batch_id and not record.lost}
+            if known != {batch.id for batch in batches}:
                 continue  # another attempt has gone on
             try:
                 if (yield from self._close_round(ledger, batches)):
@@ -181,7 +180,7 @@ class Attempt:
         """Read the results of a round that has ended, and open the next, or land; whether it was that."""
         ended = yield from ended_round(self.job, self.provider, ledger, batches)
         with (yield from do(self.job.folder.scratch)) as scratch:
-            gathered = yield from gather(self.provider, self.job.folder, ledger, ended, scratch)
+            gathered = yield from gather(self.job, self.provider, ledger, ended, scratch)
             chosen = yield from do(partial(self._choose, ledger, gathered))
             if not chosen.rows:
                 yield from land(self.job, self.provider, ledger, gathered)
@@ -195,10 +194,8 @@ class Attempt:
                 log.warning("job %s lands with cancelled rows: %s", ledger.job, error)
                 yield from land(self.job, self.provider, ledger, gathered)
                 return True
-            accounts = [account_of(record, batch) for record, batch in gathered.ended]
-            after = next_round(
-                ledger, records_of(plan, ledger.round + 1), accounts, gathered.tally.unexpected, chosen
-            )
+            accounts, number = gathered.accounts, ledger.round + 1
+            after = next_round(ledger, records_of(plan, number), accounts, gathered.tally.unexpected, chosen)
             yield from self._open(ledger, after, plan, gathered.rows, gathered.stray)
             return False
 
@@ -220,8 +217,8 @@ class Attempt:
     def _choose(self, ledger: Ledger, gathered: Gathered) -> Chosen:
         """Decide which rows go again, and write down their ids."""
         ended = gathered.ended
-        cancelled = [record for record, batch in ended if batch.status is BatchStatus.CANCELLED]
-        allowed = budget(self.job, ledger, {batch.status for _, batch in ended})
+        cancelled = [one for one, batch in ended if batch and batch.status is BatchStatus.CANCELLED]
+        allowed = budget(self.job, ledger, {batch.status for _, batch in ended if batch})
         with ExitStack() as files:
             ids = files.enter_context(self._fetched(ids_name(0)).open("rb"))
             theirs = files.enter_context(self._fetched(ids_name(ledger.round)).open("rb"))
@@ -235,7 +232,8 @@ class Attempt:
             self._fetched(ids_name(0)).open("rb") as ids,
             self._ids(ledger.round + 1).open("wb") as out,
         ):
-            return choose(rows, ids, None, Budget(repeat=True, renew=True), out)
+            allowed = Budget(repeat=True, renew=True, lost=self.job.on_lost == "resubmit")
+            return choose(rows, ids, None, allowed, out)
 
     def _fetched(self, name: str) -> Path:
         return self.job.folder.fetch(name, self.scratch)

@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any, Self
 import httpx
 
 from ._version import __version__
-from .collect import collect, settled
+from .collect import collect, ended_batch
 from .content import Content
-from .errors import AnyBatchError, ConfigurationError, DeadlineExceededError
+from .downloads import count_rows, fetch
+from .errors import AnyBatchError, ConfigurationError, DeadlineExceededError, NotFoundError
 from .flow import TIMEOUT, Flow, T, aperform, do, perform, sleep
 from .job import Job
 from .lines import make_plan
+from .lost import STUCK_AFTER
 from .models import Batch, BatchStatus, Page, Report, Row
 from .pace import Trouble, Verdict, before_deadline, next_interval, pause_after, verdict
 from .providers import get_provider
@@ -167,10 +169,18 @@ class _Shell:
             pause = before_deadline(next_interval(time.time() - since, first, most, 0.5), left, first)
             yield from sleep(max(0.05, min(pause_after(failure, pause), left)))
 
+    def _fetch(self, batch: Batch, directory: Path, endpoint: str | None = None) -> Flow[list[Path]]:
+        """The result files of an ended batch, complete. Raises where what was paid for is not in them."""
+        count = functools.partial(count_rows, self.provider, endpoint or batch.endpoint)
+        fetched = yield from fetch(self.provider, batch, directory, count)
+        if fetched.loss is not None:
+            raise fetched.loss
+        return fetched.paths
+
     def _download(self, batch_id: str, directory: Path) -> Flow[list[Path]]:
-        batch = yield from settled(self.provider, batch_id)
+        batch = yield from ended_batch(self.provider, batch_id)
         yield from do(lambda: directory.mkdir(parents=True, exist_ok=True))
-        return (yield from self.provider.download(batch, directory))
+        return (yield from self._fetch(batch, directory))
 
     def _check(self) -> Flow[str]:
         page = yield from self.provider.list_page(after=None, limit=1, options={})
@@ -221,7 +231,30 @@ def _all_ended(batches: Sequence[Batch]) -> bool:
 
 def _may_go_on(job: Job, ended: Sequence[Batch]) -> bool:
     """Whether rows may be submitted again; else asking would cost a request for each batch."""
-    return job.max_rounds > 1 or any(batch.status is BatchStatus.CANCELLED for batch in ended)
+    if job.max_rounds > 1 or job.on_lost != "fail":
+        return True
+    return any(batch.status is BatchStatus.CANCELLED for batch in ended)
+
+
+def _wait_until(job: Job, end: float | None) -> float | None:
+    """Until when to wait before the job is looked at as a whole; `end` is the caller's deadline.
+
+    A batch that is lost, or never ends being cancelled, may be done without: that is decided on the way.
+    """
+    if job.on_lost == "fail":
+        return end
+    look = time.time() + STUCK_AFTER
+    return look if end is None else min(end, look)
+
+
+def _may_pass_over(job: Job, error: AnyBatchError, end: float | None) -> bool:
+    """Whether the job goes on after a wait that ended so: `on_lost` decides about what is gone, and a
+    deadline that is not the caller's is none."""
+    if job.on_lost == "fail":
+        return False
+    if isinstance(error, DeadlineExceededError):
+        return end is None or time.time() < end
+    return isinstance(error, NotFoundError)
 
 
 class Client(_Shell):
@@ -290,14 +323,15 @@ class Client(_Shell):
         """The rows of an ended batch, in the provider's order, in constant memory.
 
         `endpoint` is needed where the batch does not tell it: on Anthropic, "/v1/messages" gives native
-        bodies. The files are fetched whole before the first row comes, so no break can cut the rows short.
-        Raises BatchNotCompleteError at once while the batch is running.
+        bodies. The files are fetched whole before the first row comes, and again for some minutes where they
+        hold fewer rows than the provider counts, so no break can cut the rows short. Raises
+        BatchNotCompleteError at once while the batch is running, and ServerError where rows stay lacking.
         """
-        return self._rows(self._run(settled(self.provider, batch_id), batch_id), endpoint)
+        return self._rows(self._run(ended_batch(self.provider, batch_id), batch_id), endpoint)
 
     def _rows(self, batch: Batch, endpoint: str | None) -> Iterator[Row]:
         with tempfile.TemporaryDirectory(prefix="anybatch-") as scratch:
-            paths = self._run(self.provider.download(batch, Path(scratch)), batch.id)
+            paths = self._run(self._fetch(batch, Path(scratch), endpoint), batch.id)
             for path in paths:
                 yield from iter_rows(path, self.provider, endpoint or batch.endpoint)
 
@@ -348,14 +382,23 @@ class Client(_Shell):
         end = _deadline(timeout, deadline)
         batches = self.submit(job)
         while not _all_ended(batches):
-            ended = [
-                batch
-                if batch.status.is_terminal
-                else self.wait(batch.id, deadline=end, on_progress=on_progress)
-                for batch in batches
-            ]
+            ended = self._wait_for_all(job, batches, end, on_progress)
             batches = self.resume(job) if _may_go_on(job, ended) else ended
         return self.collect(job)
+
+    def _wait_for_all(
+        self, job: Job, batches: Sequence[Batch], end: float | None, on_progress: OnProgress | None
+    ) -> Sequence[Batch]:
+        ended = [batch for batch in batches if batch.status.is_terminal]
+        until = _wait_until(job, end)
+        for batch in batches:
+            if not batch.status.is_terminal:
+                try:
+                    ended.append(self.wait(batch.id, deadline=until, on_progress=on_progress))
+                except AnyBatchError as error:
+                    if not _may_pass_over(job, error, end):
+                        raise
+        return ended
 
     def check(self) -> str:
         """One cheap call that needs the key: a sentence on success, the error otherwise."""
@@ -439,9 +482,9 @@ class AsyncClient(_Shell):
 
     async def results(self, batch_id: str, *, endpoint: str | None = None) -> AsyncIterator[Row]:
         """See `Client.results`; nothing is asked, and nothing raised, before the first row is awaited."""
-        batch = await self._run(settled(self.provider, batch_id), batch_id)
+        batch = await self._run(ended_batch(self.provider, batch_id), batch_id)
         with tempfile.TemporaryDirectory(prefix="anybatch-") as scratch:
-            paths = await self._run(self.provider.download(batch, Path(scratch)), batch_id)
+            paths = await self._run(self._fetch(batch, Path(scratch), endpoint), batch_id)
             for path in paths:
                 for row in iter_rows(path, self.provider, endpoint or batch.endpoint):
                     yield row
@@ -478,24 +521,31 @@ class AsyncClient(_Shell):
         end = _deadline(timeout, deadline)
         batches = await self.submit(job)
         while not _all_ended(batches):
-            ended = await self._wait_for_all(batches, end, on_progress)
+            ended = await self._wait_for_all(job, batches, end, on_progress)
             batches = await self.resume(job) if _may_go_on(job, ended) else ended
         return await self.collect(job)
 
     async def _wait_for_all(
-        self, batches: Sequence[Batch], end: float | None, on_progress: OnProgress | None
+        self, job: Job, batches: Sequence[Batch], end: float | None, on_progress: OnProgress | None
     ) -> Sequence[Batch]:
+        until = _wait_until(job, end)
+
+        async def wait(batch: Batch) -> Batch | None:
+            try:
+                return await self.wait(batch.id, deadline=until, on_progress=on_progress)
+            except AnyBatchError as error:
+                if not _may_pass_over(job, error, end):
+                    raise
+                return None
+
         try:
             async with asyncio.TaskGroup() as group:
-                waits = [
-                    group.create_task(self.wait(batch.id, deadline=end, on_progress=on_progress))
-                    for batch in batches
-                    if not batch.status.is_terminal
-                ]
+                waits = [group.create_task(wait(batch)) for batch in batches if not batch.status.is_terminal]
         except ExceptionGroup as errors:
             # One wait that fails ends the others; callers expect the error itself, as from `Client.run`.
             raise errors.exceptions[0] from None
-        return [*(batch for batch in batches if batch.status.is_terminal), *(wait.result() for wait in waits)]
+        ended = [task.result() for task in waits]
+        return [*(one for one in batches if one.status.is_terminal), *(one for one in ended if one)]
 
     async def check(self) -> str:
         """See `Client.check`."""

@@ -7,28 +7,29 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from itertools import zip_longest
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 import orjson
 
+from .downloads import Fetched, fetch
 from .errors import (
+    AnyBatchError,
     BatchFailedError,
     BatchNotCompleteError,
     JobError,
     LedgerConflictError,
+    NotFoundError,
     Problem,
-    ServerError,
 )
-from .flow import Flow, do, sleep
+from .flow import Flow, do
 from .job import job_metadata, never_submitted
 from .ledger import ShardRecord, remove_scratch
-from .lines import iter_lines
-from .merge import Tally, merge
-from .models import Batch, BatchStatus, Outcome, Report, Row, RowError, iter_problems
+from .lost import WAYS_OUT, lost_error, lost_row, present
+from .merge import Index, Tally, merge
+from .models import Batch, BatchRecord, BatchStatus, Outcome, Report, Row, RowError, iter_problems
 from .results import landed_line
 from .rounds import account_of, fold, ids_name, is_covered, part_of, rows_name, stray_name
-from .shards import Move, next_move, retrieve, unnoted
+from .shards import Move, next_move, unnoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,13 +41,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Ended: TypeAlias = tuple[ShardRecord, Batch]
-
-# How long a completed batch without result files is asked again, seconds; seen on real servers.
-SETTLING = 300.0
-# How long after its end such a batch is an error, since it may name them yet; later it lands without them.
-GIVEN_UP = 86_400.0
-_SETTLING_POLL = 10.0
+Ended: TypeAlias = "tuple[ShardRecord, Batch | None]"
+"""A shard and its batch in its final state; None where that is lost, and the job goes on without it."""
 
 
 def collect(job: Job, provider: Provider) -> Flow[Report]:
@@ -67,7 +63,7 @@ def collect(job: Job, provider: Provider) -> Flow[Report]:
     ended = yield from ended_round(job, provider, ledger)
     try:
         with (yield from do(folder.scratch)) as scratch:
-            gathered = yield from gather(provider, folder, ledger, ended, scratch)
+            gathered = yield from gather(job, provider, ledger, ended, scratch)
             return (yield from land(job, provider, ledger, gathered))
     except (FileNotFoundError, LedgerConflictError):
         now = yield from do(folder.read)
@@ -77,18 +73,24 @@ def collect(job: Job, provider: Provider) -> Flow[Report]:
 
 
 def ended_round(
-    job: Job, provider: Provider, ledger: Ledger, seen: Sequence[Batch | None] = ()
+    job: Job, provider: Provider, ledger: Ledger, seen: Sequence[Batch] = ()
 ) -> Flow[list[Ended]]:
     """The batches of the current round in their final state; `seen` is what they were a moment ago."""
     ended: list[Ended] = []
-    for record, last in zip_longest(ledger.current, seen):
-        if record.batch_id is not None:
-            try:
-                batch = yield from settled(provider, record.batch_id, record=record, seen=last)
-            except BatchFailedError as error:
+    known = {batch.id: batch for batch in seen}
+    for record in ledger.current:
+        if record.lost:
+            ended.append((record, None))
+        elif record.batch_id is not None:
+            batch = known.get(record.batch_id) or (yield from present(job, provider, ledger, record))
+            if batch is None:
+                ended.append((record, None))
+            elif is_refused(provider, batch):
                 if is_covered(job, ledger) and ledger.stopped_at is None:
-                    raise
-                log.warning("job %s: lands without it: %s", ledger.job, error)
+                    raise failed(batch, record)
+                log.warning("job %s: lands without it: %s", ledger.job, failed(batch, record))
+            elif not batch.status.is_terminal:
+                raise BatchNotCompleteError(batch.id, batch.status, provider=provider.name)
             else:
                 ended.append((record, batch))
         elif not (yield from _may_stay_without(job, provider, ledger, record)):
@@ -125,6 +127,11 @@ class Gathered:
     tally: Tally
 
     @property
+    def accounts(self) -> list[BatchRecord]:
+        """The batches of the round that has ended, as the report tells of them."""
+        return [account_of(record, batch) for record, batch in self.ended]
+
+    @property
     def rows(self) -> Path:
         return self.scratch / "results.jsonl"
 
@@ -134,48 +141,45 @@ class Gathered:
 
 
 def gather(
-    provider: Provider, folder: JobFolder, ledger: Ledger, ended: Sequence[Ended], scratch: Path
+    job: Job, provider: Provider, ledger: Ledger, ended: Sequence[Ended], scratch: Path
 ) -> Flow[Gathered]:
-    """Download a round that has ended, and put all rows together as they stand now."""
-    gathered = Gathered(scratch, [], Tally(unexpected=ledger.unexpected))
+    """Download a round that has ended, and put all rows together as they stand now.
+
+    Raises where result files are lost or not complete, and `Job.on_lost` says "fail".
+    """
+    gathered, folder = Gathered(scratch, [], Tally(unexpected=ledger.unexpected)), job.folder
     with ExitStack() as files:
         merged = yield from do(partial(_Merged, gathered, folder, ledger, provider, files))
         batches = {record.shard: batch for record, batch in ended}
         for record in ledger.current:
-            if (batch := batches.get(record.shard)) is not None:
-                batch, paths = yield from _downloaded(provider, batch, scratch)
-                gathered.ended.append((record, batch))
-                yield from do(partial(merged.add, paths, record, batch))
-            elif not ledger.round:
-                yield from do(partial(merged.add_stopped, record))
+            if record.shard not in batches:
+                if not ledger.round:
+                    yield from do(partial(merged.add_stopped, record))
+            elif (batch := batches[record.shard]) is None:
+                gathered.ended.append((record, None))
+                yield from do(partial(merged.add_lost, record))
+            else:
+                ids = yield from do(partial(merged.ids_of, record))
+                index = partial(Index, custom_ids=ids, provider=provider, endpoint=ledger.endpoint)
+                fetched = yield from fetch(provider, batch, scratch, index, sent=record.rows)
+                if fetched.loss is not None:
+                    _weigh_loss(job, record, fetched.loss)
+                gathered.ended.append((record, fetched.batch))
+                yield from do(partial(merged.add, ids, fetched))
     if ledger.round:
         yield from do(partial(_fold, gathered, folder, ledger.round, merged.path))
     return gathered
 
 
-def _downloaded(provider: Provider, batch: Batch, scratch: Path) -> Flow[tuple[Batch, list[Path]]]:
-    """A batch's result files. Failed rows that are not in them are in a file that is named a little later."""
-    waited = 0.0
-    paths = yield from provider.download(batch, scratch)
-    while waited < SETTLING and (yield from do(partial(_owes_errors, batch, paths))):
-        yield from sleep(_SETTLING_POLL)
-        waited += _SETTLING_POLL
-        batch = yield from retrieve(provider, batch.id)
-        if batch.error_file_id is not None:
-            paths = yield from provider.download(batch, scratch)
-    return batch, paths
-
-
-def _owes_errors(batch: Batch, paths: Sequence[Path]) -> bool:
-    """Whether rows are counted as failed that the output does not tell of, and no error file is named."""
-    counts = batch.request_counts
-    if counts is None or not counts.failed or not batch.output_file_id or batch.error_file_id:
-        return False
-    lines = 0
-    for path in paths:
-        with path.open("rb") as file:
-            lines += sum(not raw.isspace() for _, raw in iter_lines(file))
-    return lines < counts.completed + counts.failed
+def _weigh_loss(job: Job, record: ShardRecord, loss: AnyBatchError) -> None:
+    """Raise what is lost, unless the job goes on without it."""
+    if job.on_lost == "fail":
+        if isinstance(loss, NotFoundError):
+            what = f"a result file of batch {record.batch_id} is gone ({loss.message})"
+            raise lost_error(job, record, what, loss) from loss
+        loss.message += f". If they stay so: {WAYS_OUT}"
+        raise loss
+    log.warning("job %s: %s; on_lost=%r, so the job goes on without", job.identity, loss, job.on_lost)
 
 
 class _Merged:
@@ -193,26 +197,27 @@ class _Merged:
         self._provider, self._endpoint, self._tally = provider, ledger.endpoint, gathered.tally
         self._row = 0
 
-    def add(self, paths: list[Path], record: ShardRecord, batch: Batch) -> None:
-        try:
-            merge(
-                paths, self._ids_of(record), self._provider, self._endpoint, batch.status, self._out,
-                self._stray.write, self._tally,
-            )  # fmt: skip
-        except ServerError as error:
-            error.batch_id = batch.id
-            raise
-        for path in paths:
+    def add(self, custom_ids: list[str], fetched: Fetched[Index]) -> None:
+        lost = lost_row(fetched.loss.message) if fetched.loss is not None else None
+        merge(fetched.found, custom_ids, fetched.batch.status, self._out, self._stray, self._tally, lost=lost)
+        for path in fetched.paths:
             path.unlink()
+
+    def add_lost(self, record: ShardRecord) -> None:
+        """The rows of a shard whose batch is lost."""
+        error = lost_row(f"batch {record.batch_id} is gone.")
+        for custom_id in self.ids_of(record):
+            self._tally.counts[Outcome.MISSING] += 1
+            self._out.write(landed_line(Row(custom_id, Outcome.MISSING, None, error)))
 
     def add_stopped(self, record: ShardRecord) -> None:
         """The rows of a shard that has no results, since the job was stopped."""
         error = RowError("job_stopped", "The job was stopped before this was answered.")
-        for custom_id in self._ids_of(record):
+        for custom_id in self.ids_of(record):
             self._tally.counts[Outcome.CANCELLED] += 1
             self._out.write(landed_line(Row(custom_id, Outcome.CANCELLED, None, error)))
 
-    def _ids_of(self, record: ShardRecord) -> list[str]:
+    def ids_of(self, record: ShardRecord) -> list[str]:
         ids = [orjson.loads(one) for one in part_of(self._ids, [record], self._row)]
         self._row = record.first_row + record.rows
         if len(ids) < record.rows:
@@ -261,48 +266,19 @@ def _submitted(ledger: Ledger) -> object:
     return ledger.fingerprint, [(record.round, record.batch_id, record.tries) for record in ledger.shards]
 
 
-def settled(
-    provider: Provider, batch_id: str, *, record: ShardRecord | None = None, seen: Batch | None = None
-) -> Flow[Batch]:
-    """The batch in its final state. Ended without files, though rows were counted, is not final yet.
-
-    `record` is the shard that it carries, `seen` the batch as it was a moment ago.
-    """
-    waited = 0.0
-    while True:
-        find = provider.retrieve if record is None else partial(retrieve, provider)
-        batch, seen = seen or (yield from find(batch_id)), None
-        if not batch.status.is_terminal:
-            raise BatchNotCompleteError(batch.id, batch.status, provider=provider.name)
-        has_files = bool(provider.result_requests(batch))
-        if batch.status is BatchStatus.FAILED and not has_files:
-            raise failed(batch, record)
-        if has_files or not _owes_files(batch):
-            return batch
-        if waited >= SETTLING:
-            if _may_come(batch):
-                raise ServerError(
-                    f"the batch is {batch.status} and counts rows as completed, but names no result files; "
-                    "to collect it again may find them",
-                    batch_id=batch.id,
-                )
-            return batch
-        yield from sleep(_SETTLING_POLL)
-        waited += _SETTLING_POLL
+def is_refused(provider: Provider, batch: Batch) -> bool:
+    """Whether a batch failed as a whole, and has answered nothing."""
+    return batch.status is BatchStatus.FAILED and not provider.result_requests(batch)
 
 
-def _owes_files(batch: Batch) -> bool:
-    """Whether there must be lines: of every row of a completed batch, else of those counted as done."""
-    counts, completed = batch.request_counts, batch.status is BatchStatus.COMPLETED
-    if counts is None:
-        return completed
-    return (counts.total if completed else counts.completed) > 0
-
-
-def _may_come(batch: Batch) -> bool:
-    """Whether rows were paid for whose files are missing, but not for so long that none will come."""
-    counts = batch.request_counts
-    return counts is not None and counts.completed > 0 and time.time() - (batch.ended_at or 0) < GIVEN_UP
+def ended_batch(provider: Provider, batch_id: str) -> Flow[Batch]:
+    """A batch that has ended and has results. Raises BatchNotCompleteError, and BatchFailedError."""
+    batch = yield from provider.retrieve(batch_id)
+    if not batch.status.is_terminal:
+        raise BatchNotCompleteError(batch.id, batch.status, provider=provider.name)
+    if is_refused(provider, batch):
+        raise failed(batch)
+    return batch
 
 
 def failed(batch: Batch, record: ShardRecord | None = None) -> BatchFailedError:
@@ -367,6 +343,6 @@ def make_report(job: Job, provider: Provider, ledger: Ledger, gathered: Gathered
         finished_at=now,
         duration_s=round(now - ledger.created_at, 3),
         rounds=ledger.round + 1,
-        batches=(*before, *(account_of(record, batch) for record, batch in gathered.ended)),
+        batches=(*before, *gathered.accounts),
         results=str(job.folder / "results.jsonl"),
     )

@@ -63,7 +63,8 @@ class ShardRecord(BaseModel):
 
     `round` counts re-submissions, `tries` the creates from this file that may have left a batch: above 0
     before the batch is known, or above 1 after, there may be one that no attempt has heard of. `ended` is the
-    batch as the report tells of it, noted when a later round is opened.
+    batch as the report tells of it, noted when a later round is opened. `cancelling_at` is when we first saw
+    the batch being cancelled, in unix seconds; `lost` says that the provider has lost it (`Job.on_lost`).
     """
 
     model_config = ConfigDict(frozen=True, defer_build=True)
@@ -80,6 +81,8 @@ class ShardRecord(BaseModel):
     creating_at: float | None = None  # … since when, unix seconds
     status: BatchStatus | None = None
     ended: BatchRecord | None = None
+    cancelling_at: float | None = None
+    lost: bool = False
 
 
 class Ledger(BaseModel):

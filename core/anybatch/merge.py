@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import orjson
 
-from .errors import ServerError
 from .lines import iter_lines
 from .models import BatchStatus, Outcome, Row, RowError, TokenUsage
-from .results import decode_line, has_openai_shape, landed_line, mended_json
+from .results import decode_line, has_openai_shape, landed_line, mended_json, writable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from .providers.base import Provider
@@ -56,6 +55,18 @@ class Tally:
             self.cached_tokens += cached
             if (cost := usage.get("cost")) is not None and isinstance(cost, int | float):
                 self.cost = (self.cost or 0.0) + cost
+
+    def add(self, other: Tally) -> None:
+        """Add what other rows add up to."""
+        self.counts += other.counts
+        self.unexpected += other.unexpected
+        self.models |= other.models
+        self.input_tokens += other.input_tokens
+        self.output_tokens += other.output_tokens
+        self.total_tokens += other.total_tokens
+        self.cached_tokens += other.cached_tokens
+        if other.cost is not None:
+            self.cost = (self.cost or 0.0) + other.cost
 
     @property
     def usage(self) -> TokenUsage:
@@ -99,44 +110,54 @@ class _Place(NamedTuple):
     kept: bool
 
 
-class _Index:
-    """Where the lines of one batch's rows lie, made in one pass over its files."""
+class Index:
+    """Where the lines of one batch's rows lie, made in one pass over its files.
+
+    `answered` counts the rows that have a line, `succeeded` those among them that were paid for, `torn` the
+    rows whose line breaks off at the end of a file; `problem` says what a file is that is no result file.
+    """
 
     def __init__(
-        self,
-        files: Sequence[BinaryIO],
-        custom_ids: Sequence[str],
-        provider: Provider,
-        endpoint: str | None,
-        stray: Callable[[bytes], object],
-        tally: Tally,
+        self, paths: Sequence[Path], custom_ids: Sequence[str], provider: Provider, endpoint: str | None
     ) -> None:
-        self._files, self._provider, self._endpoint = files, provider, endpoint
-        self._stray, self._tally = stray, tally
+        self.paths = paths
+        self._provider, self._endpoint = provider, endpoint
         self._expected = dict.fromkeys(custom_ids)
         self._original = provider.original_ids(custom_ids)
         self._strayed: set[str] = set()  # whose line is both in `places` and among the strays
+        self._torn: set[str] = set()  # whose line is the end of a file that was cut in the middle of it
         self.places: dict[str, _Place] = {}
+        self.stray: list[tuple[int, int, int]] = []  # file, offset, size
+        self.tally = Tally()
+        self.problem: str | None = None
         alien = []  # the first line of each file of which no line is a result
-        for number, file in enumerate(files):
+        for number, path in enumerate(paths):
             first, fits = b"", False
-            for offset, raw in iter_lines(file):
-                if not raw.isspace():
-                    first = first or raw
-                    fits |= self._note(number, offset, raw)
+            with path.open("rb", buffering=1 << 20) as file:
+                for offset, raw in iter_lines(file):
+                    if not raw.isspace():
+                        first = first or raw
+                        fits |= self._note(number, offset, raw)
             if first and not fits:
                 alien.append(first)
+        self.answered = len(self.places) - len(self._torn)
+        self.succeeded = sum(
+            place.outcome is Outcome.SUCCEEDED or custom_id in self._strayed
+            for custom_id, place in self.places.items()
+            if custom_id not in self._torn
+        )
+        self.torn = len(self._torn)
         if len(self.places) < len(self._expected):
             self._refuse(alien)
 
     def _refuse(self, alien: Sequence[bytes]) -> None:
-        """Raise where rows are missing since a file is something else, such as the page of a log-in."""
+        """Note where rows are missing since a file is something else, such as the page of a log-in."""
         for first in alien:
             if not first.lstrip().startswith(b"{") or (not self.places and _is_json(first)):
                 # Its first character only: what follows may be somebody's prompt or answer.
-                raise ServerError(
-                    "what was downloaded as a result file is none, and nothing of it was landed; it begins "
-                    f"with {first.lstrip()[:1].decode(errors='replace')!r}"
+                self.problem = (
+                    "what was downloaded as a result file is none; it begins with "
+                    f"{first.lstrip()[:1].decode(errors='replace')!r}"
                 )
 
     def _note(self, number: int, offset: int, raw: bytes) -> bool:
@@ -145,7 +166,7 @@ class _Index:
             custom_id, body = found
             if custom_id in self._expected and custom_id not in self.places:
                 self.places[custom_id] = _Place(number, offset, len(raw), Outcome.SUCCEEDED, True)
-                self._tally.add_body(body)
+                self.tally.add_body(body)
                 return True
         return self._note_any(number, offset, raw)
 
@@ -153,41 +174,50 @@ class _Index:
         row, record = decode_line(raw, self._provider, self._endpoint)
         custom_id = self._original.get(row.custom_id, row.custom_id)
         known = self.places.get(custom_id)
+        place = _Place(number, offset, len(raw), row.outcome, False)
         undecodable = record is None
         if known is None and custom_id in self._expected and not undecodable:
             better = True  # the common case: a line that was asked for, and the first for its row
         else:
-            better = self._weigh(custom_id, row, raw, known, undecodable)
+            better = self._weigh(custom_id, row, place, known, undecodable)
         if better:
             kept = record is not None and has_openai_shape(record, custom_id, row.outcome)
-            self.places[custom_id] = _Place(number, offset, len(raw), row.outcome, kept)
+            self.places[custom_id] = place._replace(kept=kept)
             if row.outcome is Outcome.SUCCEEDED and row.result is not None:
-                self._tally.add_body(row.result)
+                self.tally.add_body(row.result)
+            if undecodable and not raw.endswith(b"\n"):
+                self._torn.add(custom_id)
         return not undecodable or custom_id in self._expected
 
-    def _weigh(self, custom_id: str, row: Row, raw: bytes, known: _Place | None, undecodable: bool) -> bool:
+    def land(self, custom_id: str, raw: bytes) -> tuple[Row, bytes]:
+        """A line that cannot land as it is, as a row, and as the line that lands."""
+        row = replace(decode_line(raw, self._provider, self._endpoint)[0], custom_id=custom_id)
+        return writable(row)
+
+    def _weigh(
+        self, custom_id: str, row: Row, place: _Place, known: _Place | None, undecodable: bool
+    ) -> bool:
         """Whether a line that is strange in some way is its row's; what is not, or is broken, strays."""
         expected = custom_id in self._expected
         better = known is None or (row.outcome is Outcome.SUCCEEDED is not known.outcome)
         if undecodable or not expected or not better:
-            self._stray(raw.rstrip(b"\r\n") + b"\n")
+            self.stray.append(place[:3])
         if known is not None and better and custom_id not in self._strayed:
-            self._stray(self.read(known) + b"\n")
+            self.stray.append(known[:3])
         if undecodable:
             self._strayed.add(custom_id)
+        elif better:
+            self._strayed.discard(custom_id)
+            self._torn.discard(custom_id)
         if not expected or known is not None:
-            self._tally.unexpected += 1
+            self.tally.unexpected += 1
         return expected and better
-
-    def read(self, place: _Place) -> bytes:
-        """A line, without moving the file for whoever is reading it."""
-        return os.pread(self._files[place.file].fileno(), place.size, place.offset).strip()
 
 
 def _is_json(raw: bytes) -> bool:
     try:
         mended_json(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
@@ -216,39 +246,48 @@ def _plain_success(raw: bytes) -> tuple[str, dict[str, Any]] | None:
 
 
 def merge(
-    paths: Sequence[Path],
+    index: Index,
     custom_ids: Sequence[str],
-    provider: Provider,
-    endpoint: str,
     status: BatchStatus,
     out: BinaryIO,
-    stray: Callable[[bytes], object],
+    stray: BinaryIO,
     tally: Tally,
+    *,
+    lost: RowError | None = None,
 ) -> None:
     """Write one batch's rows to `out` in the order of `custom_ids`, each exactly once.
 
-    A row that no line speaks of shares the fate of its batch: expired, cancelled, else missing. Of two lines
-    for one row a success wins, else the first. Lines that no request asked for go to `stray`, as do the
-    losers and the undecodable ones. Raises ServerError where a file is no result file. Memory: an index of
-    one batch.
+    A row that no line speaks of is `missing` for the reason `lost`, where there is one; else it shares the
+    fate of its batch: expired, cancelled, else missing. Of two lines for one row a success wins, else the
+    first. Lines that no request asked for go to `stray`, as do the losers and the undecodable ones. A row
+    that cannot be written down is failed, and its line strays.
     """
+    tally.add(index.tally)
     with ExitStack() as stack:
-        files = [stack.enter_context(path.open("rb", buffering=1 << 20)) for path in paths]
-        index = _Index(files, custom_ids, provider, endpoint, stray, tally)
+        files = [stack.enter_context(path.open("rb")) for path in index.paths]
+
+        def read(number: int, offset: int, size: int) -> bytes:
+            return os.pread(files[number].fileno(), size, offset).strip()
+
+        for one in index.stray:
+            stray.write(read(*one) + b"\n")
         for custom_id in custom_ids:
             place = index.places.get(custom_id)
             if place is None:
-                row = unanswered(custom_id, status)
+                row = unanswered(custom_id, status, lost)
                 tally.counts[row.outcome] += 1
                 out.write(landed_line(row))
                 continue
-            tally.counts[place.outcome] += 1
-            raw = index.read(place)
+            raw = read(*place[:3])
             if place.kept:
+                tally.counts[place.outcome] += 1
                 out.writelines((_OPENING[place.outcome], memoryview(raw)[1:], b"\n"))
-            else:
-                row, _ = decode_line(raw, provider, endpoint)
-                out.write(landed_line(replace(row, custom_id=custom_id)))
+                continue
+            row, line = index.land(custom_id, raw)
+            tally.counts[row.outcome] += 1
+            out.write(line)
+            if row.outcome is not place.outcome:
+                stray.write(raw + b"\n")
 
 
 _FATES = {
@@ -257,8 +296,10 @@ _FATES = {
 }
 
 
-def unanswered(custom_id: str, status: BatchStatus) -> Row:
-    """The row of a request that the result files do not mention."""
+def unanswered(custom_id: str, status: BatchStatus, lost: RowError | None = None) -> Row:
+    """The row of a request that the result files do not mention; `lost` is why, where they should."""
+    if lost is not None:
+        return Row(custom_id, Outcome.MISSING, None, lost)
     missing = (Outcome.MISSING, "missing", "The provider's result files do not mention this request.")
     outcome, code, message = _FATES.get(status, missing)
     return Row(custom_id, outcome, None, RowError(code, message))

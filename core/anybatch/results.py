@@ -34,8 +34,9 @@ def decode_line(raw: bytes, provider: Provider, endpoint: str | None) -> tuple[R
         if not isinstance(record, dict):
             raise ValueError("not a JSON object")
         row = provider.decode(record, endpoint)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return Row(_salvaged_id(raw), Outcome.FAILED, None, RowError(UNDECODABLE, str(error))), None
+    except Exception as error:  # whatever is wrong with one line, the others land
+        reason = str(error) or type(error).__name__
+        return Row(_salvaged_id(raw), Outcome.FAILED, None, RowError(UNDECODABLE, reason)), None
     return row, record
 
 
@@ -83,6 +84,17 @@ def landed_line(row: Row) -> bytes:
     error = {"code": row.error.code, "message": row.error.message} if row.error else None
     line = {"outcome": row.outcome, "custom_id": row.custom_id, "response": response, "error": error}
     return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def writable(row: Row) -> tuple[Row, bytes]:
+    """A row and its landed line; a failed one in its place where it does not go into JSON, as one that is
+    nested too deep or holds a number without bounds."""
+    try:
+        return row, landed_line(row)
+    except (TypeError, ValueError, RecursionError) as error:
+        problem = RowError(UNDECODABLE, f"the answer cannot be written down: {error}")
+        failed = Row(row.custom_id, Outcome.FAILED, None, problem)
+        return failed, landed_line(failed)
 
 
 def has_openai_shape(record: dict[str, Any], custom_id: str, outcome: Outcome) -> bool:

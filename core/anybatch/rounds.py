@@ -14,6 +14,7 @@ import orjson
 
 from .errors import JobError
 from .ledger import ShardRecord
+from .lost import RESULTS_LOST
 from .models import BatchRecord, BatchStatus, Outcome, Row
 from .results import landed_outcome, parse_landed
 
@@ -82,14 +83,23 @@ def _may_pass(status: int | None, code: str | None) -> bool:
     return code is None or not _REFUSED.search(code.lower())
 
 
+def is_lost(row: Row) -> bool:
+    """Whether the provider has lost the answer, which may have been paid for."""
+    return row.outcome is Outcome.MISSING and row.error is not None and row.error.code == RESULTS_LOST
+
+
 class Budget(NamedTuple):
-    """What may be submitted again: rows that ended badly, and rows of batches that were cancelled."""
+    """What may be submitted again: rows that ended badly, rows of batches that were cancelled, and rows whose
+    results the provider has lost."""
 
     repeat: bool
     renew: bool
+    lost: bool = False
 
     def covers(self, row: Row, *, dead: bool) -> bool:
         """Whether this row goes again; `dead`: its batch was cancelled, and not just the row."""
+        if is_lost(row):
+            return self.lost
         if row.outcome is Outcome.CANCELLED:
             return dead and self.renew
         return self.repeat and worth_repeating(row)
@@ -98,14 +108,15 @@ class Budget(NamedTuple):
 def budget(job: Job, ledger: Ledger, statuses: Collection[BatchStatus]) -> Budget:
     """What may be submitted again once the batches of the current round have ended like this.
 
-    Rounds for cancelled batches alone do not count against `max_rounds`. Of a job that was stopped nothing,
-    unless it has landed so and is submitted with more rounds than before.
+    Rounds for cancelled batches and lost results alone do not count against `max_rounds`. Of a job that was
+    stopped nothing, unless it has landed so and is submitted with more rounds than before.
     """
     if ledger.stopped_at is not None and (ledger.landed_at is None or job.max_rounds <= ledger.max_rounds):
         return Budget(repeat=False, renew=False)
     return Budget(
         repeat=ledger.round + 1 - ledger.renewals < job.max_rounds,
         renew=BatchStatus.CANCELLED in statuses and ledger.renewed < RENEWALS,
+        lost=job.on_lost == "resubmit" and ledger.renewed < RENEWALS,
     )
 
 
@@ -115,10 +126,11 @@ def is_covered(job: Job, ledger: Ledger) -> bool:
 
 
 class Chosen(NamedTuple):
-    """How many rows go again, and how many of them only because their batch was cancelled."""
+    """How many rows go again, and how many of them only because their batch was cancelled or lost."""
 
     rows: int = 0
     cancelled: int = 0
+    lost: int = 0
 
 
 def choose(
@@ -129,7 +141,7 @@ def choose(
     `rows` are landed lines, `ids` their ids; `dead`, in the same order, the ids of the rows whose batch was
     cancelled (None: any may be). Raises JobError where the lines are not the rows of these ids.
     """
-    chosen = cancelled = 0
+    chosen = cancelled = lost = 0
     try:
         for custom_id, raw, is_dead in _beside(rows, ids, dead):
             if landed_outcome(raw) is Outcome.SUCCEEDED:
@@ -141,9 +153,10 @@ def choose(
                 out.write(custom_id)
                 chosen += 1
                 cancelled += row.outcome is Outcome.CANCELLED
+                lost += is_lost(row)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise JobError(f"the rows of earlier rounds are not as they were written: {error}") from None
-    return Chosen(chosen, cancelled)
+    return Chosen(chosen, cancelled, lost)
 
 
 def _beside(
@@ -196,8 +209,17 @@ def fold(
 # --- the ledger ------------------------------------------------------------------------------------------
 
 
-def account_of(record: ShardRecord, batch: Batch) -> BatchRecord:
-    """A batch that has ended, as the report tells of it."""
+def account_of(record: ShardRecord, batch: Batch | None) -> BatchRecord:
+    """A batch that has ended, or is lost (None), as the report tells of it."""
+    if batch is None:
+        return BatchRecord(
+            id=record.batch_id or "",
+            shard=record.shard,
+            round=record.round,
+            rows=record.rows,
+            status=BatchStatus.UNKNOWN,
+            input_file_id=record.file_id,
+        )
     return BatchRecord(
         id=batch.id,
         shard=record.shard,
@@ -241,8 +263,8 @@ def next_round(
         "shards": (*before, *shards),
         "landed_at": None,
         "stopped_at": None,
-        "renewals": ledger.renewals + bool(chosen and chosen.cancelled == chosen.rows),
-        "renewed": ledger.renewed + bool(chosen.cancelled) if chosen else 0,
+        "renewals": ledger.renewals + bool(chosen and chosen.cancelled + chosen.lost == chosen.rows),
+        "renewed": ledger.renewed + bool(chosen.cancelled or chosen.lost) if chosen else 0,
         "unexpected": unexpected,
     }
     return ledger.model_copy(update=update)

@@ -38,6 +38,7 @@ from .errors import (
 from .flow import Flow, do, sleep
 from .job import shard_metadata
 from .ledger import Ledger, ShardRecord, Step
+from .lost import present
 from .models import Batch, BatchStatus
 from .providers.base import NewBatch, oldest
 from .retry import outcome_unknown
@@ -86,7 +87,7 @@ def next_move(record: ShardRecord, attempt: str, now: float, lease: float) -> Mo
 class Submission:
     """Brings one shard to its batch: reads the ledger, takes one step, writes the ledger, again.
 
-    None where the job was stopped before there was one.
+    None where the job was stopped before there was one, or goes on without one that is lost.
     """
 
     job: Job
@@ -103,6 +104,8 @@ class Submission:
         while True:
             ledger = yield from read_ledger(self.job, self.fingerprint)
             record = self._mine(ledger)
+            if record.lost:
+                return None
             if ledger.stopped_at is not None and record.step in (Step.PLANNED, Step.UPLOADED):
                 if not (found := (yield from self._traces(ledger, record))):
                     return None
@@ -237,11 +240,13 @@ class Submission:
 
     def _traces(self, ledger: Ledger, record: ShardRecord) -> Flow[list[Batch]]:
         why = f"its create got no answer ({self.unanswered})" if self.unanswered else ""
-        return (yield from traces(self.job, self.provider, ledger, record, self.metadata, why))
+        return (yield from unnoted(self.job, self.provider, ledger, record, self.metadata, why))
 
     def _attach(self, ledger: Ledger, record: ShardRecord) -> Flow[Batch | None]:
-        batch, *doubles = yield from self._traces(ledger, record)
-        for double in doubles:
+        batch = yield from present(self.job, self.provider, ledger, record)
+        if batch is None:
+            return None
+        for double in (yield from self._traces(ledger, record)):
             yield from call_off(self.job, self.provider, double)
         if ledger.stopped_at is not None:
             return (yield from call_off(self.job, self.provider, batch))
@@ -299,38 +304,6 @@ def call_off(job: Job, provider: Provider, batch: Batch) -> Flow[Batch]:
     return (yield from provider.cancel(batch.id))
 
 
-def traces(
-    job: Job,
-    provider: Provider,
-    ledger: Ledger,
-    record: ShardRecord,
-    metadata: Mapping[str, str],
-    why: str = "",
-) -> Flow[list[Batch]]:
-    """The batches that creates of this shard have left: first the one on record, then those nobody noted.
-
-    Raises OrphanError where there may be one, the provider cannot be asked, and the job does not accept it.
-    """
-    found = [] if record.batch_id is None else [(yield from retrieve(provider, record.batch_id))]
-    return found + (yield from unnoted(job, provider, ledger, record, metadata, why))
-
-
-def retrieve(provider: Provider, batch_id: str) -> Flow[Batch]:
-    """A batch on record. What the provider knows no more, no other attempt at the same job finds either."""
-    try:
-        return (yield from provider.retrieve(batch_id))
-    except NotFoundError as error:
-        raise NotFoundError(
-            f"{error.message} If the key is that of another account or project, take the right one; if the "
-            "batch is gone for good, Job.restart submits the input once more",
-            code=error.code,
-            should_retry=error.should_retry,
-            batch_id=batch_id,
-            status_code=error.status_code,
-            request_id=error.request_id,
-        ) from error
-
-
 def unnoted(
     job: Job,
     provider: Provider,
@@ -339,7 +312,10 @@ def unnoted(
     metadata: Mapping[str, str],
     why: str = "",
 ) -> Flow[list[Batch]]:
-    """The batches that creates of this shard have left beside the one on record, if they may have."""
+    """The batches that creates of this shard have left beside the one on record, if they may have.
+
+    Raises OrphanError where there may be one, the provider cannot be asked, and the job does not accept it.
+    """
     if record.tries <= (record.batch_id is not None):
         return []
     marks = shard_metadata(metadata, record, len(ledger.of_round(record.round)))

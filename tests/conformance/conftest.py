@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from anybatch import collect
+from anybatch import downloads, lost
 from anybatch.providers import base
 
 from .world import MODES, Driver, LocalWorld, RemoteWorld, World, open_world
@@ -77,6 +77,9 @@ def surroundings(fast_folder: Path) -> Iterator[None]:
             patch.delenv(name)
         patch.setattr(tempfile, "tempdir", str(fast_folder))
         patch.setattr(base, "_ASK_AFTER", (0.01, 0.01, 0.01))
-        patch.setattr(collect, "_SETTLING_POLL", 0.01)
-        patch.setattr(collect, "SETTLING", 0.1)
+        patch.setattr(downloads, "_PAUSES", (0.01,))
+        patch.setattr(downloads, "SETTLING", 0.1)
+        patch.setattr(downloads, "GONE_AFTER", 0.15)
+        patch.setattr(lost, "GONE_AFTER", 0.15)
+        patch.setattr(lost, "_LOOK_EVERY", 0.03)
         yield

@@ -11,9 +11,9 @@ import anybatch
 
 PUBLIC = """
     APIError AnyBatchError AsyncClient AuthenticationError BadRequestError Batch BatchFailedError
-    BatchNotCompleteError BatchRecord BatchResult BatchStatus Body Client ConfigurationError
-    CreateOutcomeUnknownError DeadlineExceededError IncompleteListingError InputChangedError InputError Job JobError
-    LLMProvider LedgerConflictError MissingKeyError NotFoundError OrphanError Outcome Page Problem
+    BatchLostError BatchNotCompleteError BatchRecord BatchResult BatchStatus Body Client ConfigurationError
+    CreateOutcomeUnknownError DeadlineExceededError IncompleteListingError InputChangedError InputError Job
+    JobError LLMProvider LedgerConflictError MissingKeyError NotFoundError OrphanError Outcome Page Problem
     QuotaError RateLimitError Report RequestCounts RetryPolicy Row RowError ServerError TokenUsage
     TransportError UnknownOptionError UnknownProviderError __version__ acancel_batch acreate_batch
     alist_batches aretrieve_batch aretrieve_batch_results arun_job build_requests cancel_batch

@@ -6,12 +6,12 @@ import json
 import logging
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from anybatch import BatchFailedError, BatchStatus, DeadlineExceededError, Outcome, ServerError, collect
+from anybatch import BatchFailedError, BatchStatus, DeadlineExceededError, Outcome, ServerError, downloads
 from anybatch.results import read_landed
 from tests.fakes.faults import Respond
 from tests.fakes.provider import State
@@ -266,27 +266,24 @@ def test_files_that_are_named_later(world: RemoteWorld, driver: Driver, tmp_path
 def test_settling_is_bounded(
     world: RemoteWorld, driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collect, "SETTLING", 0.03)
+    monkeypatch.setattr(downloads, "SETTLING", 0.03)
     (batch,) = driver.submit(world.job(tmp_path))
     world.fake.finish(batch.id, quirks=Quirks(files="neither"))
     world.calls.clear()
-    with pytest.raises(ServerError, match="names no result files"):
+    with pytest.raises(ServerError, match="hold 0 of the 8 rows that the provider counts"):
         driver.results(batch.id)
     assert 3 <= len(world.calls) <= 5
 
 
 @findable
-def test_files_that_are_never_named(
-    world: RemoteWorld, driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """For a day that is an error, since the rows were paid for; then the job lands without them."""
+def test_files_that_are_never_named(world: RemoteWorld, driver: Driver, tmp_path: Path) -> None:
+    """That is an error, since the rows were paid for, until `on_lost` says to do without them."""
     world.end_with(lambda fake, batch_id: fake.finish(batch_id, quirks=Quirks(files="neither")))
     job = world.job(tmp_path)
-    with pytest.raises(ServerError, match="names no result files"):
+    with pytest.raises(ServerError, match=r"hold 0 of the 8 rows .* on_lost='land'"):
         driver.run(job, timeout=10)
     assert job.report() is None
-    monkeypatch.setattr(collect, "GIVEN_UP", -10.0)
-    report = driver.run(job, timeout=10)
+    report = driver.run(replace(job, on_lost="land"), timeout=10)
     assert landed(job, report, IDS).outcomes == dict.fromkeys(IDS, Outcome.MISSING)
 
 
@@ -334,13 +331,17 @@ def test_a_download_that_is_no_result_file(
     job = world.job(tmp_path)
     (batch,) = driver.submit(job)
     driver.wait(batch.id, timeout=10)
-    world.server.fail("GET", ".*/(content|results)", Respond(200, text))
-    with pytest.raises(ServerError, match="is none, and nothing of it was landed") as caught:
+    world.server.fail("GET", ".*/(content|results)", Respond(200, text), times=99)
+    with pytest.raises(
+        ServerError, match=r"is none; it begins with '.', and nothing of it was landed"
+    ) as caught:
         driver.collect(job)
     assert caught.value.batch_id == batch.id
     assert "log in" not in str(caught.value)  # it might be a prompt
     assert job.report() is None
-    assert landed(job, driver.collect(job), IDS).report.ok
+    world.server.clear_faults()
+    world.server.fail("GET", ".*/(content|results)", Respond(200, text))
+    assert landed(job, driver.collect(job), IDS).report.ok, "one that comes once is asked for again"
 
 
 @openai_only
@@ -349,9 +350,12 @@ def test_an_error_file_that_is_none(world: RemoteWorld, driver: Driver, tmp_path
     job = world.job(tmp_path)
     (batch,) = driver.submit(job)
     driver.wait(batch.id, timeout=10)
-    world.server.fail("GET", ".*/content", Respond(200, "<html>Please log in.</html>"), skip=1)
-    with pytest.raises(ServerError, match="is none, and nothing of it was landed"):
+    errors = f".*/{world.fake.last.error_file_id}/content"
+    world.server.fail("GET", errors, Respond(200, "<html>Please log in.</html>"), times=99)
+    with pytest.raises(ServerError, match="is none; it begins with '<', and nothing of it was landed"):
         driver.collect(job)
+    world.server.clear_faults()
+    world.server.fail("GET", errors, Respond(200, "<html>Please log in.</html>"))
     assert landed(job, driver.collect(job), IDS).report.counts[Outcome.FAILED] == 2
 
 

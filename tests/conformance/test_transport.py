@@ -14,6 +14,7 @@ from anybatch import (
     AsyncClient,
     AuthenticationError,
     BadRequestError,
+    BatchLostError,
     ConfigurationError,
     CreateOutcomeUnknownError,
     QuotaError,
@@ -144,7 +145,8 @@ def test_what_waiting_does_not_cure_is_told_at_once(
     with pytest.raises(kind) as caught:
         driver.retrieve("batch_7")
     assert type(caught.value) is kind
-    assert len(world.calls) == 1
+    malformed = answer.status == 200 and not isinstance(answer.body, dict)
+    assert len(world.calls) == (5 if malformed else 1), "what is no JSON is asked for again"
     assert caught.value.batch_id == "batch_7"
 
 
@@ -156,7 +158,7 @@ def test_an_answer_that_is_not_the_api_s(world: RemoteWorld, driver: Driver, ans
         driver.retrieve("batch_7")
     with pytest.raises(ServerError, match=r"Log in|wrong place"):
         driver.cancel("batch_7")
-    assert len(world.calls) == 2
+    assert len(world.calls) == (2 if isinstance(answer, dict) else 10)
 
 
 NO_LISTING: dict[str, object] = {
@@ -371,9 +373,11 @@ def test_a_download_that_is_refused_lands_nothing(world: RemoteWorld, driver: Dr
     job = world.job(tmp_path)
     (batch,) = driver.submit(job)
     world.finish(batch.id)
-    world.server.fail(*CONTENT, Respond(404, {"error": {"message": "No such File object"}}), times=1)
-    with pytest.raises(Exception, match="No such File object"):
+    world.server.fail(*CONTENT, Respond(404, {"error": {"message": "No such File object"}}), times=999)
+    with pytest.raises(BatchLostError, match=r"No such File object.* on_lost='land'") as caught:
         driver.collect(job)
+    assert caught.value.batch_id == batch.id
+    world.server.clear_faults()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock", "ids.jsonl", "job.json"]
     assert landed(job, driver.collect(job), IDS).report.ok, "and the next attempt lands them"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from anybatch import collect, shards
+from anybatch import downloads, shards
 from anybatch.providers import base
 from tests.exactly_once.forge import Forge
 from tests.exactly_once.stage import LOOKS, POLL
@@ -18,7 +18,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "_ASK_AFTER", LOOKS)
     monkeypatch.setattr(shards, "_LEASE_POLL", POLL)
     monkeypatch.setattr(shards, "_WRITE_TIME", POLL)
-    monkeypatch.setattr(collect, "_SETTLING_POLL", 0.01)
+    monkeypatch.setattr(downloads, "_PAUSES", (0.01,))
 
 
 @pytest.fixture(autouse=True)

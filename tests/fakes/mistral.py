@@ -221,7 +221,7 @@ class MistralFake(FakeProvider):
             found.reverse()
         page, size = _number(request, "page", 0, 0), _number(request, "page_size", 100, 1)
         total = len(found)
-        if self.endless_list:
+        if self.endless_list and found:
             page, total = min(page, max(0, (total - 1) // size)), total + size * (page + 2)
         shown = found[page * size : (page + 1) * size]
         for batch in shown:

@@ -88,7 +88,9 @@ class FakeBatch:
         return self.is_terminal and (late == 0 or self.looks_in_state > late)
 
     def counted(self, fate: Fate) -> int:
-        return sum(one is fate for one in self.fates.values())
+        """Rows of this fate; those without a line are in no count, so that the provider owes none."""
+        fates = self.fates.items()
+        return sum(one is fate and custom_id not in self.quirks.missing for custom_id, one in fates)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,182 @@
+"""A batch's result files, fetched until they hold what the provider says they hold.
+
+A body that is cut short without a sign of it, a page that is no result file, files that are named a little
+after the batch has ended: each looks like a batch with fewer rows. Rows that were paid for must not land as
+`missing` for that, so what is short is asked for again until a settling time is over.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
+
+from .errors import AnyBatchError, NotFoundError, ServerError
+from .flow import Flow, do, sleep
+from .lines import iter_lines
+from .models import Batch, BatchStatus, Outcome
+from .results import decode_line
+
+if TYPE_CHECKING:
+    from .providers.base import Provider
+
+log = logging.getLogger(__name__)
+
+# How long what is short is asked for again after we have seen that the batch ended, seconds; a real server
+# named its files minutes later.
+SETTLING = 300.0
+# How long a result file that answers 404 is asked for again, seconds.
+GONE_AFTER = 900.0
+_PAUSES = (2.0, 5.0, 10.0, 20.0, 40.0)  # between two looks, seconds; the last one from then on
+
+
+class Measured(Protocol):
+    """What was found in result files: rows with an answer, those of them that succeeded, lines that break off
+    at the end of a file, and what a file is that is something else."""
+
+    @property
+    def answered(self) -> int: ...
+    @property
+    def succeeded(self) -> int: ...
+    @property
+    def torn(self) -> int: ...
+    @property
+    def problem(self) -> str | None: ...
+
+
+M = TypeVar("M", bound=Measured)
+
+
+class Owed(NamedTuple):
+    """How many rows the result files of a batch must hold: in all, and of rows that succeeded."""
+
+    rows: int
+    succeeded: int
+
+
+def owed(batch: Batch, sent: int | None) -> Owed:
+    """What the provider's counts promise of a batch that has ended and held `sent` rows (None: not known).
+
+    A completed batch without counts promises results, but where it does not say of how many rows it may have
+    none for some of them.
+    """
+    counts = batch.request_counts
+    done = counts.completed + counts.failed if counts is not None else 0
+    if not done and batch.status is BatchStatus.COMPLETED:
+        every = sent if sent is not None else counts.total if counts is not None else 1
+        return Owed(every, min(every, 1))
+    if counts is None:
+        return Owed(0, 0)
+    most = done if sent is None else min(done, sent)
+    return Owed(most, min(counts.completed, most))
+
+
+def lacking(found: Measured, promised: Owed) -> str | None:
+    """What is wrong with result files that are not what was promised; None where they are complete."""
+    if found.problem is not None:
+        return found.problem
+    if found.torn:
+        return "a file ends in the middle of a line"
+    if found.answered < promised.rows:
+        return f"they hold {found.answered} of the {promised.rows} rows that the provider counts"
+    return None
+
+
+def is_loss(found: Measured, promised: Owed) -> bool:
+    """Whether what is lacking was paid for. Rows that failed may have no line with some providers, and a line
+    that always breaks off costs its own row only."""
+    answered, succeeded = found.answered + found.torn, found.succeeded + found.torn
+    return answered < promised.rows and succeeded < promised.succeeded
+
+
+@dataclass(frozen=True)
+class Fetched(Generic[M]):
+    """Result files, what was found in them, and why rows are lost that they should hold (None: none are)."""
+
+    batch: Batch
+    paths: list[Path]
+    found: M
+    loss: AnyBatchError | None
+
+
+def fetch(
+    provider: Provider,
+    batch: Batch,
+    directory: Path,
+    measure: Callable[[Sequence[Path]], M],
+    *,
+    sent: int | None = None,
+) -> Flow[Fetched[M]]:
+    """Download a batch's result files, and again as long as they are not complete, for a while."""
+    waited, looks = 0.0, 0
+    while True:
+        gone: NotFoundError | None = None
+        paths: list[Path] = []
+        try:
+            paths = yield from provider.download(batch, directory)
+        except NotFoundError as error:
+            gone = error
+        found = yield from do(partial(measure, paths))
+        promised = owed(batch, sent)
+        short = lacking(found, promised)
+        if gone is None and short is None:
+            return Fetched(batch, paths, found, None)
+        if waited >= (GONE_AFTER if gone is not None else SETTLING):
+            return Fetched(batch, paths, found, _loss(batch, found, promised, short, gone))
+        if not looks:
+            log.info(
+                "batch %s: its result files are not complete yet (%s); asking again", batch.id, gone or short
+            )
+        pause = _PAUSES[min(looks, len(_PAUSES) - 1)]
+        yield from sleep(pause)
+        waited, looks = waited + pause, looks + 1
+        batch = yield from provider.retrieve(batch.id)
+
+
+def _loss(
+    batch: Batch, found: Measured, promised: Owed, short: str | None, gone: NotFoundError | None
+) -> AnyBatchError | None:
+    if gone is not None:
+        return gone if found.answered < promised.rows else None
+    if found.problem is not None and found.answered < promised.rows:
+        return ServerError(f"{found.problem}, and nothing of it was landed", batch_id=batch.id)
+    if is_loss(found, promised):
+        return ServerError(
+            f"the batch is {batch.status}, but its result files are not complete: {short}. To collect it "
+            "again may find them complete",
+            batch_id=batch.id,
+        )
+    return None
+
+
+# --- without a job: who asks knows no custom_ids --------------------------------------------------------
+
+
+class Counted(NamedTuple):
+    """Distinct custom_ids in result files."""
+
+    answered: int
+    succeeded: int
+    torn: int
+    problem: str | None = None
+
+
+def count_rows(provider: Provider, endpoint: str | None, paths: Sequence[Path]) -> Counted:
+    """Count the rows in result files; of two lines for one row a success counts."""
+    outcomes: dict[str, bool] = {}
+    torn = 0
+    for path in paths:
+        with path.open("rb") as file:
+            for _, raw in iter_lines(file):
+                if raw.isspace():
+                    continue
+                row, record = decode_line(raw, provider, endpoint)
+                if record is None and not raw.endswith(b"\n"):
+                    torn += 1
+                elif record is not None or row.custom_id:
+                    good = row.outcome is Outcome.SUCCEEDED or record is None
+                    outcomes[row.custom_id] = good or outcomes.get(row.custom_id, False)
+    return Counted(len(outcomes), sum(outcomes.values()), torn)
