@@ -1,12 +1,12 @@
 """What an upload or a create must look like to be accepted; the lines are checked after the create."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from . import faults, standin
 from .protocol import Refusal
+from .validation import read_request
 
 PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
 DAY = 24 * 3600.0
@@ -94,14 +94,15 @@ def check_metadata(metadata: Any) -> dict[str, str] | None:
 
 
 def first_model(lines: Iterable[bytes]) -> str | None:
-    """The model of the first line, or None if it cannot be read; validation is going to say why."""
+    """The model of the first line, or None if it cannot be read or stored; its row is going to say why."""
     for line in lines:
         if line.strip():
             try:
-                model = json.loads(line.decode())["body"]["model"]
-            except (ValueError, LookupError, TypeError, RecursionError):
+                model = read_request(line)[0]["body"]["model"]
+                model.encode()  # half a surrogate pair cannot be stored, and no create could succeed
+            except (LookupError, TypeError, AttributeError, UnicodeError):
                 return None
-            return model if isinstance(model, str) and model else None
+            return model or None
     return None
 
 

@@ -9,7 +9,7 @@ from zlib import crc32
 from . import faults, standin
 from .machine import Json, Record, Stage, finished_rows, stages
 from .store import Store, add_file
-from .validation import read_lines
+from .validation import Line, read_lines
 
 SHUFFLE = 64  # results come in another order than requests, as at OpenAI
 
@@ -23,14 +23,19 @@ class Tally:
         self._held: list[tuple[int, BinaryIO, bytes]] = []
 
     def response(self, custom_id: str, identity: str, status: int, body: Json) -> None:
+        response = {"status_code": status, "request_id": f"req_{identity}", "body": body}
+        try:
+            line = result_line(custom_id, identity, response=response)
+        except (ValueError, RecursionError) as error:
+            # such an answer would break the batch at every reading
+            self.response(custom_id, identity, *_unwritable(error))
+            return
         if status < 400:
             self.completed += 1
             read, written = standin.usage_of(body)
             self.read, self.written = self.read + read, self.written + written
         else:
             self.failed += 1
-        response = {"status_code": status, "request_id": f"req_{identity}", "body": body}
-        line = result_line(custom_id, identity, response=response)
         self.add(line, self.output if status < 400 else self.errors)
 
     def error(self, custom_id: str, identity: str, code: str) -> None:
@@ -55,8 +60,13 @@ _MESSAGES = {
 }
 
 
-_as_text = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-_as_ascii = json.JSONEncoder(separators=(",", ":")).encode
+_as_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_as_ascii = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+
+
+def _unwritable(error: Exception) -> tuple[int, Json]:
+    message = f"The answer cannot be written as JSON ({error})."
+    return 500, standin.error_body(message, "server_error", "unwritable_answer")
 
 
 def identify(batch_id: str, custom_id: str) -> str:
@@ -67,7 +77,7 @@ def identify(batch_id: str, custom_id: str) -> str:
 def result_line(
     custom_id: str, identity: str, *, response: Json | None = None, error: Json | None = None
 ) -> bytes:
-    """One line of a result file, in OpenAI's shape."""
+    """One line of a result file, in OpenAI's shape. ValueError or RecursionError if JSON cannot carry it."""
     line = {"id": f"batch_req_{identity}", "custom_id": custom_id, "response": response, "error": error}
     try:
         return _as_text(line).encode() + b"\n"
@@ -90,31 +100,33 @@ def finalise_standin(store: Store, batch: Record) -> None:
         if batch.invalid:
             return
         with store.blob(batch.input_file_id).open("rb") as lines:
-            for index, (_, request) in enumerate(read_lines(lines)):
-                custom_id = request["custom_id"]
+            for index, line in enumerate(read_lines(lines)):
+                custom_id = line.request["custom_id"]
                 identity = identify(batch.id, custom_id)
                 if index >= worked or outcomes[index] == faults.EXPIRE:
                     tally.error(custom_id, identity, unfinished)
                 elif outcomes[index] == faults.MISS:
                     tally.completed += 1
                 else:
-                    answer = _answer(batch, request["body"], custom_id, identity, outcomes[index])
+                    answer = _answer(batch, line, identity, outcomes[index])
                     tally.response(custom_id, identity, *answer)
 
     close_batch(store, batch, past, work)
 
 
-def _answer(batch: Record, body: Json, custom_id: str, identity: str, outcome: int) -> tuple[int, Json]:
+def _answer(batch: Record, line: Line, identity: str, outcome: int) -> tuple[int, Json]:
     """(HTTP status, body) of the stand-in."""
+    if line.unfit:
+        return standin.unsendable(line.unfit)
+    body: Json = line.request["body"]
     wrong = standin.check(batch.endpoint, body)
     if wrong:
         return 400, standin.error_body(wrong[1], "invalid_request_error", "invalid_value", wrong[0])
     if outcome == faults.FAIL:
-        return standin.failure(custom_id)
+        return standin.failure(line.request["custom_id"])
     try:
         return 200, standin.answer(batch.endpoint, body, identity=identity, created=int(batch.created))
-    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
-        # a body no one foresaw costs its own row, never the batch
+    except Exception as error:  # a body no one foresaw costs its own row, never the batch
         message = f"The stand-in model cannot read this request ({type(error).__name__}: {error})."
         return 400, standin.error_body(message, "invalid_request_error", "invalid_value")
 
@@ -135,15 +147,25 @@ def finalise_upstream(store: Store, batch: Record, now: float) -> None:
         if batch.invalid:
             return
         with store.blob(batch.input_file_id).open("rb") as lines:
-            for line, request in read_lines(lines):
+            for number, request, _ in read_lines(lines):
                 custom_id, identity = request["custom_id"], identify(batch.id, request["custom_id"])
-                row = store.one("SELECT record FROM results WHERE batch_id = ? AND line = ?", batch.id, line)
+                sql = "SELECT record FROM results WHERE batch_id = ? AND line = ?"
+                row = store.one(sql, batch.id, number)
                 if row is None:
                     tally.error(custom_id, identity, unfinished)
                 else:
-                    tally.response(custom_id, identity, *json.loads(row["record"]))
+                    tally.response(custom_id, identity, *_recorded(row["record"]))
 
     close_batch(store, batch, [*past, Stage(max(now, past[-1].at), last)], work)
+
+
+def _recorded(record: str) -> tuple[int, Json]:
+    """(HTTP status, body) of an answer in the database."""
+    try:
+        status, body = json.loads(record)
+    except (ValueError, RecursionError) as error:  # an earlier release recorded it, which had no bounds
+        return _unwritable(error)
+    return status, body
 
 
 def close_batch(store: Store, batch: Record, past: list[Stage], work: Callable[[Tally], None]) -> None:

@@ -1,13 +1,16 @@
 """A document that conforms to a JSON schema, made from a prompt; the same prompt gives the same document."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 from .faults import draw
 
 Json = Any
 MAX_DEPTH = 12  # a schema that refers to itself ends here, where it allows an end at all
+MAX_STEPS = 100_000  # a schema of a few lines can ask for more values than there is memory, or time
+MAX_TEXT = 1_000_000  # characters
 _FORMATS = {
     "date-time": "2024-01-31T12:00:00Z",
     "date": "2024-01-31",
@@ -27,7 +30,7 @@ def conform(schema: Json, prompt: str) -> Json:
 
     Objects get all their properties, arrays as few items as allowed (one if they may), `anyOf` its first
     choice, strings the prompt's words, enums and numbers a pick by the prompt's hash. `pattern` and `not` are
-    not solved.
+    not solved. ValueError if the document would be larger than a model's answer can be.
     """
     return _Maker(schema, prompt).value(schema, "$", 0)
 
@@ -36,6 +39,7 @@ def conform(schema: Json, prompt: str) -> Json:
 class _Maker:
     root: Json
     prompt: str
+    steps: "count[int]" = field(default_factory=count)
 
     def value(self, schema: Json, path: str, depth: int) -> Json:
         schema = self.resolve(schema)
@@ -66,6 +70,8 @@ class _Maker:
 
     def resolve(self, schema: Json) -> dict[str, Json]:
         """Follow `$ref` within the document and merge `allOf` into one schema."""
+        if next(self.steps) > MAX_STEPS:
+            raise ValueError(f"its schema takes more than {MAX_STEPS} steps to answer")
         hops = 0
         while isinstance(schema, dict) and "$ref" in schema and hops < 100:
             hops += 1
@@ -133,6 +139,8 @@ class _Maker:
             return _FORMATS[schema["format"]]
         text = first_words(self.prompt, 8) or "nothing"
         least = schema.get("minLength", 0)
+        if least > MAX_TEXT:
+            raise ValueError(f"its schema asks for a text of more than {MAX_TEXT} characters")
         while len(text) < least:
             text += " " + text
         return text[: max(least, schema.get("maxLength", len(text)))] if "maxLength" in schema else text

@@ -13,6 +13,8 @@ from .schema import conform, first_words
 
 Body = dict[str, Any]
 DEFAULT_DIMENSIONS = 64
+MAX_COUNT = 1 << 53
+MAX_NUMBERS = 1 << 23  # of all vectors of one row; more would take the memory of whoever asks for the batch
 ERRORS = (  # what a row hit by `fail` answers; which one depends on its id
     (
         400,
@@ -57,6 +59,12 @@ def error_body(message: str, kind: str, code: str | None, param: str | None = No
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
+def unsendable(reason: str) -> tuple[int, Body]:
+    """(HTTP status, body) of a row whose request no provider could be sent."""
+    message = f"This request cannot be sent: {reason}."
+    return 400, error_body(message, "invalid_request_error", "unsendable_request")
+
+
 def failure(custom_id: str) -> tuple[int, Body]:
     """The HTTP error of a row hit by `fail`."""
     status, kind, code, message = ERRORS[int(draw("failure", custom_id) * len(ERRORS))]
@@ -70,7 +78,12 @@ def usage_of(body: Body) -> tuple[int, int]:
         return 0, 0
     read = usage.get("input_tokens", usage.get("prompt_tokens"))
     written = usage.get("output_tokens", usage.get("completion_tokens"))
-    return (read if isinstance(read, int) else 0), (written if isinstance(written, int) else 0)
+    return _count(read), _count(written)
+
+
+def _count(value: Any) -> int:
+    """A number of tokens; 0 for what is none, or a batch's sum could be a number that JSON cannot carry."""
+    return value if isinstance(value, int) and 0 <= value <= MAX_COUNT else 0
 
 
 def supported(endpoint: str) -> bool:
@@ -108,7 +121,7 @@ def _say(prompt: str, format_: Any) -> str:
     kind = format_.get("type") if isinstance(format_, dict) else None
     if kind == "json_schema":
         schema = format_.get("json_schema", format_).get("schema", {})
-        return json.dumps(conform(schema, prompt), ensure_ascii=False)
+        return json.dumps(conform(schema, prompt), ensure_ascii=False, allow_nan=False)
     if kind == "json_object":
         return json.dumps({"echo": words, "digest": mark}, ensure_ascii=False)
     return f"{words} [{mark}]"
@@ -126,7 +139,7 @@ def _tool_call(body: Body, prompt: str, identity: str) -> Body | None:
     if not tools:
         return None
     arguments = json.dumps(
-        conform(tools[0].get("parameters", {"type": "object"}), prompt), ensure_ascii=False
+        conform(tools[0].get("parameters", {"type": "object"}), prompt), ensure_ascii=False, allow_nan=False
     )
     call = {"name": tools[0].get("name"), "arguments": arguments}
     return {"id": f"call_{identity}", "type": "function", "function": call}
@@ -211,6 +224,8 @@ def _embeddings(body: Body, identity: str, created: int) -> Body:
     texts = _several(body["input"])
     size = body.get("dimensions")
     size = size if isinstance(size, int) and size > 0 else DEFAULT_DIMENSIONS
+    if size * len(texts) > MAX_NUMBERS:
+        raise ValueError(f"{len(texts)} vectors of {size} numbers are more than the stand-in makes")
     packed = body.get("encoding_format") == "base64"
     read = sum(map(_tokens, texts))
     data = []

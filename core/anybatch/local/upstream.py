@@ -2,25 +2,31 @@
 
 Each answer is committed as it comes, so a restarted server continues where it was. Only one server works on a
 batch: it holds the batch's claim until the end.
+
+Calls are paid for. A row that cannot be sent, an answer that cannot be read, and whatever nobody foresaw is
+recorded as that row's failure, and the row is not sent again; only a row without a recorded end is.
 """
 
 import asyncio
 import json
 import logging
+import math
 import random
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import httpx
 
 from .closing import finalise_upstream
+from .jsontext import UnfitError, encode, read_mended
 from .machine import Json, Record
-from .standin import error_body
+from .standin import error_body, unsendable
 from .store import Store
-from .validation import read_lines
+from .validation import Line, read_lines
 from .work import load, validate
 
 logger = logging.getLogger(__name__)
@@ -31,6 +37,7 @@ ROWS_AHEAD = 64  # input lines read at once, in a thread
 TRIES = 6  # of a row that the endpoint answers with 5xx, or not within the timeout
 LONGEST_PAUSE = 30.0
 MAX_RETRY_AFTER = 600.0
+MAX_ANSWER = 128 << 20  # decoded bytes; a server that dies of one answer would ask for it again
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,13 @@ class Upstream:
     key: str | None = None
     concurrency: int = 8
     timeout: float = 600.0
+
+
+class Rest(NamedTuple):
+    """A batch that stopped `failures` times in a row and is left alone until then, by the loop's clock."""
+
+    failures: int
+    until: float
 
 
 class Worker:
@@ -60,6 +74,7 @@ class Worker:
         self._transport = transport
         self._rows = asyncio.Semaphore(upstream.concurrency)
         self._batches: dict[str, asyncio.Task[None]] = {}
+        self._resting: dict[str, Rest] = {}
 
     async def run(self) -> None:
         """Work until cancelled; what is under way then is taken up by the next run."""
@@ -74,6 +89,8 @@ class Worker:
                         await self._start_batches(client)
                     except sqlite3.Error as error:
                         logger.error("cannot read the database, trying again: %s", error)
+                    except Exception:  # no batch would ever be answered again, and nobody would be told
+                        logger.exception("cannot look for batches, trying again")
                     await asyncio.sleep(LOOK_EVERY)
             finally:
                 for task in self._batches.values():
@@ -81,15 +98,28 @@ class Worker:
                 await asyncio.gather(*self._batches.values(), return_exceptions=True)
 
     async def _start_batches(self, client: httpx.AsyncClient) -> None:
-        for batch_id, task in list(self._batches.items()):
-            if task.done():
-                del self._batches[batch_id]
-                if error := task.exception():
-                    logger.error("batch %s stopped and is tried again: %s", batch_id, error)
+        now = asyncio.get_running_loop().time()
+        self._collect(now)
         sql = "SELECT id FROM batches WHERE upstream AND final IS NULL ORDER BY seq LIMIT ?"
-        for row in await asyncio.to_thread(self._store.all, sql, BATCHES_AT_ONCE):
-            if row["id"] not in self._batches and len(self._batches) < BATCHES_AT_ONCE:
-                self._batches[row["id"]] = asyncio.create_task(self._work(client, row["id"]))
+        rows = await asyncio.to_thread(self._store.all, sql, BATCHES_AT_ONCE + len(self._resting))
+        waiting = [row["id"] for row in rows]
+        self._resting = {name: rest for name, rest in self._resting.items() if name in waiting}
+        for batch_id in waiting:
+            rests = batch_id in self._resting and now < self._resting[batch_id].until
+            if batch_id not in self._batches and not rests and len(self._batches) < BATCHES_AT_ONCE:
+                self._batches[batch_id] = asyncio.create_task(self._work(client, batch_id))
+
+    def _collect(self, now: float) -> None:
+        """Forget the batches that are done. One that stopped rests, and leaves its place to others."""
+        for batch_id, task in list(self._batches.items()):
+            if not task.done():
+                continue
+            del self._batches[batch_id]
+            rest = self._resting.pop(batch_id, Rest(0, now))
+            if error := task.exception():
+                failures = rest.failures + 1
+                self._resting[batch_id] = Rest(failures, now + _pause(failures))
+                logger.error("batch %s stopped and is tried again later", batch_id, exc_info=error)
 
     async def _work(self, client: httpx.AsyncClient, batch_id: str) -> None:
         with self._store.claim(batch_id) as mine:
@@ -111,35 +141,71 @@ class Worker:
         rows = asyncio.create_task(self._send_rows(client, batch))
         try:
             while not (await asyncio.wait([rows], timeout=LOOK_EVERY))[0]:
-                fresh = await asyncio.to_thread(load, self._store, batch.id)
-                if fresh is None or not _open(fresh) or fresh.expires <= self._now():
+                if await self._is_over(batch.id):
                     return
             rows.result()
         finally:
             rows.cancel()
             await asyncio.wait([rows])
 
+    async def _is_over(self, batch_id: str) -> bool:
+        try:
+            fresh = await asyncio.to_thread(load, self._store, batch_id)
+        except sqlite3.Error as error:  # to stop here would throw away answers that are being paid for
+            logger.error("cannot read batch %s, trying again: %s", batch_id, error)
+            return False
+        return fresh is None or not _open(fresh) or fresh.expires <= self._now()
+
     async def _send_rows(self, client: httpx.AsyncClient, batch: Record) -> None:
+        trouble: Exception | None = None
         async with asyncio.TaskGroup() as group:
             unanswered = self._unanswered(batch)
-            while some := await asyncio.to_thread(lambda: list(islice(unanswered, ROWS_AHEAD))):
-                for line, request in some:
-                    await self._rows.acquire()
-                    task = group.create_task(self._answer_row(client, batch, line, request))
-                    task.add_done_callback(lambda _: self._rows.release())
+            try:
+                while some := await asyncio.to_thread(lambda: list(islice(unanswered, ROWS_AHEAD))):
+                    for line in some:
+                        await self._rows.acquire()
+                        task = group.create_task(self._answer_row(client, batch, line))
+                        task.add_done_callback(lambda _: self._rows.release())
+            except Exception as error:  # raised in here, it would cancel the rows that are under way
+                trouble = error
+        if trouble:
+            raise trouble
 
-    def _unanswered(self, batch: Record) -> Iterator[tuple[int, Json]]:
+    def _unanswered(self, batch: Record) -> Iterator[Line]:
         sql = "SELECT line FROM results WHERE batch_id = ?"
         done = {row["line"] for row in self._store.all(sql, batch.id)}
         with self._store.blob(batch.input_file_id).open("rb") as lines:
-            for line, request in read_lines(lines):
-                if line not in done:
-                    yield line, request
+            for line in read_lines(lines):
+                if line.number not in done:
+                    yield line
 
-    async def _answer_row(self, client: httpx.AsyncClient, batch: Record, line: int, request: Json) -> None:
+    async def _answer_row(self, client: httpx.AsyncClient, batch: Record, line: Line) -> None:
+        """Record how the row ended; raises for nothing that a row or its answer may hold."""
+        try:
+            status, body = await self._ask(client, batch, line)
+        except Exception as error:  # unforeseen: if it left this task, it would end the neighbours' calls too
+            logger.exception("row %d of batch %s fails", line.number, batch.id)
+            # only its type: the text may quote a header with the upstream's key
+            message = f"The server failed at this row ({type(error).__name__}); its log says more."
+            status, body = 500, error_body(message, "server_error", "internal_error")
+        await self._keep(batch.id, line.number, status, body)
+
+    async def _ask(self, client: httpx.AsyncClient, batch: Record, line: Line) -> tuple[int, Json]:
+        if line.unfit:
+            return unsendable(line.unfit)
         url = self._upstream.base_url.rstrip("/") + batch.endpoint.removeprefix("/v1")
-        status, body = await ask(client, url, request["body"])
-        await asyncio.to_thread(record, self._store, batch.id, line, status, body)
+        return await ask(client, url, line.request["body"])
+
+    async def _keep(self, batch_id: str, line: int, status: int, body: Json) -> None:
+        """Commit a row's answer, however long the database takes: to ask again would be to pay again."""
+        failures = 0
+        while True:
+            try:
+                return await asyncio.to_thread(record, self._store, batch_id, line, status, body)
+            except sqlite3.Error as error:
+                failures += 1
+                logger.error("cannot record row %d of batch %s, trying again: %s", line, batch_id, error)
+                await asyncio.sleep(_pause(failures))
 
 
 def _open(batch: Record) -> bool:
@@ -181,14 +247,22 @@ async def ask(client: httpx.AsyncClient, url: str, body: Json) -> tuple[int, Jso
     """(HTTP status, body) of one request, repeated while that may help.
 
     429 and a host that cannot be reached are waited out for as long as the batch lasts; 5xx, time-outs and
-    broken connections are tried TRIES times.
+    broken connections are tried TRIES times. What cannot be sent is not, and an answer that cannot be read is
+    not asked for again.
     """
+    try:
+        headers = {"content-type": "application/json"}
+        request = client.build_request("POST", url, content=encode(body), headers=headers)
+    except UnfitError as error:
+        return unsendable(str(error))
+    except (httpx.InvalidURL, UnicodeError):  # the message is not passed on: the URL may hold a password
+        return unsendable("its endpoint cannot be part of an address")
     attempt = failures = 0
     while True:
         attempt += 1
         wait = None
         try:
-            response = await client.post(url, json=body)
+            response, answer = await _exchange(client, request)
         except httpx.ConnectError as error:
             logger.warning("upstream endpoint unreachable, waiting: %r", error)
         except httpx.TransportError as error:
@@ -197,17 +271,20 @@ async def ask(client: httpx.AsyncClient, url: str, body: Json) -> tuple[int, Jso
                 message = f"The upstream endpoint did not answer: {error!r}"
                 return 504, error_body(message, "server_error", None)
         else:
-            failures += response.status_code >= 500
-            answer = _read(response)
-            if not _worth_repeating(response.status_code, answer) or failures >= TRIES:
-                good = isinstance(answer, dict) or response.status_code >= 400
-                return response.status_code if good else 502, _as_body(answer, response)
+            status = response.status_code
+            failures += status >= 500
+            if not _worth_repeating(status, answer) or failures >= TRIES:
+                return (status, answer) if isinstance(answer, dict) else _unreadable(status, answer)
             wait = _retry_after(response)
-        pause = min(LONGEST_PAUSE, 0.5 * 2 ** min(attempt, 10)) * random.uniform(0.75, 1)
-        await asyncio.sleep(pause if wait is None else wait)
+        await asyncio.sleep(_pause(attempt) if wait is None else wait)
 
 
-def _worth_repeating(status: int, answer: Any) -> bool:
+def _pause(attempt: int) -> float:
+    """Seconds to wait after the `attempt`-th failure in a row, jittered."""
+    return min(LONGEST_PAUSE, 0.5 * 2.0 ** min(attempt, 10)) * random.uniform(0.75, 1)
+
+
+def _worth_repeating(status: int, answer: Json | UnfitError) -> bool:
     error = answer.get("error") if isinstance(answer, dict) else None
     spent = isinstance(error, dict) and error.get("code") == "insufficient_quota"
     return (status in (408, 409, 429) or status >= 500) and not spent
@@ -215,20 +292,52 @@ def _worth_repeating(status: int, answer: Any) -> bool:
 
 def _retry_after(response: httpx.Response) -> float | None:
     try:
-        return min(max(float(response.headers["retry-after"]), 0.0), MAX_RETRY_AFTER)
+        seconds = float(response.headers["retry-after"])
     except (KeyError, ValueError):
         return None
+    return None if math.isnan(seconds) else min(max(seconds, 0.0), MAX_RETRY_AFTER)
 
 
-def _read(response: httpx.Response) -> Any:
+async def _exchange(
+    client: httpx.AsyncClient, request: httpx.Request
+) -> tuple[httpx.Response, Json | UnfitError]:
+    """The response to `request` and the JSON object it holds, or why that cannot be read."""
+    response = await client.send(request, stream=True)
     try:
-        return response.json()
+        return response, _read(await _receive(response))
+    except httpx.DecodingError as error:
+        return response, UnfitError(f"its compression is broken ({error})")
+    except UnfitError as error:
+        return response, error
+    finally:
+        await response.aclose()
+
+
+async def _receive(response: httpx.Response) -> bytes:
+    content = bytearray()
+    async with aclosing(cast(AsyncGenerator[bytes, None], response.aiter_bytes())) as chunks:
+        async for chunk in chunks:
+            content += chunk
+            if len(content) > MAX_ANSWER:
+                raise UnfitError(f"it is longer than {MAX_ANSWER} bytes")
+    return bytes(content)
+
+
+def _read(content: bytes) -> Json:
+    """The JSON object in `content`, with null for numbers such as NaN. UnfitError if there is none."""
+    try:
+        answer: Any = read_mended(content.decode(json.detect_encoding(content), "surrogatepass"))
+    except UnfitError:
+        raise
     except ValueError:
-        return None
-
-
-def _as_body(answer: Any, response: httpx.Response) -> Json:
+        answer = None
     if isinstance(answer, dict):
         return answer
-    message = f"The upstream endpoint answered {response.status_code} without JSON: {response.text[:200]}"
-    return error_body(message, "server_error", None)
+    # as UTF-8, whatever the headers say: they can name a charset that raises
+    raise UnfitError(f"it is no JSON object: {content[:800].decode('utf-8', 'replace')[:200]}")
+
+
+def _unreadable(status: int, why: UnfitError) -> tuple[int, Json]:
+    """(HTTP status, body) of a row whose answer was of no use, however it was meant."""
+    message = f"The upstream endpoint's answer ({status}) cannot be read: {why}"
+    return status if status >= 400 else 502, error_body(message, "server_error", "unreadable_answer")

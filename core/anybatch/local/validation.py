@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from . import faults, standin
+from .jsontext import UnfitError, read_mended, read_strict, shallow
 from .machine import Json, Record
 
 MAX_PROBLEMS = 100
@@ -15,6 +16,18 @@ class Plan(NamedTuple):
 
     outcomes: bytes
     problems: list[Json]
+
+
+class Line(NamedTuple):
+    """A line of the input. `request` is its JSON value, None where it is no JSON.
+
+    `unfit` says why the row can be neither sent nor answered, though the line still says whose it is: it then
+    fails alone, and what is nested in its body is left out of `request`.
+    """
+
+    number: int
+    request: Any
+    unfit: str | None
 
 
 def problem(code: str, message: str, param: str | None, line: int | None) -> Json:
@@ -33,14 +46,18 @@ def read_plan(lines: BinaryIO, batch: Record) -> Plan:
         problems.append(problem("model_not_found", str(error), "body.model", 1))
     # A row that a job submits again draws anew, as it would at a real provider.
     again = str(json.loads(batch.metadata or "{}").get("anybatch_round", "0"))
-    for number, request in read_lines(lines):
+    answerable = batch.upstream or standin.supported(batch.endpoint)
+    if not answerable:  # a server with an upstream takes any endpoint, before it knows the model
+        message = f"The stand-in model does not answer {batch.endpoint}."
+        problems.append(problem("invalid_endpoint", message, "endpoint", None))
+    for number, request, unfit in read_lines(lines):
         if len(problems) >= MAX_PROBLEMS:
             break
         if found := _line_problem(request, batch.endpoint, batch.model, seen):
             problems.append(found | {"line": number})
-            continue
-        fits = batch.upstream or standin.check(batch.endpoint, request["body"]) is None
-        outcomes.append(ask.fate(request["custom_id"], again) if fits else faults.FAIL)
+        elif answerable:
+            fits = not unfit and (batch.upstream or standin.check(batch.endpoint, request["body"]) is None)
+            outcomes.append(ask.fate(request["custom_id"], again) if fits else faults.FAIL)
     if not outcomes and not problems:
         message = "The input file is empty. Please ensure that the batch contains at least one request."
         problems.append(problem("empty_file", message, "input_file_id", None))
@@ -51,15 +68,23 @@ def read_plan(lines: BinaryIO, batch: Record) -> Plan:
     return Plan(bytes(outcomes), problems)
 
 
-def read_lines(lines: BinaryIO) -> Iterator[tuple[int, Any]]:
-    """(line number, JSON value) of each line that is not blank; None where it is no JSON."""
+def read_lines(lines: BinaryIO) -> Iterator[Line]:
+    """Each line that is not blank, numbered from 1."""
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+        if line.strip():
+            yield Line(number, *read_request(line))
+
+
+def read_request(line: bytes) -> tuple[Any, str | None]:
+    """(JSON value, why it is unfit) of one line, as `Line` has them."""
+    try:
+        text = line.decode()  # not `json.loads(line)`: bytes may also be UTF-16 or begin with a BOM
         try:
-            yield number, json.loads(line.decode())  # as text: bytes may also be UTF-16 or begin with a BOM
-        except (ValueError, RecursionError):
-            yield number, None
+            return read_strict(text), None
+        except UnfitError as error:
+            return read_mended(shallow(text, 2)), str(error)  # the line's own members and the body's
+    except ValueError:
+        return None, None
 
 
 def _line_problem(request: Any, endpoint: str, model: str | None, seen: set[str]) -> Json | None:
