@@ -189,10 +189,11 @@ class Index:
                 self._torn.add(custom_id)
         return not undecodable or custom_id in self._expected
 
-    def land(self, custom_id: str, raw: bytes) -> tuple[Row, bytes]:
-        """A line that cannot land as it is, as a row, and as the line that lands."""
+    def land(self, custom_id: str, raw: bytes) -> tuple[Outcome, bytes, bool]:
+        """What lands of a line that cannot land as it is: its outcome, its line, and whether that is whole."""
         row = replace(decode_line(raw, self._provider, self._endpoint)[0], custom_id=custom_id)
-        return writable(row)
+        written, line = writable(row)
+        return written.outcome, line, written is row
 
     def _weigh(
         self, custom_id: str, row: Row, place: _Place, known: _Place | None, undecodable: bool
@@ -283,10 +284,10 @@ def merge(
                 tally.counts[place.outcome] += 1
                 out.writelines((_OPENING[place.outcome], memoryview(raw)[1:], b"\n"))
                 continue
-            row, line = index.land(custom_id, raw)
-            tally.counts[row.outcome] += 1
+            outcome, line, is_whole = index.land(custom_id, raw)
+            tally.counts[outcome] += 1
             out.write(line)
-            if row.outcome is not place.outcome:
+            if not is_whole:
                 stray.write(raw + b"\n")
 
 

@@ -87,7 +87,7 @@ def landed_line(row: Row) -> bytes:
 
 
 def writable(row: Row) -> tuple[Row, bytes]:
-    """A row and its landed line; a failed one in its place where it does not go into JSON, as one that is
+    """A row and its landed line; a failed row in its place where it does not go into JSON, as one that is
     nested too deep or holds a number without bounds."""
     try:
         return row, landed_line(row)

@@ -105,9 +105,7 @@ def finalise_standin(store: Store, batch: Record) -> None:
                 identity = identify(batch.id, custom_id)
                 if index >= worked or outcomes[index] == faults.EXPIRE:
                     tally.error(custom_id, identity, unfinished)
-                elif outcomes[index] == faults.MISS:
-                    tally.completed += 1
-                else:
+                elif outcomes[index] != faults.MISS:
                     answer = _answer(batch, line, identity, outcomes[index])
                     tally.response(custom_id, identity, *answer)
 

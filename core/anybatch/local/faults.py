@@ -9,7 +9,7 @@ any of these parameters; seconds count from the creation of the batch.
 | `seed=1`            | 0       | another draw of which rows are hit                                         |
 | `fail=0.02`         | 0       | share of rows that get an HTTP error: 400, 429 or 500                      |
 | `expire=0.01`       | 0       | share of rows that never finish; the batch ends `expired`                  |
-| `missing=0.01`      | 0       | share of rows counted as completed but found in neither file               |
+| `missing=0.01`      | 0       | share of rows in no count and in neither file                              |
 | `invalid=some_code` |         | validation fails the batch with this code, e.g. `token_limit_exceeded`     |
 | `cancel=12`         |         | the provider cancels the batch in second 12; finished rows are kept        |
 | `throttle=2..5`     |         | every request to this database is answered 429 in seconds 2 to 5           |

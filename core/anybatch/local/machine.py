@@ -156,5 +156,5 @@ def _progress(batch: Record, now: float, outcomes: bytes | None) -> dict[str, in
     if batch.upstream or outcomes is None:
         return {"total": batch.rows or 0, "completed": batch.completed, "failed": batch.failed}
     done = outcomes[: finished_rows(batch, now)]
-    completed = done.count(faults.SUCCEED) + done.count(faults.MISS)
-    return {"total": len(outcomes), "completed": completed, "failed": done.count(faults.FAIL)}
+    completed, failed = done.count(faults.SUCCEED), done.count(faults.FAIL)
+    return {"total": len(outcomes), "completed": completed, "failed": failed}

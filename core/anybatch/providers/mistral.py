@@ -147,7 +147,7 @@ class Mistral(Provider):
         else:  # a page beyond the end may repeat the last one
             more, cut = len(batches) >= size and last != before, False
         stands = bool(batches) and last == before
-        cursor = f"{page + 1}:{last}" if more and not stands else None
+        cursor = f"{page + 1}:{last}" if more and not stands and not cut else None
         return Page(batches, next_cursor=cursor, has_more=more or cut)
 
     def result_requests(self, batch: Batch) -> list[httpx.Request]:
