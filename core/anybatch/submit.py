@@ -150,8 +150,8 @@ def prepare(job: Job, provider: Provider, scratch: Path) -> Plan | None:
         path = open_path(source)
     else:
         path = open_path(_spool_requests(cast("Iterable[Any]", source), scratch / "requests.jsonl"))
+    ledger = job.folder.read()
     try:
-        ledger = job.folder.read()
         before = ledger if ledger is not None and ledger.job == job.identity else None
         plan = _planned(job, provider, path, scratch, before.shard_requests if before else job.shard_requests)
         if before is not None and before.shard_requests != job.shard_requests:
