@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     )
     Prompt: TypeAlias = "str | Callable[[dict[str, Any]], Any]"
 
-_TABLES = (".csv", ".tsv", ".parquet")
-
 
 class Hidden:
     """Requests, or a function that makes them, in a form that Airflow can neither render nor store."""
@@ -51,7 +49,8 @@ class InputField:
 
 def is_shown(value: Any) -> bool:
     """Whether Airflow may see an input as it is: a path, or the XCom that will be one or be hidden."""
-    return isinstance(value, Hidden) or is_path(value) or hasattr(value, "resolve")
+    # Of the type: a frame may have a column of that name, and would be rendered and stored.
+    return isinstance(value, Hidden) or is_path(value) or hasattr(type(value), "resolve")
 
 
 def read_input(value: Any, context: Context) -> Any:
@@ -85,8 +84,6 @@ def requests_from(
             raise ConfigurationError(
                 f"{' and '.join(only)}: only with `prompt`, which makes requests of a table"
             )
-        if is_path(value) and str(value).lower().endswith(_TABLES):
-            raise ConfigurationError(f"{value} is a table: give `prompt` to make requests of its rows")
         return value
     if model is None:
         raise ConfigurationError("`prompt` makes requests of a table, and they need `model`")

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
-from anybatch import ConfigurationError, build_requests
-from anybatch.ledger import is_path
-from anybatch.tables import read_rows
+from anybatch import ConfigurationError, InputError, build_requests
+from anybatch.tables import read_requests
 
 if TYPE_CHECKING:
     from .options import JobOptions
@@ -65,8 +64,13 @@ def _lines(given: Any, options: JobOptions) -> Any:
 
 def _partitioned(given: Mapping[str, Any], options: JobOptions) -> Iterator[Mapping[str, Any]]:
     for partition, part in given.items():
-        lines = _lines(part, options)
-        yield from (_sign(line, partition) for line in (read_rows(lines) if is_path(lines) else lines))
+        try:
+            yield from (_sign(line, partition) for line in read_requests(_lines(part, options)))
+        except ConfigurationError as error:
+            raise ConfigurationError(f"partition {partition}: {error.message}") from error
+        except InputError as error:  # its row is one of this partition's
+            source = f"partition {partition}: {error.source}"
+            raise InputError(source, error.problems, more=error.more) from error
 
 
 def _sign(line: Any, partition: str) -> Any:

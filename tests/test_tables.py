@@ -79,7 +79,11 @@ def test_files(tmp_path: Path, name: str, content: str, expected: list[dict[str,
         ("t.csv", b'a,b\n1,2\n3,"4\n5,6\n', "row 2: is not CSV near line 4: unexpected end of data"),
         ("t.csv", b"a,b\n1,2\n3,\xff\n", "line 3: not UTF-8: byte 0xff at column 3"),
         ("t.jsonl", b'{"a":1}\n{"a":\n', "line 2: is not JSON"),
-        ("t.jsonl", b"[1]\n", "row 1: is not a mapping of columns but list"),
+        (
+            "t.jsonl",
+            b"[1]\n",
+            "line 1: is not a mapping of columns but list of int; a line holds one JSON object",
+        ),
         ("t.txt", b"", "is none of .csv, .tsv, .jsonl, .ndjson, .parquet"),
     ],
 )
@@ -92,8 +96,11 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, me
 
 def test_no_such_file(tmp_path: Path) -> None:
     (tmp_path / "folder.csv").mkdir()
-    for name in ("missing.csv", "folder.csv"):
-        with pytest.raises(InputError, match=f"{name}: 1 problem.*\n.*there is no such file"):
+    for name, wrong in (
+        ("missing.csv", "there is no such file"),
+        ("folder.csv", "is a folder; pass its files"),
+    ):
+        with pytest.raises(InputError, match=f"{name}: 1 problem.*\n.*{wrong}"):
             list(read_rows(tmp_path / name))
 
 

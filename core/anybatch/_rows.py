@@ -1,21 +1,36 @@
 """Reading a table, whatever it is: a stream of dicts, in constant memory.
 
-pandas, polars and pyarrow are recognised by what they can do and never imported; rows count from 1.
+A table may come in parts, as chunks, frames or record batches do: its rows come one by one all the same, and
+count from 1 throughout. What is no row is refused by its number before anything is made of the table.
 """
 
 from __future__ import annotations
 
 import csv
 import importlib
-import itertools
+import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
-from pydantic_core import from_json
-
+from ._shapes import (
+    ArrowTable,
+    PandasFrame,
+    PolarsFrame,
+    advise,
+    column_name,
+    columns_of,
+    describe,
+    flatten,
+    is_arrow,
+    is_column,
+    is_iterable_of_rows,
+    is_missing,
+    is_pandas,
+    is_polars,
+)
 from .errors import ConfigurationError, InputError, Problem
 from .ledger import open_path
 from .lines import iter_lines
@@ -25,67 +40,74 @@ if TYPE_CHECKING:
 
 _CHUNK = 1024  # rows that are turned into Python objects at a time
 
-
-@runtime_checkable
-class PandasFrame(Protocol):
-    """What is used of a pandas DataFrame; its index is no column, `reset_index()` makes it one."""
-
-    @property
-    def columns(self) -> Any: ...
-    def itertuples(self, index: bool = ..., name: str | None = ...) -> Iterable[tuple[Any, ...]]: ...
-
-
-@runtime_checkable
-class PolarsFrame(Protocol):
-    """What is used of a polars DataFrame."""
-
-    def iter_rows(self, *, named: Literal[True]) -> Iterable[dict[str, Any]]: ...
-
-
-@runtime_checkable
-class ArrowTable(Protocol):
-    """What is used of a pyarrow Table or RecordBatch."""
-
-    @property
-    def num_rows(self) -> int: ...
-    def slice(self, offset: int = ..., length: int | None = ...) -> Any: ...
-    def to_pylist(self) -> list[dict[str, Any]]: ...
-
-
 Record: TypeAlias = dict[str, Any]
 PathLike: TypeAlias = "str | os.PathLike[str] | UPath"  # the UPath of a remote file is no os.PathLike
-Table: TypeAlias = "PathLike | PandasFrame | PolarsFrame | ArrowTable | Iterable[Mapping[str, Any]]"
+# No type tells what may be a row, or a part of a table, from what may not: `columns_of` and `flatten` do.
+Table: TypeAlias = "PathLike | PandasFrame | PolarsFrame | ArrowTable | Iterable[Any]"
 
 
 def read_rows(table: Table) -> Iterator[Record]:
     """The rows of a table as dicts; NaN, NA and NaT become None, numpy scalars Python's own.
 
-    Raises InputError naming the row that cannot be read.
+    Raises InputError naming the row that cannot be read, ConfigurationError for what is no table.
     """
     for number, row in enumerate(_rows(table), start=1):
-        if not hasattr(row, "keys"):  # sqlite3.Row has them and is no Mapping
-            raise bad_row(number, None, f"is not a mapping of columns but {type(row).__name__}")
-        # Iterating over a sqlite3.Row itself would give its values.
-        yield {str(name): _plain(row[name]) for name in row.keys()}  # noqa: SIM118
+        columns = columns_of(row)
+        if columns is None:
+            where = "" if isinstance(table, list | str) else f" (the table is a {type(table).__name__})"
+            raise bad_row(
+                number, None, f"is not a mapping of columns but {describe(row)}{where}{advise(row)}"
+            )
+        yield _record(columns, number)
+
+
+def _record(columns: list[tuple[Any, Any]], number: int) -> Record:
+    record: Record = {}
+    for name, value in columns:
+        text = name if type(name) is str else column_name(name)
+        if text is None:
+            raise bad_row(number, None, f"has a column that is called {name!r}; name columns by text")
+        if text in record:  # one of the two would be lost
+            raise bad_row(number, text, "there is more than one column of this name; rename one of them")
+        record[text] = _cell(value, number, text)
+    return record
 
 
 def _rows(table: Any) -> Iterable[Any]:
-    if isinstance(table, PandasFrame):
-        names = _distinct([str(name) for name in table.columns], "the frame")
-        return (dict(zip(names, row, strict=True)) for row in table.itertuples(index=False, name=None))
-    if isinstance(table, PolarsFrame):
-        return table.iter_rows(named=True)
-    if isinstance(table, ArrowTable):
-        return _arrow_rows(table)
+    if (rows := _whole(table, f"the {type(table).__name__}")) is not None:
+        return rows
     if (path := as_path(table)) is not None:
         return _file_rows(path)
-    if isinstance(table, Mapping) or not isinstance(table, Iterable):
-        kind = type(table).__name__
-        raise ConfigurationError(f"a table is a path, a frame or an iterable of rows, not {kind}")
-    # Readers of Arrow data iterate over batches.
-    return itertools.chain.from_iterable(
-        _arrow_rows(item) if isinstance(item, ArrowTable) else (item,) for item in table
-    )
+    if isinstance(table, csv.DictReader):
+        _names(table.fieldnames or (), "the DictReader")
+    if not is_iterable_of_rows(table):
+        raise ConfigurationError(
+            f"a table is a path, a frame or an iterable of rows, not {describe(table)}{advise(table)}"
+        )
+    return flatten(table, _part, "the table")
+
+
+def _whole(table: Any, name: str) -> Iterable[Any] | None:
+    """The rows of a frame, by which a name stands once; None for anything else."""
+    if is_pandas(table):
+        return _named(_names(table.columns, name), table.itertuples(index=False, name=None))
+    if is_polars(table):
+        return _named(_names(table.columns, name), table.iter_rows())
+    if is_arrow(table):
+        _names(table.schema.names, name)
+        return _arrow_rows(table)
+    return None
+
+
+def _part(item: Any, name: str) -> Iterable[Any] | None:
+    """The rows of a frame or a file among a table's items. A text is none: it may be meant as a row."""
+    if not isinstance(item, str) and (path := as_path(item)) is not None:
+        return _file_rows(path)
+    return _whole(item, f"{name}, a {type(item).__name__}")
+
+
+def _named(names: list[str], rows: Iterable[tuple[Any, ...]]) -> Iterator[Record]:
+    return (dict(zip(names, row, strict=True)) for row in rows)
 
 
 def _arrow_rows(table: ArrowTable) -> Iterator[Any]:
@@ -96,8 +118,14 @@ def _arrow_rows(table: ArrowTable) -> Iterator[Any]:
 def as_path(value: object) -> Any:
     """A path object for what names a file, local or not; None for anything else."""
     if isinstance(value, str):
+        if "\n" in value:
+            raise ConfigurationError(
+                "a file is named by its path, not given as a text of several lines: write it to a file, or "
+                "pass its rows"
+            )
         return open_path(value)
-    if hasattr(value, "open") and hasattr(value, "suffix"):
+    # Of the type: a row may have columns of these names, as one of stock prices does.
+    if callable(getattr(type(value), "open", None)) and hasattr(type(value), "suffix"):
         return value
     return Path(value) if isinstance(value, os.PathLike) else None
 
@@ -107,12 +135,24 @@ def _file_rows(path: Any) -> Iterator[Any]:
     read = readers.get(path.suffix.lower())
     if read is None:
         raise bad_table(str(path), f"is none of {', '.join(readers)}; read it yourself and pass the rows")
-    try:
-        file = path.open("rb")
-    except (FileNotFoundError, IsADirectoryError):
-        raise bad_table(str(path), "there is no such file") from None
-    with file:
+    with _opened(path) as file:
         yield from read(file, str(path))
+
+
+def read_jsonl(path: Any) -> Iterator[Record]:
+    """The objects of a JSONL file, whatever it is called, with their values as they stand there."""
+    with _opened(path) as file:
+        yield from _jsonl(file, str(path))
+
+
+def _opened(path: Any) -> BinaryIO:
+    try:
+        file: BinaryIO = path.open("rb")
+    except FileNotFoundError:
+        raise bad_table(str(path), "there is no such file") from None
+    except IsADirectoryError:
+        raise bad_table(str(path), "is a folder; pass its files, as in sorted(folder.iterdir())") from None
+    return file
 
 
 def _csv(file: BinaryIO, name: str, delimiter: str = ",") -> Iterator[Record]:
@@ -126,7 +166,7 @@ def _csv(file: BinaryIO, name: str, delimiter: str = ",") -> Iterator[Record]:
         header = next(reader, None)
         if not header:
             raise bad_table(name, "there is no header line")
-        columns = _distinct(header, name)
+        columns = _names(header, name)
         for number, cells in enumerate(filter(None, reader), start=1):
             if len(cells) != len(columns):
                 raise bad_row(number, None, f"has {len(cells)} cells, the header {len(columns)}", name)
@@ -148,15 +188,35 @@ def _tsv(file: BinaryIO, name: str) -> Iterator[Record]:
     return _csv(file, name, "\t")
 
 
-def _jsonl(file: BinaryIO, name: str) -> Iterator[Any]:
+def _jsonl(file: BinaryIO, name: str) -> Iterator[Record]:
     for number, (_, line) in enumerate(iter_lines(file), start=1):
         line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if not line.strip():
             continue
         try:
-            yield from_json(line, cache_strings="keys")
-        except ValueError as error:
+            row = json.loads(line.decode(), object_pairs_hook=_members)
+        except (ValueError, RecursionError) as error:
             raise InputError(name, [Problem(number, None, f"is not JSON: {error}")]) from None
+        except _RepeatedError as error:
+            repeated = f"more than one member is called {str(error)!r}; rename one of them"
+            raise InputError(name, [Problem(number, None, repeated)]) from None
+        if not isinstance(row, dict):
+            wrong = f"is not a mapping of columns but {describe(row)}; a line holds one JSON object"
+            raise InputError(name, [Problem(number, None, wrong)])
+        yield row
+
+
+class _RepeatedError(Exception):
+    """A JSON object has two members of this name."""
+
+
+def _members(pairs: list[tuple[str, Any]]) -> Record:
+    """A JSON object as a dict, which would keep the last of two members of one name."""
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise _RepeatedError(next(name for name in names if names.count(name) > 1))
+    return members
 
 
 def _parquet(file: BinaryIO, name: str) -> Iterator[Record]:
@@ -164,27 +224,73 @@ def _parquet(file: BinaryIO, name: str) -> Iterator[Record]:
         parquet = importlib.import_module("pyarrow.parquet")
     except ModuleNotFoundError:
         raise ConfigurationError(f"reading {name} needs pyarrow: pip install pyarrow") from None
-    for batch in parquet.ParquetFile(file).iter_batches(batch_size=_CHUNK):
+    source = parquet.ParquetFile(file)
+    _names(source.schema_arrow.names, name)
+    for batch in source.iter_batches(batch_size=_CHUNK):
         yield from batch.to_pylist()
 
 
-def _distinct(columns: list[str], name: str) -> list[str]:
-    if repeated := sorted({column for column in columns if columns.count(column) > 1}):
-        raise bad_table(name, f"more than one column is called {', '.join(map(repr, repeated))}")
-    return columns
+def _names(columns: Iterable[Any], name: str) -> list[str]:
+    """The names of a table's columns, each of which is a text and stands once."""
+    names: list[str] = []
+    for column in columns:
+        if (text := column_name(column)) is None:
+            levels = "join its levels: frame.columns = ['_'.join(map(str, name)) for name in frame.columns]"
+            advice = levels if isinstance(column, tuple) else "name columns by text"
+            raise bad_table(name, f"a column is called {column!r}; {advice}")
+        names.append(text)
+    if repeated := sorted({column for column in names if names.count(column) > 1}):
+        called = ", ".join(map(repr, repeated))
+        raise bad_table(name, f"more than one column is called {called}; rename one of them")
+    return names
+
+
+_ORDINARY = frozenset({str, int, bool, type(None)})
+_BUILTIN = _ORDINARY | {float, list, tuple, dict}
+
+
+def _cell(value: Any, number: int, column: str) -> Any:
+    """A cell as an ordinary Python value."""
+    kind = type(value)
+    if kind in _ORDINARY:
+        return value
+    if kind not in _BUILTIN and is_column(value):
+        message = f"holds {describe(value)}: a whole column, not a cell; make a DataFrame of the columns"
+        raise bad_row(number, column, message)
+    return _plain(value)
 
 
 def _plain(value: Any) -> Any:
-    """A cell as an ordinary Python value."""
-    if value is None or type(value) in (str, int, bool):
+    """A value as ordinary Python, also within lists and dicts: numpy's look like calls in a prompt."""
+    kind = type(value)
+    if kind in _ORDINARY:
         return value
-    if isinstance(value, float):  # numpy.float64 is one
-        return None if value != value else float(value)
-    if type(value).__name__ in ("NAType", "NaTType"):
+    if kind is list or kind is tuple:
+        return value if _is_plain(value) else kind(map(_plain, value))
+    if kind is dict:
+        return {name: _plain(member) for name, member in value.items()}
+    if is_missing(value):
         return None
+    if isinstance(value, float):  # numpy.float64 is one
+        return float(value)
+    if hasattr(value, "as_py"):  # a scalar of pyarrow
+        return _plain(value.as_py())
     if hasattr(value, "dtype") and hasattr(value, "tolist"):  # other numpy scalars and arrays
+        if value.dtype.name in ("datetime64[ns]", "timedelta64[ns]"):  # they come to whole nanoseconds
+            value = value.astype(value.dtype.name.replace("ns", "us"))
         return _plain(value.tolist())
     return value
+
+
+def _is_plain(values: list[Any] | tuple[Any, ...]) -> bool:
+    """Whether a list surely needs no change. Quick, as a vector has a thousand numbers and more."""
+    kinds = set(map(type, values))
+    if kinds <= _ORDINARY:
+        return True
+    if kinds != {float}:
+        return False
+    total: float = sum(values)  # NaN where one of them is
+    return total == total
 
 
 def bad_table(name: str, message: str) -> InputError:

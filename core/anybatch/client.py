@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
+from ._requests import batch_file
 from ._version import __version__
 from .collect import collect, ended_batch
 from .content import Content
@@ -123,7 +124,7 @@ class _Shell:
         with tempfile.TemporaryDirectory(prefix="anybatch-") as scratch:
             spooled = Path(scratch) / "content.jsonl"
             content, models = yield from do(
-                lambda: _one_batch(provider, Path(input_file_path), endpoint, spooled)
+                lambda: _one_batch(provider, batch_file(input_file_path), endpoint, spooled)
             )
             new = NewBatch(
                 content, endpoint, completion_window, metadata or {}, options, models, uuid.uuid4().hex

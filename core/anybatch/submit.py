@@ -7,12 +7,12 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
+from ._requests import check_path, iter_requests, no_request
 from .attempt import Attempt
 from .collect import tidy
 from .errors import ConfigurationError, InputChangedError, LedgerConflictError, NotFoundError
@@ -24,8 +24,6 @@ from .rounds import ids_name, records_of, rows_name, stray_name
 from .shards import call_off, let_writes_show, read_ledger, replaced_meanwhile, unnoted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from upath import UPath
 
     from .job import Job, JobInput
@@ -148,8 +146,9 @@ def prepare(job: Job, provider: Provider, scratch: Path) -> Plan | None:
     source = job.input
     if is_path(source):
         path = open_path(source)
+        check_path(path)
     else:
-        path = open_path(_spool_requests(cast("Iterable[Any]", source), scratch / "requests.jsonl"))
+        path = open_path(_spool_requests(source, scratch / "requests.jsonl"))
     ledger = job.folder.read()
     try:
         before = ledger if ledger is not None and ledger.job == job.identity else None
@@ -195,12 +194,12 @@ def _is_settled(ledger: Ledger) -> bool:
     return all_created or (ledger.stopped_at is not None and not ledger.is_untouched)
 
 
-def _spool_requests(requests: Iterable[Mapping[str, Any]], path: Path) -> Path:
+def _spool_requests(requests: object, path: Path) -> Path:
     """Write request objects down: they are read again for a later round, and may not come twice."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        for number, request in enumerate(requests, start=1):
-            if not isinstance(request, Mapping):
-                raise ConfigurationError(f"request {number} is {type(request).__name__}, not a mapping")
+        for number, request in enumerate(iter_requests(requests), start=1):
+            if (wrong := no_request(request)) is not None:
+                raise ConfigurationError(f"request {number} {wrong}")
             try:
                 file.write(json.dumps(dict(request), ensure_ascii=False, allow_nan=False) + "\n")
             except (TypeError, ValueError) as error:

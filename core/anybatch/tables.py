@@ -1,7 +1,9 @@
 """From a table to request lines, and from results back to the table: both streaming, in constant memory.
 
-A table is an iterable of mappings, a path or fsspec URL of a CSV, TSV, JSONL or Parquet file, or a frame of
-pandas, polars or pyarrow. Rows count from 1.
+A table is an iterable of rows (mappings, database rows, named tuples, dataclasses, pydantic objects), a path
+or fsspec URL of a CSV, TSV, JSONL or Parquet file, or a frame of pandas, polars, DuckDB or pyarrow. It may
+come in parts: a list or an iterator of frames, batches, path objects or lists of rows is one table. Rows
+count from 1.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from ._requests import iter_requests, no_request, read_requests
 from ._rows import PathLike, Record, Table, as_path, bad_row, bad_table, read_rows
+from ._shapes import advise, describe, flatten, is_frame, is_iterable_of_rows
 from .errors import ConfigurationError, InputError, Problem
 from .models import BatchResult, Outcome, Report, Row
 from .results import read_landed
 
-__all__ = ["build_requests", "join_results", "read_rows", "write_jsonl"]
+__all__ = ["build_requests", "join_results", "read_requests", "read_rows", "write_jsonl"]
 
 Prompt: TypeAlias = str | Callable[[Record], str | Sequence[Any] | Mapping[str, Any]]
 RowId: TypeAlias = str | Callable[[Record], object] | None
@@ -190,7 +194,7 @@ def write_jsonl(path: PathLike, requests: Iterable[Mapping[str, Any]]) -> int:
     number = 0
     try:
         with temporary.open("wb") as file:
-            for number, request in enumerate(requests, start=1):
+            for number, request in enumerate(iter_requests(requests), start=1):
                 file.write(_encode(request, number, str(target)))
         temporary.rename(target)
     except BaseException:
@@ -204,6 +208,9 @@ _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan
 
 
 def _encode(request: Mapping[str, Any], number: int, name: str) -> bytes:
+    # Of a list of pairs, or of requests with two members each, dict() would make some object, too.
+    if (wrong := no_request(request)) is not None:
+        raise InputError(name, [Problem(number, None, wrong)])
     try:
         return _encoder.encode(dict(request)).encode() + b"\n"
     except (TypeError, ValueError) as error:
@@ -231,8 +238,8 @@ def join_results(
     None). All names are preceded by `prefix`.
 
     results  a job's folder, its results.jsonl or its Report, or any iterable of rows, such as
-             `client.results(…)`. Results in the table's order are joined in one pass; others go through an
-             index in a temporary file.
+             `client.results(…)`, or of such iterables. Results in the table's order are joined in one pass;
+             others go through an index in a temporary file.
     id       as given to `build_requests`.
     parse    "json", or a function of the content: the members of the object it comes to become columns too.
              Content that cannot be parsed keeps its outcome and says why in `error`.
@@ -287,11 +294,27 @@ def _result_rows(results: Any) -> Iterable[Row]:
         results = results.results
     path = as_path(results)
     if path is None:
-        return results  # type: ignore[no-any-return]
+        return _given_results(results)
     file = path / "results.jsonl" if path.is_dir() else path
     if not file.exists():
         raise bad_table(str(file), "there is no such file; it appears once the job is done")
     return read_landed(file)
+
+
+def _given_results(results: Any) -> Iterator[Row]:
+    """Results one by one, also out of lists and iterators of them, as of several batches."""
+    if is_frame(results) or not is_iterable_of_rows(results):
+        raise ConfigurationError(
+            "results are a job's folder or Report, or an iterable of anybatch.Row, not "
+            f"{describe(results)}{advise(results)}"
+        )
+    rows = flatten(results, lambda item, _: item.results if isinstance(item, BatchResult) else None, "")
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, Row):
+            raise ConfigurationError(
+                f"result {number} is {describe(row)}, not an anybatch.Row; of a file of results pass the path"
+            )
+        yield row
 
 
 class _Lookup:

@@ -276,6 +276,40 @@ def test_requests_from_an_xcom_are_hidden_once_they_are_there(
     assert operator.input.value is requests
 
 
+def test_a_table_with_a_column_called_resolve_is_hidden(
+    make_operator: Callable[..., AnyBatchOperator],
+) -> None:
+    """G2: a frame's columns are its attributes, and this one was taken for an XCom: rendered, and stored."""
+    pandas = pytest.importorskip("pandas")
+    operator = make_operator(input=pandas.DataFrame({"resolve": [SECRET]}), prompt="{resolve}", model="m")
+    assert repr(operator.input) == "<1 requests>"
+
+
+def test_each_row_of_a_table_in_chunks_becomes_a_request(
+    make_operator: Callable[..., AnyBatchOperator], context: dict[str, Any], tmp_path: Path
+) -> None:
+    """G2: it was one request for each chunk."""
+    pandas = pytest.importorskip("pandas")
+    table = tmp_path / "table.csv"
+    table.write_text("id,text\n" + "".join(f"{number},t{number}\n" for number in range(5)))
+    operator = make_operator(
+        input=lambda: pandas.read_csv(table, chunksize=2),
+        prompt="[delay=0] {text}", id_column="id", model="m", deferrable=False,
+    )  # fmt: skip
+    assert operator.execute(context)["rows"] == 5
+
+
+@pytest.mark.parametrize("shape", ["frame", "frames", "csv"])
+def test_a_table_without_a_prompt_is_refused_by_name(
+    shape: str, make_operator: Callable[..., AnyBatchOperator], context: dict[str, Any], tmp_path: Path
+) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"text": ["x"]})
+    given = {"frame": frame, "frames": [frame], "csv": str(tmp_path / "table.csv")}[shape]
+    with pytest.raises(AirflowFailException, match=r"table.*give `prompt`"):
+        make_operator(input=given, deferrable=False).execute(context)
+
+
 def test_the_metadata_database_sees_no_prompt(
     make_operator: Callable[..., AnyBatchOperator], make_requests: MakeRequests
 ) -> None:

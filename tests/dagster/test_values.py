@@ -1,7 +1,9 @@
 """The value of a result asset, through an IO manager, for one partition and for several in one run."""
 
 # No `from __future__ import annotations`: Dagster reads the annotations of the assets below.
+import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -173,7 +175,11 @@ def generated() -> Iterator[dict[str, Any]]:
     yield from rows()
 
 
-@pytest.mark.parametrize("function", [frame, rows, generated])
+def chunks() -> Iterator[Any]:
+    yield from (frame()[:1], frame()[1:])
+
+
+@pytest.mark.parametrize("function", [frame, rows, generated, chunks])
 def test_with_a_prompt_the_function_returns_a_table(
     function: Any, provider: Provider, instance: dg.DagsterInstance
 ) -> None:
@@ -309,6 +315,62 @@ def test_requests_that_belong_nowhere_are_refused_before_anything_is_sent(
     assets = build_batch_assets(
         lambda: given, name="reviews", partitions_def=DAYS, backfill_policy=dg.BackfillPolicy.single_run()
     )
+    result = run(provider, instance, assets, tags=ranged("2026-01-01", "2026-01-02"))
+    (event,) = [event for event in result.all_events if event.event_type_value == "STEP_FAILURE"]
+    assert message in str(event.step_failure_data.error)
+    assert provider.ids() == []
+
+
+def request_file(folder: Path) -> Path:
+    path = folder / "requests.jsonl"
+    path.write_text("".join(json.dumps(request(name, NOW, NOW)) + "\n" for name in "ab"))
+    return path
+
+
+@pytest.mark.parametrize("shape", ["lists", "file"])
+def test_requests_of_a_partition_in_parts(
+    shape: str, provider: Provider, instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    given: Any = (
+        [[request("a", model=NOW)], [request("b", model=NOW)]] if shape == "lists" else request_file(tmp_path)
+    )
+    assets = build_batch_assets(
+        lambda context: dict.fromkeys(context.partition_keys, given),
+        name="reviews", partitions_def=DAYS, backfill_policy=dg.BackfillPolicy.single_run(),
+    )  # fmt: skip
+    result = run(provider, instance, assets, tags=ranged("2026-01-01", "2026-01-02"))
+    assert told(result, "2026-01-02")["anybatch/requests"] == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "prompt", "message"),
+    [
+        (frame(), None, "partition 2026-01-02: DataFrame is a table, not request lines: give `prompt`"),
+        ("table.csv", None, "partition 2026-01-02: table.csv is a table, not request lines"),
+        (
+            request("a"),
+            None,
+            "partition 2026-01-02: request lines are a path or an iterable of mappings, not d",
+        ),
+        (
+            {"text": ["x"]},
+            "{text}",
+            "partition 2026-01-02: a table is a path, a frame or an iterable of rows",
+        ),
+        ([7], "{text}", "partition 2026-01-02: the table: 1 problem"),
+        (None, "{text}", "partition 2026-01-02: the function returned None"),
+    ],
+)
+def test_what_is_no_table_of_a_partition(
+    given: Any, prompt: str | None, message: str, provider: Provider, instance: dg.DagsterInstance
+) -> None:
+    """G2: a table for which there is no prompt, and what is none, are named with their partition."""
+    good: Any = rows() if prompt else [request("a")]
+    assets = build_batch_assets(
+        lambda: {"2026-01-01": good, "2026-01-02": given},
+        name="reviews", partitions_def=DAYS, backfill_policy=dg.BackfillPolicy.single_run(),
+        prompt=prompt, model=NOW,
+    )  # fmt: skip
     result = run(provider, instance, assets, tags=ranged("2026-01-01", "2026-01-02"))
     (event,) = [event for event in result.all_events if event.event_type_value == "STEP_FAILURE"]
     assert message in str(event.step_failure_data.error)
