@@ -190,7 +190,7 @@ class Index:
         return not undecodable or custom_id in self._expected
 
     def land(self, custom_id: str, raw: bytes) -> tuple[Outcome, bytes, bool]:
-        """What lands of a line that cannot land as it is: its outcome, its line, and whether that is whole."""
+        """What lands of a line that cannot land as it is: outcome, line, and whether that says all of it."""
         row = replace(decode_line(raw, self._provider, self._endpoint)[0], custom_id=custom_id)
         written, line = writable(row)
         return written.outcome, line, written is row

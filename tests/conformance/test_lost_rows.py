@@ -25,7 +25,7 @@ from anybatch import (
 )
 from anybatch import lost as lost_module
 from tests.fakes.faults import CutBody, ResetAfter, Respond
-from tests.fakes.provider import FakeProvider
+from tests.fakes.provider import FakeProvider, State
 from tests.fakes.server import Reply, Request
 
 from .world import FORMATS, Driver, RemoteWorld, landed, row_ids
@@ -307,7 +307,7 @@ def test_one_dead_batch(
         assert len(world.fake.batches) == made
         return
     if on_lost == "resubmit":
-        world.let_batches_end()
+        let_new_batches_end(world)
     report = run_again(driver, job)
     found = landed(job, report, row_ids(6))
     if on_lost == "land":
@@ -321,6 +321,12 @@ def test_one_dead_batch(
         assert report.rounds == 2
         assert len(world.fake.batches) == made + 1
     assert len(report.batches) == 3 + (on_lost == "resubmit")
+
+
+def let_new_batches_end(world: RemoteWorld) -> None:
+    """Those that are made from now on; a batch that is cancelling for ever goes on doing so."""
+    before = set(world.fake.batches)
+    world.end_with(lambda fake, batch_id: None if batch_id in before else fake.finish(batch_id))
 
 
 def run_again(driver: Driver, job: Any) -> Any:
@@ -345,7 +351,7 @@ def test_stop_and_more_rounds_with_a_dead_batch(
     made = len(world.fake.batches)
     assert driver.run(replace(job, max_rounds=3), timeout=10).counts == report.counts
     assert len(world.fake.batches) == made, "lost rows are bought again by on_lost='resubmit' alone"
-    world.let_batches_end()
+    let_new_batches_end(world)
     again = driver.run(replace(job, max_rounds=4, on_lost="resubmit"), timeout=10)
     assert again.ok
     assert len(world.fake.batches) == made + 1
@@ -466,6 +472,8 @@ def test_a_full_page_without_a_word_of_more(world: RemoteWorld, driver: Driver, 
                 twin = replace(
                     ours,
                     id=f"{ours.id[:-4]}{number:04}x",
+                    state=State.CANCELLED,
+                    reached={**ours.reached, State.CANCELLED: ours.created_at},
                     input_file_id="file-other",
                     metadata={"anybatch_job": "other"},
                 )
