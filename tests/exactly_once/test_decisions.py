@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from itertools import permutations
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from anybatch import ConfigurationError, Job, JobError, get_provider
 from anybatch.job import fingerprint, job_metadata, shard_metadata, short
 from anybatch.ledger import Ledger, ShardRecord, Step
+from anybatch.lost import lost_row
 from anybatch.merge import Tally
 from anybatch.models import Batch, BatchStatus, Body, Outcome, Row, RowError
 from anybatch.providers.base import oldest
@@ -225,7 +226,7 @@ def test_what_may_go_again(
 ) -> None:
     statuses = {BatchStatus.COMPLETED, *([BatchStatus.CANCELLED] if cancelled else [])}
     job = Job(input="i", output="/out", max_rounds=max_rounds)
-    assert budget(job, ledger(rounds=rounds, renewals=renewals, renewed=renewed), statuses) == expected
+    assert budget(job, ledger(rounds=rounds, renewals=renewals, renewed=renewed), statuses)[:2] == expected
 
 
 @pytest.mark.parametrize(
@@ -244,7 +245,23 @@ def test_what_may_go_again_of_a_job_that_was_stopped(
         update={"stopped_at": NOW, "max_rounds": before, "landed_at": NOW if landed else None}
     )
     job = Job(input="i", output="/out", max_rounds=max_rounds)
-    assert budget(job, stopped, {BatchStatus.CANCELLED}) == expected
+    assert budget(job, stopped, {BatchStatus.CANCELLED})[:2] == expected
+
+
+@pytest.mark.parametrize(
+    ("on_lost", "renewed", "again"),
+    [("fail", 0, False), ("land", 0, False), ("resubmit", 0, True), ("resubmit", 2, False)],
+)
+@pytest.mark.parametrize("max_rounds", [1, 2])
+def test_lost_rows_go_again_by_on_lost_alone(
+    on_lost: Literal["fail", "land", "resubmit"], renewed: int, again: bool, max_rounds: int
+) -> None:
+    """FAULTS A4b: whatever `max_rounds` is, and as often in one attempt as rows of cancelled batches."""
+    job = Job(input="i", output="/out", max_rounds=max_rounds, on_lost=on_lost)
+    allowed = budget(job, ledger(renewed=renewed), {BatchStatus.COMPLETED})
+    lost = replace(row("missing"), error=lost_row("batch b is gone"))
+    out = io.BytesIO()
+    assert choose([landed_line(lost)], ids("1"), None, allowed, out) == (again, 0, again)
 
 
 ROWS = [("a", "succeeded"), ("b", "cancelled"), ("c", "expired"), ("d", "cancelled"), ("e", "failed")]
@@ -269,7 +286,7 @@ def test_which_rows_are_chosen(
     marked = None if dead is None else ids(dead)
     found = choose(lines, ids("abcde"), marked, Budget(repeat, renew), out)
     assert out.getvalue() == b"".join(ids(chosen))
-    assert found == (len(chosen), cancelled)
+    assert found == (len(chosen), cancelled, 0)
 
 
 def ids(letters: str) -> list[bytes]:
