@@ -1,0 +1,1 @@
+"""Job folders as an earlier version left them, and what has to land of them, byte for byte."""
