@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from anybatch_airflow.account import checked, final_errors, task_instance, waits_deferred
+from anybatch_airflow.carried import Carried
 from anybatch_airflow.inputs import is_path, location, plain
 from anybatch_airflow.kill import KillGuard
 from anybatch_airflow.landing import land
@@ -111,6 +112,7 @@ class AnyBatchOperator(SubmittingOperator):
     template_fields: Collection[str] = ("output_folder", *SubmittingOperator.template_fields)
     operator_extra_links = (BatchLink(), ResultsLink())
     _guard: KillGuard | None = None
+    _carried = Carried()
 
     def __init__(
         self,
@@ -175,12 +177,17 @@ class AnyBatchOperator(SubmittingOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Submit, or find what an earlier attempt submitted; wait; land."""
         with self._at_work(context) as (client, job):
+            before = dict(context)
             job = replace(job, input=self._requests(context))
             self._check_record(context, client, job)
-            return self._go_on(context, client, job, client.submit(job), time.time())
+            batches = client.submit(job)  # which is when a generator of requests has come to its end
+            self._carried = Carried.of(self, self.source, context, before)
+            return self._go_on(context, client, job, batches, time.time())
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
         """Resume after the trigger's event, on a worker again."""
+        self._carried = Carried.from_text((event or {}).get("then"))
+        self._carried.restore(context)
         told = checked(event)
         with self._at_work(context) as (client, job):
             # What was submitted is on record: the input is not made a second time.
@@ -246,7 +253,8 @@ class AnyBatchOperator(SubmittingOperator):
         self.log.info("waiting until %s at the latest: %s", latest, told_batches(running))
         if self.deferrable:
             created = {batch.id: batch.created_at for batch in running}
-            self.defer(trigger=self.trigger(created, deadlines), method_name="execute_complete")
+            trigger = self.trigger(created, deadlines, then=self._carried.to_text())
+            self.defer(trigger=trigger, method_name="execute_complete")
         for batch in running:
             with suppress(DeadlineExceededError):
                 client.wait(batch.id, deadline=deadlines[batch.id], on_progress=progress(self.log.info))
@@ -301,7 +309,7 @@ class AnyBatchOperator(SubmittingOperator):
         """The job with the path its requests came from, opened by the connection its URL names."""
         if (ledger := _ledger_of(job)) is None:
             raise _no_record(job, waited_for)
-        self.source = self.input if is_path(self.input) else ledger.input
+        self.source = self.input if is_path(self.input) else ledger.input or self._carried.source
         return job if ledger.input is None else replace(job, input=location(ledger.input))
 
 

@@ -13,6 +13,7 @@ from airflow.providers.common.compat.sdk import (
     AirflowException,
     AirflowFailException,
     HookLineageCollector,
+    TaskDeferred,
 )
 from airflow.sdk import Asset, AssetAlias
 from airflow.sdk.execution_time.context import OutletEventAccessors
@@ -319,6 +320,42 @@ def test_links_and_lineage_are_told(world: World, tmp_path: Path, monkeypatch: p
     assert f"file://{place}" in {found.asset.uri for found in told.inputs}
     assert f"file://{world.out}/results.jsonl" in {found.asset.uri for found in told.outputs}
     assert operator.manifest == manifest
+
+
+def test_what_only_the_first_stretch_knows_comes_back_in_the_event(world: World, tmp_path: Path) -> None:
+    """FAULTS I1, its kind: the file behind a table that a function names, and the name of the task instance,
+    also after a second wait."""
+    table = tmp_path / "table.csv"
+    table.write_text("key,text\na,Hello\nb,World\n")
+    context = {**world.context, "map_index_template": "{{ which }}"}
+
+    def named() -> str:
+        context["which"] = "the first"
+        return str(table)
+
+    options = {"input": named, "prompt": "Sum up: {text}", "id_column": "key", "model": "gpt-x",
+               "max_rounds": 2}  # fmt: skip
+    with pytest.raises(TaskDeferred) as caught:
+        world.operator(**options).execute(context)
+    world.fake.expire(world.fake.last.id, done=1)
+    again = {**world.context, "map_index_template": "{{ which }}"}
+    with pytest.raises(TaskDeferred) as second:
+        world.operator(**options).execute_complete(again, {**ENDED, "then": caught.value.trigger.then})
+    assert second.value.trigger.then == caught.value.trigger.then
+    world.fake.finish(world.fake.last.id)
+    last, operator = {**world.context, "map_index_template": "{{ which }}"}, world.operator(**options)
+    operator.execute_complete(last, {**ENDED, "then": second.value.trigger.then})
+    assert operator.get_template_env().from_string(last["map_index_template"]).render(last) == "the first"
+    [read] = operator.get_openlineage_facets_on_complete(None).inputs
+    assert (read.namespace, read.name) == ("file", str(table))
+
+
+def test_a_signed_address_is_not_in_a_trigger(world: World) -> None:
+    """FAULTS I1, its kind: what is carried over the wait lies in the metadata database."""
+    place = UPath(f"memory://{world.out}/in.jsonl?signature=secret")
+    place.write_text("".join(json.dumps(request) + "\n" for request in requests(2)))
+    trigger = world.attempt(input=lambda: place)
+    assert "secret" not in json.dumps(trigger.serialize())
 
 
 @pytest.mark.parametrize("timeout", [90, timedelta(seconds=90)])
