@@ -294,16 +294,19 @@ class AnyBatchOperator(SubmittingOperator):
 
     def _check_record(self, context: Context, client: Client, job: Job) -> None:
         """Fail where the folder is another job's, or lacks the record of batches that are this task's."""
-        from anybatch_airflow.taskstate import earlier_batches
+        from anybatch_airflow.taskstate import earlier_batches, unread
 
         is_first = getattr(task_instance(context), "try_number", 1) == 1
         if _ledger_of(job) is not None or is_first or self.on_orphan == "resubmit":
             return
-        if found := earlier_batches(client, context, job.identity):
+        found, is_whole = earlier_batches(client, context, job.identity)
+        if found:
             known = (f"{batch.id} ({batch.status.value})" for batch in found)
             raise _no_record(
                 job, known, " If they are another Airflow deployment's, name each by `[anybatch] deployment`."
             )
+        if not is_whole:
+            raise unread(client.provider.name)
 
     def _recorded(self, job: Job, waited_for: Iterable[str]) -> Job:
         """The job with the path its requests came from, opened by the connection its URL names."""
