@@ -41,9 +41,10 @@ def operator_of(decorated: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def test_it_is_an_operator_of_ours(decorate: Callable[..., Any]) -> None:
-    operator = operator_of(decorate(max_rounds=2, task_id="one")(list))
+    options = {"max_rounds": 2, "on_lost": "land", "shard_requests": 5}
+    operator = operator_of(decorate(**options, task_id="one")(list))
     assert isinstance(operator, AnyBatchOperator)
-    assert operator.max_rounds == 2
+    assert {name: getattr(operator, name) for name in options} == options
     assert "input" not in operator.template_fields
     assert {"op_args", "op_kwargs", "output_folder"} <= set(operator.template_fields)
     assert [link.name for link in operator.operator_extra_links] == ["Batch at the provider", "Results"]

@@ -19,9 +19,10 @@ from airflow.sdk import Asset, AssetAlias
 from airflow.sdk.execution_time.context import OutletEventAccessors
 from upath import UPath
 
-from anybatch import BatchFailedError
+from anybatch import BatchFailedError, NotFoundError
 from anybatch.providers import openai
 from anybatch_airflow import AnyBatchHook
+from tests.fakes.faults import Respond
 from tests.fakes.provider import Auto
 
 from .world import ENDED, HOUR, LATE, requests
@@ -268,6 +269,70 @@ def test_land_partial_on_a_worker_slot(world: World) -> None:
     manifest = world.attempt(on_timeout="land_partial", deferrable=False)
     assert (manifest["counts"]["succeeded"], manifest["counts"]["cancelled"]) == (3, 1)
     assert len(world.created) == 1
+
+
+def test_one_that_cannot_be_cancelled_keeps_none_of_the_others(world: World) -> None:
+    """FAULTS A4b, its kind: at the deadline, one dead batch left the others running."""
+    world.ago = 2 * HOUR
+    world.attempt(timeout=3 * HOUR, shard_requests=2)
+    world.ago = 0
+    first, second = world.created
+    world.server.fail("POST", f"/v1/batches/{first}/cancel", Respond(404), times=9)
+    with pytest.raises(AirflowException, match=f"cancelled: {second} .*{first} was not cancelled: NotFound"):
+        world.woken(LATE, on_timeout="cancel")
+    assert world.fake.batches[second].state == "cancelling"
+
+
+# --- lost batches ------------------------------------------------------------------------------------
+
+
+def test_shard_requests_splits_the_input_and_a_later_attempt_alike(world: World) -> None:
+    """FAULTS A4b, its option: so that one dead batch is a small part."""
+    first = world.attempt(shard_requests=3)
+    assert [len(world.fake.start(batch_id).ids) for batch_id in world.created] == [3, 1]
+    again = world.attempt(shard_requests=1)
+    assert list(again.batches) == list(first.batches) == world.created
+
+
+@pytest.mark.parametrize(("policy", "outlasts"), [("fail", False), ("land", True), ("resubmit", True)])
+def test_what_the_trigger_is_told_of_lost_batches(world: World, policy: Any, outlasts: bool) -> None:
+    """FAULTS A4b: also in the trigger of a later wait."""
+    assert world.attempt(on_lost=policy).outlasts_lost is outlasts
+    assert world.woken(LATE, on_lost=policy).outlasts_lost is outlasts
+
+
+def test_a_lost_batch_that_is_back_is_taken_as_it_stands(world: World) -> None:
+    """FAULTS A4b: the event says only that it ended the waiting for itself; the job says what it is."""
+    world.attempt(on_lost="land", shard_requests=2)
+    first, second = world.created
+    world.fake.finish(second)
+    event = {**ENDED, "batches": {first: {"lost": "NotFoundError: gone"}, second: {"status": "completed"}}}
+    trigger = world.woken(event, on_lost="land", shard_requests=2)
+    assert list(trigger.batches) == [first]
+    world.fake.finish(first)
+    assert world.woken(event, on_lost="land", shard_requests=2)["counts"]["succeeded"] == 4
+
+
+@pytest.mark.parametrize("policy", ["fail", "land", "resubmit"])
+def test_a_lost_batch_is_outlasted_on_a_worker_slot(
+    world: World, policy: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """FAULTS A4b: the others were no longer waited for."""
+    world.attempt(shard_requests=2)
+    first, second = world.created
+    operator = world.operator(on_lost=policy, deferrable=False)
+    with AnyBatchHook(world.conn_id).get_client() as client:
+        running = [client.retrieve(batch_id) for batch_id in world.created]
+        world.server.fail("GET", f"/v1/batches/{first}", Respond(404), times=99)
+        world.fake.auto = Auto(looks=world.fake.batches[second].looks + 2)
+        deadlines = dict.fromkeys(world.created, time.time() + HOUR)
+        if policy == "fail":
+            with pytest.raises(NotFoundError, match=first):
+                operator._wait(client, running, deadlines)
+            return
+        operator._wait(client, running, deadlines)
+    assert world.fake.batches[second].state == "completed"
+    assert f"batch {first} is not known at the provider" in capfd.readouterr().out
 
 
 # --- landed ------------------------------------------------------------------------------------------
