@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -90,6 +91,14 @@ def requests(rows: int = 3, model: str = "gpt-x") -> list[dict[str, Any]]:
 def _no_pause_after_a_claim(monkeypatch: pytest.MonkeyPatch) -> None:
     """The store of these tests shows a write at once, where a real one may take a moment."""
     monkeypatch.setattr("anybatch.shards._WRITE_TIME", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def _files_are_believed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What result files lack is not asked for again, for minutes."""
+    for home in ("anybatch.collect", "anybatch.downloads"):
+        if importlib.util.find_spec(home) and hasattr(importlib.import_module(home), "SETTLING"):
+            monkeypatch.setattr(f"{home}.SETTLING", 0.0)
 
 
 @pytest.fixture
@@ -410,7 +419,7 @@ def test_rows_that_no_file_mentions_are_counted(
     assert (manifest["rows"], manifest["counts"]["succeeded"], manifest["counts"]["missing"]) == (4, 3, 1)
 
 
-@pytest.mark.parametrize("status", [404, 400])
+@pytest.mark.parametrize("status", [400, 403])
 def test_a_download_that_fails_replaces_nothing(
     ti: TaskInstance, server: FakeServer, fake: OpenAIFake, created: Callable[[int], str], tmp_path: Path,
     status: int,
