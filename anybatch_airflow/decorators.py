@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
+    Asset,
     DecoratedOperator,
     context_merge,
     determine_kwargs,
@@ -37,6 +39,7 @@ class _AnyBatchDecoratedOperator(DecoratedOperator, AnyBatchOperator):  # pyrigh
         **AnyBatchOperator.template_fields_renderers,
     }
     custom_operator_name = "@task.anybatch"
+    _arguments: Mapping[str, Any]
 
     def __init__(
         self,
@@ -54,11 +57,36 @@ class _AnyBatchDecoratedOperator(DecoratedOperator, AnyBatchOperator):  # pyrigh
             **kwargs,
         )
 
-    def _requests(self, context: Context) -> Any:
-        """Call the function; then as `AnyBatchOperator`. Resuming from the wait does not call it again."""
+    def execute(self, context: Context) -> Any:
+        """As `AnyBatchOperator`, with what the function returns as input."""
+        # First: an argument that is given by its place must not be found in the context as well.
+        self._arguments = determine_kwargs(
+            self.python_callable, self.op_args, {**context, **dict(self.op_kwargs)}
+        )
+        self._name_arguments(context)
+        return super().execute(context)
+
+    def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
+        """As `AnyBatchOperator`; the function is not called again."""
+        # Airflow's own `execute` takes assets among the arguments for inlets, and is not called here.
+        given = (*self.op_args, *self.op_kwargs.values())
+        self.inlets.extend(one for one in given if isinstance(one, Asset))
+        self._name_arguments(context)
+        return super().execute_complete(context, event)
+
+    def _name_arguments(self, context: Context) -> None:
+        """Put the function's arguments into the context by name.
+
+        Airflow renders `map_index_template` at the end of every stretch on a worker, also where the function
+        was called in another one: a name that is missing there would fail a task whose results have landed.
+        """
+        by_place = inspect.signature(self.python_callable).bind_partial(*self.op_args).arguments
+        context_merge(context, {name: value for name, value in by_place.items() if name not in context})
         context_merge(context, self.op_kwargs)
-        arguments = determine_kwargs(self.python_callable, self.op_args, context)
-        requests = self.python_callable(*self.op_args, **arguments)
+
+    def _requests(self, context: Context) -> Any:
+        """Call the function; then as `AnyBatchOperator`."""
+        requests = self.python_callable(*self.op_args, **self._arguments)
         if requests is None:
             raise AirflowFailException(  # as it will return nothing in a retry
                 f"{self.python_callable.__qualname__}() returned None; it returns requests (a list or an "

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from anybatch_airflow.hooks import AnyBatchHook
+from anybatch_airflow.listing import Reading
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Iterable, Mapping, Sequence
@@ -338,13 +339,18 @@ class Listing:
             elif batch.id not in self._ended:
                 was_running = self._running.pop(batch.id, None) is not None
                 self._ended[batch.id] = facts_of(batch, self._now if was_running else None)
-        return bool(page) and float(page[-1].created_at or self._now) >= self._until
+        return not page or float(page[-1].created_at or self._now) >= self._until
 
-    def finish(self) -> Snapshot:
-        """All that ended, the latest first."""
-        self._seen_until = self._now
-        # What runs and was not on the pages is gone from the account.
-        self._running = {one: created for one, created in self._running.items() if one in self._found}
+    def finish(self, *, is_whole: bool = True) -> Snapshot:
+        """All that ended, the latest first.
+
+        Where the pages were not all there are, what was not on them may run, or have ended, all the same: the
+        next listing has to go back as far as this one should have.
+        """
+        if is_whole:
+            self._seen_until = self._now
+            # What runs and was not on the pages is gone from the account.
+            self._running = {one: created for one, created in self._running.items() if one in self._found}
         since = self._now - self._max_age
         old = {one for one, facts in self._ended.items() if facts["ended_at"] <= since}
         for one in old - self._found:
@@ -356,11 +362,11 @@ async def _looks(client: AsyncClient, listing: Listing, interval: float) -> Asyn
     """One listing after another; ends with the error that a person has to mend, and with no other."""
     from anybatch.pace import Trouble, Verdict, verdict
 
-    trouble, failures = Trouble(), 0
+    trouble, cuts, failures = Trouble(), Trouble(), 0
     while True:
-        pause = interval
+        pause, reading = interval, Reading()
         try:
-            snapshot = await _look(client, listing)
+            snapshot = await _look(client, listing, reading)
         except Exception as error:
             if verdict(error) in (Verdict.ENDS_ALL, Verdict.ENDS_ONE):
                 raise
@@ -371,15 +377,21 @@ async def _looks(client: AsyncClient, listing: Listing, interval: float) -> Asyn
                 log.warning("listing batches fails, still watching: %s", error)
         else:
             failures = 0
+            if reading.is_cut and cuts.lasts(time.monotonic(), calm=2 * pause) is not None:
+                log.warning(
+                    "the list of batches cannot be read to its end; what is beyond it, nobody is told of"
+                )
             yield snapshot
         await asyncio.sleep(pause * random.uniform(0.9, 1.1))
 
 
-async def _look(client: AsyncClient, listing: Listing) -> Snapshot:
+async def _look(client: AsyncClient, listing: Listing, reading: Reading) -> Snapshot:
     listing.begin(time.time())
     after: str | None = None
     while True:
         page = await client.list(after=after, limit=client.provider.list_limit or None)
-        if not listing.take(page) or not page.has_more or page.next_cursor is None:
+        if not listing.take(page):
             return listing.finish()
-        after = page.next_cursor
+        after = reading.next_after(page)
+        if after is None:
+            return listing.finish(is_whole=not reading.is_cut)

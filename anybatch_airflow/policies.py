@@ -19,6 +19,9 @@ OnPartial: TypeAlias = Literal["keep", "fail"]
 DEFAULT_TIMEOUT = timedelta(hours=26)
 # How long a provider may take to end a batch that it was asked to cancel.
 CANCEL_TIME = 3600.0
+# How much longer where `on_lost` may do without a batch that never ends it: the job counts that hour from its
+# own first look at the cancelling, which is a little later.
+FIRST_LOOK = 300.0
 
 
 class Move(Enum):
@@ -56,29 +59,37 @@ def began_by(event: Mapping[str, Any], now: float) -> float:
 
 
 def deadlines_of(
-    batches: Iterable[Batch], ledger: Ledger, timeout: timedelta, began: float
+    batches: Iterable[Batch],
+    ledger: Ledger,
+    timeout: timedelta,
+    began: float,
+    *,
+    outlasts_lost: bool = False,
 ) -> dict[str, float]:
     """Until when to wait for each batch that still runs, unix seconds; `began` is when the waiting did."""
     running = [batch for batch in batches if not batch.status.is_terminal]
+    ending = CANCEL_TIME + (FIRST_LOOK if outlasts_lost else 0.0)
     if ledger.stopped_at is not None:
-        return {batch.id: ledger.stopped_at + CANCEL_TIME for batch in running}
+        return {batch.id: ledger.stopped_at + ending for batch in running}
     noted = {record.batch_id: record.creating_at or ledger.created_at for record in ledger.shards}
     return {
-        batch.id: deadline_of(batch, timeout, noted.get(batch.id, ledger.created_at), began)
+        batch.id: deadline_of(batch, timeout, noted.get(batch.id, ledger.created_at), began, ending)
         for batch in running
     }
 
 
-def deadline_of(batch: Batch, timeout: timedelta, noted: float, began: float) -> float:
+def deadline_of(
+    batch: Batch, timeout: timedelta, noted: float, began: float, ending: float = CANCEL_TIME
+) -> float:
     """Until when to wait for a batch, unix seconds: `timeout` after its creation, whoever asks and when.
 
-    A batch that is being cancelled has an hour for that, so that a new attempt, which needs its finished
+    A batch that is being cancelled has an hour for that (`ending`), so that a new attempt, which needs its finished
     rows, is not stopped by a deadline that is over. Where the provider tells no times, its creation is when
     we `noted` that, and its cancelling when the waiting `began`: else nothing would ever be late.
     """
     deadline = (batch.created_at or noted) + timeout.total_seconds()
     if batch.status == "cancelling":
-        return max(deadline, (batch.cancelling_at or began) + CANCEL_TIME)
+        return max(deadline, (batch.cancelling_at or began) + ending)
     return deadline
 
 

@@ -10,12 +10,19 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
-from anybatch import BatchStatus, LedgerConflictError, NotFoundError, OrphanError
-from anybatch.job import short
+from anybatch import (
+    BatchStatus,
+    CreateOutcomeUnknownError,
+    LedgerConflictError,
+    NotFoundError,
+    OrphanError,
+)
+from anybatch.job import shard_metadata, short
 from anybatch.ledger import JobFolder, Ledger, ShardRecord, Step, open_path
 from anybatch.providers.base import oldest
+from anybatch_airflow.listing import CLOCK_SKEW, Reading, reaches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +36,6 @@ if TYPE_CHECKING:
 _KEY = "anybatch_ledger"
 _IDS = "anybatch_batch_ids"
 _LOOK_BACK = 30 * 86400.0  # seconds; what is older has no results left at any provider
-_CLOCK_SKEW = 120.0
 _DEAD = (BatchStatus.CANCELLING, BatchStatus.CANCELLED)
 # For ever (airflow.sdk.NEVER_EXPIRE is this very object): a record that is gone is a batch paid for again. It
 # goes when its DAG run is deleted.
@@ -56,13 +62,20 @@ class NoStore:
         self._values[key] = value
 
 
+class Found(NamedTuple):
+    """The batches of a job that are known; where `is_whole` is False there may be others."""
+
+    batches: Sequence[Batch] = ()
+    is_whole: bool = True
+
+
 class TaskStateFolder(JobFolder):
     """A job folder whose ledger is in a state store; the rest of it is scratch.
 
     `look` is asked once, before the first ledger is written: the batches that earlier attempts have left.
     """
 
-    def __init__(self, scratch: Path, store: StateStore, look: Callable[[], Sequence[Batch]]) -> None:
+    def __init__(self, scratch: Path, store: StateStore, look: Callable[[], Found]) -> None:
         super().__init__(open_path(scratch))
         self.local = None  # as with an object store, what is here is not compared and swapped under a lock
         self._store = store
@@ -95,17 +108,27 @@ class TaskStateFolder(JobFolder):
         return after
 
 
-def adopt(ledger: Ledger, found: Sequence[Batch]) -> Ledger:
-    """A new ledger that knows of the batches that exist already, if they are of so many shards."""
+def adopt(ledger: Ledger, found: Found) -> Ledger:
+    """A new ledger that knows of the batches that exist already, if they are of so many shards.
+
+    Raises CreateOutcomeUnknownError where a shard would get a second batch for all that is known.
+    """
     shards = []
     for record in ledger.shards:
-        mark = f"{record.shard}/{len(ledger.shards)}"
-        if batches := [batch for batch in found if (batch.metadata or {}).get("anybatch_shard") == mark]:
+        if batches := [batch for batch in found.batches if _is_of(batch, ledger, record)]:
             batch = oldest(batches)
             known = {"step": Step.CREATED, "tries": 1, "batch_id": batch.id, "status": batch.status}
             record = record.model_copy(update={**known, "file_id": batch.input_file_id})
+        elif not found.is_whole:
+            raise unread(ledger.provider)
         shards.append(record)
     return ledger.model_copy(update={"shards": tuple(shards)})
+
+
+def _is_of(batch: Batch, ledger: Ledger, record: ShardRecord) -> bool:
+    """Whether a batch carries the marks of this shard and round: a later round's holds other rows."""
+    marks = shard_metadata({"anybatch_job": short(ledger.job)}, record, len(ledger.of_round(record.round)))
+    return marks.items() <= (batch.metadata or {}).items()
 
 
 def note_batches(context: Context, ids: Sequence[str]) -> None:
@@ -114,19 +137,20 @@ def note_batches(context: Context, ids: Sequence[str]) -> None:
         store.set(_IDS, list(ids), retention=_FOR_EVER)
 
 
-def earlier_batches(client: Client, context: Context, job: str) -> list[Batch]:
+def earlier_batches(client: Client, context: Context, job: str) -> Found:
     """The batches that earlier attempts of a task have created, as far as anybody can tell.
 
     Not those that were cancelled, or refused as a whole.
     """
     store: StateStore | None = cast("Any", context.get("task_state_store"))
     if store is not None and (noted := store.get(_IDS)):
-        found = list(_retrieved(client, noted))
+        found = Found(list(_retrieved(client, noted)))
     elif has_marks(client.provider):
         found = find_batches(client, job, begin_of_run(context))
     else:
-        found = []
-    return [batch for batch in found if batch.status not in (*_DEAD, BatchStatus.FAILED)]
+        found = Found()
+    alive = [batch for batch in found.batches if batch.status not in (*_DEAD, BatchStatus.FAILED)]
+    return Found(alive, found.is_whole)
 
 
 def _retrieved(client: Client, ids: Sequence[str]) -> Iterator[Batch]:
@@ -146,21 +170,19 @@ def begin_of_run(context: Context) -> float:
     return run.run_after.timestamp() if run else 0.0
 
 
-def find_batches(client: Client, job: str, since: float) -> list[Batch]:
+def find_batches(client: Client, job: str, since: float) -> Found:
     """The batches at the provider that carry a job's mark and were not cancelled."""
-    since = max(since, time.time() - _LOOK_BACK)
+    since = max(since, time.time() - _LOOK_BACK) - CLOCK_SKEW
     found: dict[str, Batch] = {}
-    after: str | None = None
+    reading, after = Reading(), None
     while True:
         page = client.list(after=after, limit=client.provider.list_limit or None)
         for batch in page:
             if batch.status not in _DEAD and (batch.metadata or {}).get("anybatch_job") == short(job):
                 found[batch.id] = batch
-        times = [batch.created_at for batch in page if batch.created_at]
-        is_past = bool(times) and min(times) < since - _CLOCK_SKEW
-        if is_past or not page or not page.has_more or page.next_cursor in (None, after):
-            return list(found.values())
-        after = page.next_cursor
+        after = None if reaches(page, since) else reading.next_after(page)
+        if after is None:
+            return Found(list(found.values()), not reading.is_cut)
 
 
 def forget_dead(client: Client, folder: TaskStateFolder) -> None:
@@ -182,4 +204,14 @@ def blind(provider: Provider, try_number: int) -> OrphanError:
         f"(anybatch.list_batches({name!r})), cancel what an earlier attempt left, and run again with "
         "on_orphan='resubmit'.",
         provider=name,
+    )
+
+
+def unread(provider: str) -> CreateOutcomeUnknownError:
+    """What to say where a listing that should tell of earlier batches cannot be read to its end."""
+    return CreateOutcomeUnknownError(
+        f"{provider}'s list of batches could not be read to its end: an earlier attempt may have created "
+        "batches that were not in it, and nothing was created. A retry reads it again; "
+        "on_orphan='resubmit' takes it that there are none, and may pay twice.",
+        provider=provider,
     )

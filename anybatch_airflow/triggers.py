@@ -35,6 +35,8 @@ ERROR = "error"
 # times busy for half a second.
 _lines = ThreadPoolExecutor(1, "anybatch-log")
 
+LOST = "batch %s is not known at the provider, and no longer waited for; the others of the job are: %s"
+
 ASK_AGAIN = 1.0  # seconds until Airflow, which gave no answer, is asked once more for the state of a task
 NAMED = 5  # batches whose errors a message names
 
@@ -44,9 +46,9 @@ class AnyBatchTrigger(BaseTrigger):
 
     The event is `{"status": "ended" | "timeout" | "error", "batches": {id: …}, "message": str, "then": …}`.
     Each batch is `{"status": <the batch's>, "total", "completed", "failed"}`, or `{"timeout": True}`, or
-    `{"error": <why>}` where waiting for it was given up, or `{"waiting": True}` where that of another ended
-    the wait for it too. Only ids, times and names are held, never a key: the connection is read anew
-    wherever the trigger starts.
+    `{"lost": <why>}` where the provider does not know it and that is outlasted, or `{"error": <why>}` where
+    waiting for it was given up, or `{"waiting": True}` where that of another ended the wait for it too. Only
+    ids, times and names are held, never a key: the connection is read anew wherever the trigger starts.
 
     :param batches: id -> creation time in unix seconds, or None where it is unknown.
     :param batch_id: one id or several, in place of `batches`, for a task that starts in the triggerer.
@@ -59,6 +61,8 @@ class AnyBatchTrigger(BaseTrigger):
     :param min_defer_seconds: no event sooner than this after `deferred_at`.
     :param then: told back in the event: an operator that resumes knows nothing but the event.
     :param cancel_on_kill: whether the batches are the task's own, to be cancelled if it is ended for good.
+    :param outlasts_lost: whether a batch that the provider does not know (404) counts as ended, instead of
+        ending the wait for all.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class AnyBatchTrigger(BaseTrigger):
         min_defer_seconds: float | None = None,
         then: str | None = None,
         cancel_on_kill: bool = True,
+        outlasts_lost: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.batches = dict(batches or {})
@@ -86,6 +91,7 @@ class AnyBatchTrigger(BaseTrigger):
         self.min_defer_seconds = _configured_pause() if min_defer_seconds is None else min_defer_seconds
         self.then = then
         self.cancel_on_kill = cancel_on_kill
+        self.outlasts_lost = outlasts_lost
         self._is_decided = False
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -103,6 +109,7 @@ class AnyBatchTrigger(BaseTrigger):
                 "min_defer_seconds": self.min_defer_seconds,
                 "then": self.then,
                 "cancel_on_kill": self.cancel_on_kill,
+                "outlasts_lost": self.outlasts_lost,
             },
         )
 
@@ -179,7 +186,7 @@ class AnyBatchTrigger(BaseTrigger):
         return {"status": status, "batches": told, "message": message}
 
     async def _wait(self, watcher: Watcher, batch_id: str, created_at: int | None) -> dict[str, Any]:
-        from anybatch import DeadlineExceededError
+        from anybatch import DeadlineExceededError, NotFoundError
 
         try:
             batch = await watcher.wait(
@@ -190,6 +197,11 @@ class AnyBatchTrigger(BaseTrigger):
             )
         except DeadlineExceededError:
             return {"timeout": True}
+        except NotFoundError as error:
+            if not self.outlasts_lost:
+                raise
+            self._logger()(LOST, batch_id, error)
+            return {"lost": _told(error)}
         return describe(batch)
 
     def _logger(self) -> Callable[..., Future[object]]:
@@ -227,14 +239,17 @@ def told_of(wait: asyncio.Task[dict[str, Any]]) -> dict[str, Any]:
 
 def conclusion(batches: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
     """Status and message of the event, from what became of each batch."""
-    if lost := [f"{batch_id}: {told['error']}" for batch_id, told in batches.items() if "error" in told]:
-        more = [f"and {len(lost) - NAMED} more"] if len(lost) > NAMED else []
+    if errors := [f"{batch_id}: {told['error']}" for batch_id, told in batches.items() if "error" in told]:
+        more = [f"and {len(errors) - NAMED} more"] if len(errors) > NAMED else []
         left = [batch_id for batch_id, told in batches.items() if "waiting" in told]
         also = [f"left running and no longer waited for: {_listed(left)}"] if left else []
-        return ERROR, "; ".join(lost[:NAMED] + more + also)
+        return ERROR, "; ".join(errors[:NAMED] + more + also)
     if late := [batch_id for batch_id, told in batches.items() if told.get("timeout")]:
         return TIMEOUT, f"not ended at the deadline: {', '.join(late)}"
-    return ENDED, ", ".join(f"{batch_id} is {told['status']}" for batch_id, told in batches.items())
+    return ENDED, ", ".join(
+        f"{batch_id} is {told.get('status', 'not known at the provider')}"
+        for batch_id, told in batches.items()
+    )
 
 
 def progress(log: Callable[..., object]) -> Callable[[Batch], None]:

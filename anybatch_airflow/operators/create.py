@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from anybatch import Batch, Client
-    from anybatch_airflow.taskstate import TaskStateFolder
+    from anybatch_airflow.taskstate import Found, TaskStateFolder
 
 
 class AnyBatchCreateOperator(SubmittingOperator):
@@ -41,7 +41,8 @@ class AnyBatchCreateOperator(SubmittingOperator):
     :param completion_window: What to ask of the provider.
     :param metadata: Strings to put on every batch beside anybatch's own.
     :param options: The provider's own create options.
-    :param on_orphan: "fail" or "resubmit", where a batch may have been created but cannot be looked up.
+    :param on_orphan: "fail" or "resubmit", where a batch may have been created but cannot be looked up, or
+        the provider's list of batches cannot be read to its end.
     :param on_changed: "cancel_and_resubmit" or "fail", where the input is not what it was.
     :param on_untranslatable: "fail" or "drop", for parameters that the provider does not have.
     """
@@ -77,6 +78,7 @@ class AnyBatchCreateOperator(SubmittingOperator):
     def _folder(self, context: Context, client: Client, scratch: Path, found: list[Batch]) -> TaskStateFolder:
         """The record of what was submitted; where it knows nothing, `found` gets what the provider knows."""
         from anybatch_airflow.taskstate import (
+            Found,
             NoStore,
             TaskStateFolder,
             begin_of_run,
@@ -88,14 +90,16 @@ class AnyBatchCreateOperator(SubmittingOperator):
         ti, store = task_instance(context), context.get("task_state_store")
         provider = client.provider
 
-        def look() -> list[Batch]:
+        def look() -> Found:
             if ti.try_number == 1:  # there was no attempt before
-                return []
-            if has_marks(provider):
-                found.extend(find_batches(client, job_id(ti), begin_of_run(context)))
-            elif store is None and self.on_orphan == "fail":
-                raise blind(provider, ti.try_number)
-            return found
+                return Found()
+            if not has_marks(provider):
+                if store is None and self.on_orphan == "fail":
+                    raise blind(provider, ti.try_number)
+                return Found()
+            batches, is_whole = find_batches(client, job_id(ti), begin_of_run(context))
+            found.extend(batches)
+            return Found(batches, is_whole or self.on_orphan == "resubmit")
 
         return TaskStateFolder(scratch, NoStore() if store is None else store, look)
 

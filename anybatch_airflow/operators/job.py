@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from anybatch_airflow.account import checked, final_errors, task_instance, waits_deferred
+from anybatch_airflow.carried import Carried
 from anybatch_airflow.inputs import is_path, location, plain
 from anybatch_airflow.kill import KillGuard
 from anybatch_airflow.landing import land
@@ -88,6 +89,12 @@ class AnyBatchOperator(SubmittingOperator):
         where an earlier attempt has created batches of which the output folder has no record.
     :param on_changed: "cancel_and_resubmit" or "fail", where the input is not what it was.
     :param on_untranslatable: "fail" or "drop", for parameters that the provider does not have.
+    :param on_lost: What becomes of a batch, or of its result file, that is gone at the provider. "fail": the
+        task fails, and names it. "land": what there is lands, its other rows have the outcome `missing`.
+        "resubmit": those rows are submitted, and paid for, once more. With either of these the other batches
+        of the job are waited for all the same, and whether it is gone is looked at for 15 minutes.
+    :param shard_requests: How many requests one batch may hold at most, below the provider's own limit; in
+        force from the first submission on.
     :param max_rounds: How often a row may be submitted: 2 and more submit rows again that expired, went
         missing or failed in a way that may pass. Rows of a batch that someone cancelled always are.
     :param on_partial: "keep": rows without a result land as they are, and `max_failed_ratio` decides.
@@ -111,6 +118,7 @@ class AnyBatchOperator(SubmittingOperator):
     template_fields: Collection[str] = ("output_folder", *SubmittingOperator.template_fields)
     operator_extra_links = (BatchLink(), ResultsLink())
     _guard: KillGuard | None = None
+    _carried = Carried()
 
     def __init__(
         self,
@@ -132,6 +140,8 @@ class AnyBatchOperator(SubmittingOperator):
         on_orphan: Literal["fail", "resubmit"] = "fail",
         on_changed: Literal["cancel_and_resubmit", "fail"] = "cancel_and_resubmit",
         on_untranslatable: Literal["fail", "drop"] = "fail",
+        on_lost: Literal["fail", "land", "resubmit"] = "fail",
+        shard_requests: int | None = None,
         max_rounds: int = 1,
         on_partial: OnPartial = "keep",
         max_failed_ratio: float | None = None,
@@ -162,6 +172,8 @@ class AnyBatchOperator(SubmittingOperator):
             **kwargs,
         )
         self.output_folder = plain(output_folder)
+        self.on_lost: Literal["fail", "land", "resubmit"] = on_lost
+        self.shard_requests = shard_requests
         self.max_rounds = max_rounds
         self.on_partial = one_of("on_partial", on_partial, "keep", "fail")
         self.max_failed_ratio = max_failed_ratio
@@ -175,12 +187,17 @@ class AnyBatchOperator(SubmittingOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Submit, or find what an earlier attempt submitted; wait; land."""
         with self._at_work(context) as (client, job):
+            before = dict(context)
             job = replace(job, input=self._requests(context))
             self._check_record(context, client, job)
-            return self._go_on(context, client, job, client.submit(job), time.time())
+            batches = client.submit(job)  # which is when a generator of requests has come to its end
+            self._carried = Carried.of(self, self.source, context, before)
+            return self._go_on(context, client, job, batches, time.time())
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
         """Resume after the trigger's event, on a worker again."""
+        self._carried = Carried.from_text((event or {}).get("then"))
+        self._carried.restore(context)
         told = checked(event)
         with self._at_work(context) as (client, job):
             # What was submitted is on record: the input is not made a second time.
@@ -198,7 +215,15 @@ class AnyBatchOperator(SubmittingOperator):
         """The client, and the job without its input."""
         with final_errors():
             folder = location(self.output_folder)
-            job = self._job(context, (), folder, max_rounds=self.max_rounds, price=self.price)
+            job = self._job(
+                context,
+                (),
+                folder,
+                on_lost=self.on_lost,
+                shard_requests=self.shard_requests,
+                max_rounds=self.max_rounds,
+                price=self.price,
+            )
             self._guard = KillGuard(task_instance(context), job, self.hook(), self.log)
             with self._guard, self.hook().get_client() as client:
                 yield client, job
@@ -210,7 +235,9 @@ class AnyBatchOperator(SubmittingOperator):
         while True:
             ledger = self._publish(context, client, job)
             now = time.time()
-            deadlines = deadlines_of(batches, ledger, self.timeout, began)
+            deadlines = deadlines_of(
+                batches, ledger, self.timeout, began, outlasts_lost=self._outlasts_lost
+            )
             running = [batch for batch in batches if batch.id in deadlines]
             is_stopped = ledger.stopped_at is not None
             match next_move(deadlines.values(), self.on_timeout, is_stopped=is_stopped, now=now):
@@ -246,20 +273,51 @@ class AnyBatchOperator(SubmittingOperator):
         self.log.info("waiting until %s at the latest: %s", latest, told_batches(running))
         if self.deferrable:
             created = {batch.id: batch.created_at for batch in running}
-            self.defer(trigger=self.trigger(created, deadlines), method_name="execute_complete")
+            trigger = self.trigger(
+                created, deadlines, then=self._carried.to_text(), outlasts_lost=self._outlasts_lost
+            )
+            self.defer(trigger=trigger, method_name="execute_complete")
         for batch in running:
-            with suppress(DeadlineExceededError):
+            with suppress(DeadlineExceededError), self._lost_noted():
                 client.wait(batch.id, deadline=deadlines[batch.id], on_progress=progress(self.log.info))
+
+    @property
+    def _outlasts_lost(self) -> bool:
+        """Whether a batch that the provider does not know ends the waiting for itself alone.
+
+        Whether it is gone for good, and what becomes of its rows, is then for the job to say.
+        """
+        return self.on_lost != "fail"
+
+    @contextmanager
+    def _lost_noted(self) -> Iterator[None]:
+        from anybatch import NotFoundError
+        from anybatch_airflow.triggers import LOST
+
+        try:
+            yield
+        except NotFoundError as error:
+            if not self._outlasts_lost:
+                raise
+            self.log.warning(LOST, error.batch_id, error)
 
     def _cancel(self, client: Client, running: Sequence[Batch], late: str) -> None:
         """Cancel what is late, and fail; return if all has been completed at the last moment."""
+        from anybatch import AnyBatchError
+
         self.log.warning("%s; cancelling, as on_timeout='cancel' says", late)
-        cancelled = [client.cancel(batch.id) for batch in running]
-        if all(batch.status == "completed" for batch in cancelled):
+        cancelled, problems = [], []
+        for batch in running:
+            try:
+                cancelled.append(client.cancel(batch.id))
+            except AnyBatchError as error:  # one that is gone keeps none of the others running
+                problems.append(f"{batch.id} was not cancelled: {type(error).__name__}: {error}")
+        if not problems and all(batch.status == "completed" for batch in cancelled):
             return
+        told = [f"They were cancelled: {told_batches(cancelled)}"] if cancelled else []
         raise AirflowException(
-            f"{late}. They were cancelled: {told_batches(cancelled)}. A retry or a clear keeps the rows "
-            "that are finished and submits the rest again; raise `timeout` to wait longer."
+            f"{'. '.join([late, *told, *problems])}. A retry or a clear keeps the rows that are finished and "
+            "submits the rest again; raise `timeout` to wait longer."
         )
 
     def _collect(self, context: Context, client: Client, job: Job) -> dict[str, Any]:
@@ -286,22 +344,25 @@ class AnyBatchOperator(SubmittingOperator):
 
     def _check_record(self, context: Context, client: Client, job: Job) -> None:
         """Fail where the folder is another job's, or lacks the record of batches that are this task's."""
-        from anybatch_airflow.taskstate import earlier_batches
+        from anybatch_airflow.taskstate import earlier_batches, unread
 
         is_first = getattr(task_instance(context), "try_number", 1) == 1
         if _ledger_of(job) is not None or is_first or self.on_orphan == "resubmit":
             return
-        if found := earlier_batches(client, context, job.identity):
+        found, is_whole = earlier_batches(client, context, job.identity)
+        if found:
             known = (f"{batch.id} ({batch.status.value})" for batch in found)
             raise _no_record(
                 job, known, " If they are another Airflow deployment's, name each by `[anybatch] deployment`."
             )
+        if not is_whole:
+            raise unread(client.provider.name)
 
     def _recorded(self, job: Job, waited_for: Iterable[str]) -> Job:
         """The job with the path its requests came from, opened by the connection its URL names."""
         if (ledger := _ledger_of(job)) is None:
             raise _no_record(job, waited_for)
-        self.source = self.input if is_path(self.input) else ledger.input
+        self.source = self.input if is_path(self.input) else ledger.input or self._carried.source
         return job if ledger.input is None else replace(job, input=location(ledger.input))
 
 

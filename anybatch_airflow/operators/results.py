@@ -32,8 +32,11 @@ class AnyBatchResultsOperator(OnAccount, BaseOperator):
 
     For batches of `AnyBatchCreateOperator`, or of another system. Every row is counted: one that the
     provider's files do not mention counts by the end of its batch (`expired`, `cancelled`, else `missing`),
-    but as its custom_id is not known here, it has no line. Rows come in the provider's order, batch after
-    batch; `AnyBatchOperator`, which knows its input, has a line for every row, in the input's order.
+    but as its custom_id is not known here, it has no line. A line that cannot be read, or cannot be
+    written as a row, is a `failed` row with the code `undecodable_line`; the provider's own bytes of it, and
+    of lines that repeat a row, are in stray.jsonl beside the results. Rows come in the provider's order,
+    batch after batch; `AnyBatchOperator`, which knows its input, has a line for every row, in the input's
+    order.
 
     Put an `AnyBatchSensor` before it: a batch that still runs fails the task (a retry may find it ended).
 
@@ -115,54 +118,79 @@ class AnyBatchResultsOperator(OnAccount, BaseOperator):
 
     def _land_rows(self, client: Client, batches: Sequence[Batch], folder: JobFolder, job: str) -> Report:
         folder.path.mkdir(parents=True, exist_ok=True)
-        count = _Count()
         with folder.scratch() as scratch:
-            landing = scratch / "results.jsonl"
-            with landing.open("wb") as out:
+            landing, stray = scratch / "results.jsonl", scratch / "stray.jsonl"
+            with landing.open("wb") as out, stray.open("wb") as strays:
+                count = _Count(out, strays)
                 for batch in batches:
-                    count.add(batch, client.results(batch.id, endpoint=self.endpoint), out)
+                    count.add(batch, client.results(batch.id, endpoint=self.endpoint))
             if count.unmentioned:
                 self.log.warning(
                     "%d rows are in none of the provider's files and have no line", count.unmentioned
                 )
             report = count.report(job, batches, str(folder / "results.jsonl"), self.price)
+            # Only now, when every download has come to its end: one that breaks replaces nothing.
             with folder.locked():
                 folder.put(landing, "results.jsonl")
+                if stray.stat().st_size:
+                    folder.put(stray, "stray.jsonl")
+                else:
+                    folder.discard("stray.jsonl")
                 folder.replace("report.json", report.model_dump_json(indent=1).encode())
         return report
 
 
 class _Count:
-    """What the rows of all batches add up to, while they are written."""
+    """What the rows of all batches add up to, while they are written; `strays` gets lines as they came."""
 
-    def __init__(self) -> None:
+    def __init__(self, out: BinaryIO, strays: BinaryIO) -> None:
         from anybatch.merge import Tally
 
+        self._out, self._strays = out, strays
         self.tally = Tally()
         self.records: list[BatchRecord] = []
         self.unmentioned = 0
         self.endpoint = ""
 
-    def add(self, batch: Batch, rows: Iterator[Row], out: BinaryIO) -> None:
+    def add(self, batch: Batch, rows: Iterator[Row]) -> None:
         """Write a batch's rows, each once, and count those that no line speaks of."""
         from anybatch.merge import unanswered
-        from anybatch.results import landed_line
 
         seen: set[str] = set()
+        landed = 0
         for row in rows:
             if row.custom_id in seen:
                 self.tally.unexpected += 1
+                self._stray(row)
                 continue
-            seen.add(row.custom_id)
-            self.tally.counts[row.outcome] += 1
-            if row.outcome == "succeeded" and row.result is not None:
-                self.tally.add_body(row.result)
-            out.write(landed_line(row))
-        total = max(batch.request_counts.total if batch.request_counts else 0, len(seen))
-        if lacking := total - len(seen):
+            if row.custom_id:  # a line whose id cannot be read has none, and is a row of its own
+                seen.add(row.custom_id)
+            self._land(row)
+            landed += 1
+        total = max(batch.request_counts.total if batch.request_counts else 0, landed)
+        if lacking := total - landed:
             self.unmentioned += lacking
             self.tally.counts[unanswered("", batch.status).outcome] += lacking
         self._note(batch, total)
+
+    def _land(self, row: Row) -> None:
+        """Write a row; one that cannot be written costs itself alone."""
+        from anybatch.results import UNDECODABLE, landed_line
+
+        try:
+            line = landed_line(row)
+        except (TypeError, ValueError, RecursionError) as error:  # nested deeper than can be written
+            row = _undecodable(row, error)
+            line = landed_line(row)
+        self._out.write(line)
+        self.tally.counts[row.outcome] += 1
+        if row.outcome == "succeeded" and row.result is not None:
+            self.tally.add_body(row.result)
+        if row.error is not None and row.error.code == UNDECODABLE:
+            self._stray(row)
+
+    def _stray(self, row: Row) -> None:
+        self._strays.write(row.raw + b"\n")
 
     def _note(self, batch: Batch, rows: int) -> None:
         from anybatch import BatchRecord
@@ -207,6 +235,13 @@ class _Count:
             batches=tuple(self.records),
             results=results,
         )
+
+
+def _undecodable(row: Row, error: Exception) -> Row:
+    from anybatch import Outcome, Row, RowError
+    from anybatch.results import UNDECODABLE
+
+    return Row(row.custom_id, Outcome.FAILED, None, RowError(UNDECODABLE, str(error)), raw=row.raw)
 
 
 def _refuse_job(folder: JobFolder) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
-from airflow.sdk import DAG, task
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, TaskDeferred
+from airflow.sdk import DAG, Asset, task
 
 from anybatch import Client
 from anybatch_airflow import AnyBatchOperator
@@ -40,9 +41,10 @@ def operator_of(decorated: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def test_it_is_an_operator_of_ours(decorate: Callable[..., Any]) -> None:
-    operator = operator_of(decorate(max_rounds=2, task_id="one")(list))
+    options = {"max_rounds": 2, "on_lost": "land", "shard_requests": 5}
+    operator = operator_of(decorate(**options, task_id="one")(list))
     assert isinstance(operator, AnyBatchOperator)
-    assert operator.max_rounds == 2
+    assert {name: getattr(operator, name) for name in options} == options
     assert "input" not in operator.template_fields
     assert {"op_args", "op_kwargs", "output_folder"} <= set(operator.template_fields)
     assert [link.name for link in operator.operator_extra_links] == ["Batch at the provider", "Results"]
@@ -118,6 +120,114 @@ def test_the_function_is_called_in_every_attempt_and_not_after_the_wait(
     manifest = getattr(operator_of(requests), caught.value.method_name)(context, event)
     assert manifest["batch_ids"] == [batch.id]
     assert len(calls) == 2
+
+
+# --- what a later stretch on a worker finds ----------------------------------------------------------
+
+
+def map_index(operator: Any, context: dict[str, Any]) -> str:
+    """As Airflow renders it at the end of each stretch on a worker: a name that is not there is an error."""
+    template = context["map_index_template"]
+    return str(operator.dag.get_template_env().from_string(template).render(context))
+
+
+def resumed(operator: Any, context: dict[str, Any], event: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of a task that is resumed in a new process, and its rendered map index."""
+    again = {name: context[name] for name in ("ti", "run_id", "map_index_template")}
+    manifest = operator.execute_complete(again, event)
+    return {**manifest, "map_index": map_index(operator, again)}
+
+
+def wait_out(deferred: TaskDeferred) -> dict[str, Any]:
+    """The event of a deferral's trigger."""
+
+    async def first() -> dict[str, Any]:
+        async for event in deferred.trigger.run():
+            return dict(event.payload)
+        raise AssertionError("the trigger ended without an event")
+
+    return asyncio.run(first())
+
+
+def test_arguments_are_in_the_context_in_every_phase(
+    decorate: Callable[..., Any], make_requests: MakeRequests, context: dict[str, Any], tmp_path: Path
+) -> None:
+    """FAULTS I1: after the wait they were not, and Airflow failed the task that had landed."""
+    context["map_index_template"] = "{{ country }}/{{ rows }}"
+
+    @decorate(deferrable=True, min_defer_seconds=0)
+    def requests(country: str, rows: int, ds: Any = None) -> list[dict[str, Any]]:
+        return make_requests(rows, "delay=0.2", prompt=country)
+
+    first = operator_of(requests, "de", rows=2)
+    with pytest.raises(TaskDeferred) as caught:
+        first.execute(context)
+    assert map_index(first, context) == "de/2"
+    after = resumed(operator_of(requests, "de", rows=2), context, wait_out(caught.value))
+    assert (after["rows"], after["map_index"]) == (2, "de/2")
+    # A clear of the landed task, and one that waits on its slot.
+    for kwargs in ({}, {"deferrable": False, "output_folder": tmp_path / "other"}):
+        landed = operator_of(requests.override(**kwargs), "de", rows=2)
+        again = {name: context[name] for name in ("ti", "run_id", "map_index_template")}
+        assert landed.execute(again)["rows"] == 2
+        assert map_index(landed, again) == "de/2"
+
+
+def test_arguments_are_in_the_context_of_a_wait_that_failed(
+    decorate: Callable[..., Any], make_requests: MakeRequests, context: dict[str, Any]
+) -> None:
+    """FAULTS I1: so that the failed task instance has its name, too."""
+    context["map_index_template"] = "{{ country }}"
+
+    @decorate()
+    def requests(country: str) -> list[dict[str, Any]]:
+        return make_requests()
+
+    operator = operator_of(requests, country="de")
+    with pytest.raises(AirflowException, match="gone"):
+        operator.execute_complete(context, {"status": "error", "batches": {}, "message": "gone"})
+    assert map_index(operator, context) == "de"
+
+
+@pytest.mark.parametrize("is_lazy", [False, True])
+def test_what_the_function_puts_into_the_context_names_the_task_after_the_wait(
+    decorate: Callable[..., Any], make_requests: MakeRequests, context: dict[str, Any], is_lazy: bool
+) -> None:
+    """FAULTS I1, its kind: the function is called in the first stretch alone."""
+    context["map_index_template"] = "{{ market }} {{ '{{' }}"
+
+    @decorate(deferrable=True, min_defer_seconds=0)
+    def requests(country: str) -> Iterator[dict[str, Any]] | list[dict[str, Any]]:
+        def lazily() -> Iterator[dict[str, Any]]:
+            context["market"] = f"market of {country}"
+            yield from make_requests(2, "delay=0.2")
+
+        return lazily() if is_lazy else list(lazily())
+
+    with pytest.raises(TaskDeferred) as caught:
+        operator_of(requests, country="de").execute(context)
+    event = wait_out(caught.value)
+    after = resumed(operator_of(requests, country="de"), context, event)
+    assert after["map_index"] == "market of de {{"
+
+
+def test_assets_among_the_arguments_are_inlets_after_the_wait(
+    decorate: Callable[..., Any], context: dict[str, Any]
+) -> None:
+    """FAULTS I1, its kind: whoever reports lineage reads them at the end."""
+    asset = Asset("reviews")
+    operator = operator_of(decorate(task_id="task")(lambda given: []), asset)
+    with pytest.raises(AirflowException, match="gone"):
+        operator.execute_complete(context, {"status": "error", "batches": {}, "message": "gone"})
+    assert operator.inlets == [asset]
+
+
+def test_a_reserved_name_by_its_place_is_refused_as_by_airflow(
+    decorate: Callable[..., Any], context: dict[str, Any]
+) -> None:
+    operator = operator_of(decorate(task_id="task")(lambda run_id: []), "mine")
+    with pytest.raises(ValueError, match="reserved"):
+        operator.execute(context)
 
 
 @pytest.mark.parametrize(("given", "expected"), [({}, False), ({"multiple_outputs": True}, True)])

@@ -137,6 +137,39 @@ def _ended(instance: dict[str, Any]) -> float:
     return datetime.fromisoformat(instance["end_date"]).timestamp()
 
 
+# --- mapped tasks have names --------------------------------------------------------------------------
+
+
+def test_a_mapped_task_has_its_name_after_the_wait(world: World) -> None:
+    """FAULTS I1: what the template names was in the context on submission alone, and Airflow, which renders
+    it once more at the end, failed a task whose batch was paid and landed."""
+    airflow = world.airflow
+    airflow.trigger("named", "names")
+    deferred: set[tuple[str, int]] = set()
+
+    def look() -> None:
+        for one in airflow.task_instances("named", "names"):
+            if one["state"] == "deferred":
+                deferred.add((one["task_id"], one["map_index"]))
+
+    assert airflow.wait_for_run("named", "names", timeout=300, each=look) == "success"
+    found = {
+        (one["task_id"], one["map_index"]): one["rendered_map_index"]
+        for one in airflow.task_instances("named", "names")
+        if one["task_id"] != "countries"
+    }
+    assert found == {
+        ("by_argument", 0): "de",
+        ("by_argument", 1): "fr",
+        ("by_context", 0): "market 0",
+        ("by_context", 1): "market 1",
+    }
+    assert deferred == set(found)
+    for task_id, index in found:
+        assert airflow.xcom("named", "names", task_id, map_index=index)["counts"]["succeeded"] == 2
+    assert len(world.batches("airflow:named/")) == 4
+
+
 # --- killed on a worker ------------------------------------------------------------------------------
 
 

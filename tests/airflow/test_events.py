@@ -15,14 +15,14 @@ from anybatch import Batch, Client
 from anybatch_airflow import BatchCompletedTrigger, events
 from anybatch_airflow.events import OVERLAP, Listing, Record
 from tests.fakes.faults import Respond
+from tests.fakes.openai import OpenAIFake
+from tests.fakes.server import FakeServer, Reply, Request
 
 from .versions import deserialize, needs, serialize
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    from tests.fakes.server import FakeServer
 
     MakeRequests = Callable[..., list[dict[str, Any]]]
 
@@ -326,6 +326,58 @@ def test_the_end_of_a_batch_whose_provider_does_not_tell_it() -> None:
         "seen running": 30_100,
         "never seen running": 24_000,
     }
+
+
+def test_a_listing_that_broke_off_has_hidden_nothing() -> None:
+    """FAULTS G1: a batch that was not on the pages that could be read runs on, and its end is told; nor is
+    what ended meanwhile passed over."""
+    listing = Listing(10_000)
+    old = batch("old", 25_000, "in_progress")
+    look(listing, 30_000, [batch("c", 29_000, "in_progress"), old])
+    listing.begin(30_500)
+    listing.take([batch("d", 30_400)])
+    assert [facts["batch_id"] for facts in listing.finish(is_whole=False)] == ["d"]
+    pages = ([batch("e", 30_990)], [batch("d", 30_400)], [batch("c", 29_000)], [batch("old", 25_000)])
+    ended, read = look(listing, 31_000, *pages)
+    assert (sorted(ended), read) == (["c", "d", "e", "old"], 4)
+
+
+def test_an_empty_page_that_leads_on_is_read_on(
+    add_connection: Callable[..., str], tmp_path: Path, make_requests: MakeRequests
+) -> None:
+    """FAULTS G1: what came after it was never told."""
+    fake = OpenAIFake(key="k")
+
+    def begins_empty(request: Request) -> Reply:
+        if (request.method, request.path) != ("GET", "/v1/batches") or "after" in request.query:
+            return fake(request)
+        return Reply.json({"object": "list", "data": [], "has_more": True, "last_id": fake.last.id})
+
+    path = tmp_path / "in.jsonl"
+    path.write_text(json.dumps(make_requests(1)[0]) + "\n")
+    with FakeServer(begins_empty) as server:
+        facts = {"password": "k", "host": server.url + "/v1", "extra": {"provider": "openai"}}
+        conn_id = add_connection("gaps", conn_type="anybatch", **facts)
+        with Client("openai", api_key="k", api_base=server.url + "/v1") as client:
+            ended = client.create(path, CHAT)
+            client.create(path, CHAT)
+        fake.finish(ended.id)
+        [event] = asyncio.run(told(BatchCompletedTrigger(conn_id=conn_id, poll_interval=LOOK), 1))
+    assert event["batch_id"] == ended.id
+
+
+def test_a_listing_that_cannot_be_read_to_its_end_is_a_line_in_the_log(
+    keyed_server: FakeServer, add_connection: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """FAULTS G1: what ended beyond it nobody is told of, and somebody has to know."""
+    facts = {"password": "sk-right", "host": keyed_server.api_base, "extra": {"provider": "openai"}}
+    conn_id = add_connection("cut", conn_type="anybatch", **facts)
+    foreign = {"id": "batch_1", "object": "batch", "status": "in_progress", "created_at": int(time.time())}
+    for number in range(99):
+        body = {"object": "list", "data": [foreign], "has_more": True, "last_id": f"x{number}"}
+        keyed_server.fail("GET", "/v1/batches", Respond(200, body))
+    asyncio.run(told(BatchCompletedTrigger(conn_id=conn_id, poll_interval=LOOK), 0))
+    assert caplog.text.count("cannot be read to its end") == 1
 
 
 @needs(3, "shared streams of triggers")

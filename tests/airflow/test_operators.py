@@ -162,6 +162,8 @@ def test_a_deadline_that_has_passed_fails_without_another_wait(
         ({"provider": None, "conn_id": "incomplete"}, "does not say which provider"),
         ({"options": {"no_such": 1}}, "no_such"),
         ({"on_orphan": "perhaps"}, "on_orphan"),
+        ({"on_lost": "perhaps"}, "on_lost"),
+        ({"shard_requests": 0}, "shard_requests"),
     ],
 )
 def test_what_a_retry_cannot_cure_fails_at_once(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, TaskDeferred
 from upath import UPath
 
-from anybatch import Client, Job
+from anybatch import APIError, Client, CreateOutcomeUnknownError, Job
 from anybatch.providers.base import Limits
 from anybatch_airflow import (
     AnyBatchCancelOperator,
@@ -23,6 +24,7 @@ from anybatch_airflow import (
     AnyBatchResultsOperator,
 )
 from tests.fakes.anthropic import AnthropicFake
+from tests.fakes.faults import Respond
 from tests.fakes.openai import OpenAIFake
 from tests.fakes.rows import Quirks
 from tests.fakes.server import FakeServer
@@ -89,6 +91,14 @@ def requests(rows: int = 3, model: str = "gpt-x") -> list[dict[str, Any]]:
 def _no_pause_after_a_claim(monkeypatch: pytest.MonkeyPatch) -> None:
     """The store of these tests shows a write at once, where a real one may take a moment."""
     monkeypatch.setattr("anybatch.shards._WRITE_TIME", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def _files_are_believed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What result files lack is not asked for again, for minutes."""
+    for home in ("anybatch.collect", "anybatch.downloads"):
+        if importlib.util.find_spec(home) and hasattr(importlib.import_module(home), "SETTLING"):
+            monkeypatch.setattr(f"{home}.SETTLING", 0.0)
 
 
 @pytest.fixture
@@ -301,6 +311,55 @@ def test_where_nobody_can_be_asked_a_second_attempt_needs_a_decision(
         assert server.count("POST", "/v1/messages/batches") == 3
 
 
+def cut_short(server: FakeServer, *shown: dict[str, Any]) -> None:
+    """A listing that shows these entries under another cursor each time."""
+    for number in range(20):
+        body = {"object": "list", "data": list(shown), "has_more": True, "last_id": f"x{number}"}
+        server.fail("GET", "/v1/batches", Respond(200, body))
+
+
+@pytest.mark.parametrize("has_store", [False, True])
+def test_a_listing_that_cannot_be_read_to_its_end_says_of_nothing_that_it_is_not_there(
+    ti: TaskInstance, server: FakeServer, fake: OpenAIFake, has_store: bool
+) -> None:
+    """FAULTS G1: the batch was not on the pages that were read, and was bought again."""
+    Attempts(ti, None).create()  # of which nothing is on record
+    attempts = Attempts(ti, Store() if has_store else None)
+    foreign = {"id": "batch_foreign", "object": "batch", "status": "completed"}
+    cut_short(server, foreign)
+    with pytest.raises(CreateOutcomeUnknownError, match="could not be read to its end"):  # may be retried
+        attempts.create()
+    assert len(fake.batches) == 1
+    attempts.create(on_orphan="resubmit")
+    assert len(fake.batches) == 2
+
+
+def test_what_was_found_before_a_listing_broke_off_is_taken(
+    ti: TaskInstance, server: FakeServer, fake: OpenAIFake
+) -> None:
+    """FAULTS G1: nothing would be created, so nothing can be bought twice."""
+    attempts = Attempts(ti, None)
+    [batch_id] = attempts.create()
+    [shown] = (call.reply for call in server.find("POST", "/v1/batches") if call.reply)
+    cut_short(server, json.loads(shown.body))
+    assert attempts.create() == [batch_id]
+    assert len(fake.batches) == 1
+
+
+def test_a_batch_of_a_later_round_is_not_taken_for_the_whole_input(
+    ti: TaskInstance, server: FakeServer, fake: OpenAIFake
+) -> None:
+    """FAULTS A1, its kind: the task was an AnyBatchOperator, whose second round held a few rows."""
+    attempts = Attempts(ti, None)
+    [part] = attempts.create(requests(1))
+    marks = fake.batches[part].metadata
+    assert marks is not None
+    marks["anybatch_round"] = "7"
+    [whole] = attempts.create(requests(3))
+    assert whole != part
+    assert len(fake.start(whole).ids) == 3
+
+
 def test_bad_input_creates_nothing(attempts: Attempts, server: FakeServer) -> None:
     with pytest.raises(AirflowFailException, match="line 1"):
         attempts.create([{"custom_id": "a"}])
@@ -358,6 +417,78 @@ def test_rows_that_no_file_mentions_are_counted(
     fake.finish(batch_id, quirks=Quirks(missing={"row-2"}))
     manifest = land(ti, tmp_path / "landed", batch_id)
     assert (manifest["rows"], manifest["counts"]["succeeded"], manifest["counts"]["missing"]) == (4, 3, 1)
+
+
+@pytest.mark.parametrize("status", [400, 403])
+def test_a_download_that_fails_replaces_nothing(
+    ti: TaskInstance, server: FakeServer, fake: OpenAIFake, created: Callable[[int], str], tmp_path: Path,
+    status: int,
+) -> None:  # fmt: skip
+    """FAULTS A2: what was landed before stays, and is whole."""
+    one, two = created(2), created(2)
+    fake.finish(one)
+    fake.finish(two)
+    land(ti, tmp_path / "landed", one)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "landed").iterdir()}
+    file_id = fake.batches[two].output_file_id
+    server.fail("GET", f"/v1/files/{file_id}/content", Respond(status), times=9)
+    with pytest.raises(APIError):
+        land(ti, tmp_path / "landed", [one, two])
+    assert {path.name: path.read_bytes() for path in (tmp_path / "landed").iterdir()} == before
+
+
+def nested(depth: int) -> Any:
+    value: Any = "deep"
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def test_a_row_that_cannot_be_written_costs_itself_alone(
+    ti: TaskInstance, fake: OpenAIFake, created: Callable[[int], str], tmp_path: Path
+) -> None:
+    """FAULTS A3: one row nested 300 levels deep, and the whole task raised on every attempt."""
+    answer, answered = fake.answer, iter(range(9))
+
+    def answer_oddly(endpoint: str, body: dict[str, Any]) -> dict[str, Any]:
+        deep = {"deep": nested(300)} if next(answered) == 1 else {}
+        return {**answer(endpoint, body), **deep}
+
+    fake.answer = answer_oddly
+    batch_id = created(3)
+    fake.finish(batch_id)
+    manifest = land(ti, tmp_path / "landed", batch_id)
+    assert (manifest["rows"], manifest["counts"]["succeeded"], manifest["counts"]["failed"]) == (3, 2, 1)
+    lines = [json.loads(line) for line in (tmp_path / "landed" / "results.jsonl").read_text().splitlines()]
+    assert {line["custom_id"]: line["outcome"] for line in lines} == {
+        "row-0": "succeeded", "row-1": "failed", "row-2": "succeeded",
+    }  # fmt: skip
+    [failed] = [line for line in lines if line["outcome"] == "failed"]
+    assert failed["error"]["code"] == "undecodable_line"
+    [stray] = (tmp_path / "landed" / "stray.jsonl").read_bytes().splitlines()
+    assert json.loads(stray)["response"]["body"]["deep"] == nested(300)  # paid for, and kept
+    fake.answer = answer
+    other = created(1)
+    fake.finish(other)
+    land(ti, tmp_path / "landed", other)
+    assert not (tmp_path / "landed" / "stray.jsonl").exists()  # it was the earlier run's
+
+
+def test_lines_that_cannot_be_read_are_rows_and_those_that_repeat_one_are_kept(
+    ti: TaskInstance, fake: OpenAIFake, created: Callable[[int], str], tmp_path: Path
+) -> None:
+    """FAULTS A3, its kind: a second line without an id, or for one row, went without a trace."""
+    batch_id = created(4)
+    fake.finish(batch_id, quirks=Quirks(duplicated={"row-3"}))
+    file = fake.files[fake.batches[batch_id].output_file_id or ""]
+    lines = file.data.splitlines()
+    file.data = b"\n".join([b'{"broken', b"[]", *lines[2:]]) + b"\n"
+    manifest = land(ti, tmp_path / "landed", batch_id)
+    assert (manifest["rows"], manifest["counts"]["succeeded"], manifest["counts"]["failed"]) == (4, 2, 2)
+    strays = (tmp_path / "landed" / "stray.jsonl").read_bytes().splitlines()
+    assert strays[:2] == [b'{"broken', b"[]"]
+    assert json.loads(strays[2])["custom_id"] == "row-3"
+    assert len(strays) == 3
 
 
 def test_a_batch_that_still_runs_asks_for_a_sensor(

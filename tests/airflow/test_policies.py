@@ -101,6 +101,14 @@ def test_what_runs_has_a_deadline(record: Ledger, batches: list[Batch], expected
     assert deadlines_of(batches, record, timedelta(hours=2), NOW) == expected
 
 
+@pytest.mark.parametrize("record", [ledger(NOW - 60, b=NOW), ledger(b=NOW)])
+def test_a_batch_that_may_be_done_without_has_a_little_longer_to_end_being_cancelled(record: Ledger) -> None:
+    """FAULTS A4b: the job, which says that it is lost, must be asked when its own hour is over."""
+    given, no_time = [batch("cancelling", NOW - 9 * HOUR, NOW - 60)], timedelta(0)
+    expected = {"b": NOW - 60 + HOUR + 300}
+    assert deadlines_of(given, record, no_time, NOW, outlasts_lost=True) == expected
+
+
 @pytest.mark.parametrize(
     ("deadlines", "on_timeout", "is_stopped", "expected"),
     [

@@ -13,14 +13,16 @@ from airflow.providers.common.compat.sdk import (
     AirflowException,
     AirflowFailException,
     HookLineageCollector,
+    TaskDeferred,
 )
 from airflow.sdk import Asset, AssetAlias
 from airflow.sdk.execution_time.context import OutletEventAccessors
 from upath import UPath
 
-from anybatch import BatchFailedError
+from anybatch import BatchFailedError, NotFoundError
 from anybatch.providers import openai
 from anybatch_airflow import AnyBatchHook
+from tests.fakes.faults import Respond
 from tests.fakes.provider import Auto
 
 from .world import ENDED, HOUR, LATE, requests
@@ -269,6 +271,70 @@ def test_land_partial_on_a_worker_slot(world: World) -> None:
     assert len(world.created) == 1
 
 
+def test_one_that_cannot_be_cancelled_keeps_none_of_the_others(world: World) -> None:
+    """FAULTS A4b, its kind: at the deadline, one dead batch left the others running."""
+    world.ago = 2 * HOUR
+    world.attempt(timeout=3 * HOUR, shard_requests=2)
+    world.ago = 0
+    first, second = world.created
+    world.server.fail("POST", f"/v1/batches/{first}/cancel", Respond(404), times=9)
+    with pytest.raises(AirflowException, match=f"cancelled: {second} .*{first} was not cancelled: NotFound"):
+        world.woken(LATE, on_timeout="cancel")
+    assert world.fake.batches[second].state == "cancelling"
+
+
+# --- lost batches ------------------------------------------------------------------------------------
+
+
+def test_shard_requests_splits_the_input_and_a_later_attempt_alike(world: World) -> None:
+    """FAULTS A4b, its option: so that one dead batch is a small part."""
+    first = world.attempt(shard_requests=3)
+    assert [len(world.fake.start(batch_id).ids) for batch_id in world.created] == [3, 1]
+    again = world.attempt(shard_requests=1)
+    assert list(again.batches) == list(first.batches) == world.created
+
+
+@pytest.mark.parametrize(("policy", "outlasts"), [("fail", False), ("land", True), ("resubmit", True)])
+def test_what_the_trigger_is_told_of_lost_batches(world: World, policy: Any, outlasts: bool) -> None:
+    """FAULTS A4b: also in the trigger of a later wait."""
+    assert world.attempt(on_lost=policy).outlasts_lost is outlasts
+    assert world.woken(LATE, on_lost=policy).outlasts_lost is outlasts
+
+
+def test_a_lost_batch_that_is_back_is_taken_as_it_stands(world: World) -> None:
+    """FAULTS A4b: the event says only that it ended the waiting for itself; the job says what it is."""
+    world.attempt(on_lost="land", shard_requests=2)
+    first, second = world.created
+    world.fake.finish(second)
+    event = {**ENDED, "batches": {first: {"lost": "NotFoundError: gone"}, second: {"status": "completed"}}}
+    trigger = world.woken(event, on_lost="land", shard_requests=2)
+    assert list(trigger.batches) == [first]
+    world.fake.finish(first)
+    assert world.woken(event, on_lost="land", shard_requests=2)["counts"]["succeeded"] == 4
+
+
+@pytest.mark.parametrize("policy", ["fail", "land", "resubmit"])
+def test_a_lost_batch_is_outlasted_on_a_worker_slot(
+    world: World, policy: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """FAULTS A4b: the others were no longer waited for."""
+    world.attempt(shard_requests=2)
+    first, second = world.created
+    operator = world.operator(on_lost=policy, deferrable=False)
+    with AnyBatchHook(world.conn_id).get_client() as client:
+        running = [client.retrieve(batch_id) for batch_id in world.created]
+        world.server.fail("GET", f"/v1/batches/{first}", Respond(404), times=99)
+        world.fake.auto = Auto(looks=world.fake.batches[second].looks + 2)
+        deadlines = dict.fromkeys(world.created, time.time() + HOUR)
+        if policy == "fail":
+            with pytest.raises(NotFoundError, match=first):
+                operator._wait(client, running, deadlines)
+            return
+        operator._wait(client, running, deadlines)
+    assert world.fake.batches[second].state == "completed"
+    assert f"batch {first} is not known at the provider" in capfd.readouterr().out
+
+
 # --- landed ------------------------------------------------------------------------------------------
 
 
@@ -319,6 +385,42 @@ def test_links_and_lineage_are_told(world: World, tmp_path: Path, monkeypatch: p
     assert f"file://{place}" in {found.asset.uri for found in told.inputs}
     assert f"file://{world.out}/results.jsonl" in {found.asset.uri for found in told.outputs}
     assert operator.manifest == manifest
+
+
+def test_what_only_the_first_stretch_knows_comes_back_in_the_event(world: World, tmp_path: Path) -> None:
+    """FAULTS I1, its kind: the file behind a table that a function names, and the name of the task instance,
+    also after a second wait."""
+    table = tmp_path / "table.csv"
+    table.write_text("key,text\na,Hello\nb,World\n")
+    context = {**world.context, "map_index_template": "{{ which }}"}
+
+    def named() -> str:
+        context["which"] = "the first"
+        return str(table)
+
+    options = {"input": named, "prompt": "Sum up: {text}", "id_column": "key", "model": "gpt-x",
+               "max_rounds": 2}  # fmt: skip
+    with pytest.raises(TaskDeferred) as caught:
+        world.operator(**options).execute(context)
+    world.fake.expire(world.fake.last.id, done=1)
+    again = {**world.context, "map_index_template": "{{ which }}"}
+    with pytest.raises(TaskDeferred) as second:
+        world.operator(**options).execute_complete(again, {**ENDED, "then": caught.value.trigger.then})
+    assert second.value.trigger.then == caught.value.trigger.then
+    world.fake.finish(world.fake.last.id)
+    last, operator = {**world.context, "map_index_template": "{{ which }}"}, world.operator(**options)
+    operator.execute_complete(last, {**ENDED, "then": second.value.trigger.then})
+    assert operator.get_template_env().from_string(last["map_index_template"]).render(last) == "the first"
+    [read] = operator.get_openlineage_facets_on_complete(None).inputs
+    assert (read.namespace, read.name) == ("file", str(table))
+
+
+def test_a_signed_address_is_not_in_a_trigger(world: World) -> None:
+    """FAULTS I1, its kind: what is carried over the wait lies in the metadata database."""
+    place = UPath(f"memory://{world.out}/in.jsonl?signature=secret")
+    place.write_text("".join(json.dumps(request) + "\n" for request in requests(2)))
+    trigger = world.attempt(input=lambda: place)
+    assert "secret" not in json.dumps(trigger.serialize())
 
 
 @pytest.mark.parametrize("timeout", [90, timedelta(seconds=90)])

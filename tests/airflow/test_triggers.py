@@ -60,7 +60,7 @@ def test_it_survives_serialization() -> None:
     trigger = AnyBatchTrigger(
         batches={"batch_1": 1_790_000_000, "batch_2": None}, conn_id="c", provider="openai",
         api_base="https://x/v1", deadlines={"batch_1": 1.79e9}, deferred_at=1.78e9, min_defer_seconds=12.5,
-        then="land", cancel_on_kill=False,
+        then="land", cancel_on_kill=False, outlasts_lost=True,
     )  # fmt: skip
     path, kwargs = trigger.serialize()
     assert path == "anybatch_airflow.triggers.AnyBatchTrigger"
@@ -166,6 +166,40 @@ def test_a_batch_that_does_not_exist_is_an_error_at_once(
     assert event["message"].endswith(f"; left running and no longer waited for: {there.id}")
     with Client("local", api_base=api_base) as client:
         assert client.retrieve(there.id).status in ("validating", "in_progress")
+
+
+def test_a_batch_that_is_lost_keeps_no_other_from_being_waited_for(
+    create: Callable[[str], Batch], api_base: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """FAULTS A4b: one dead batch of a job, and the others are still waited for."""
+    there, late = create("delay=1"), create("delay=600")
+    batches, now = {"batch_gone": None, there.id: None}, time.time()
+    trigger = trigger_for(api_base, batches=batches, outlasts_lost=True)
+    event = asyncio.run(asyncio.wait_for(event_of(trigger), 20))
+    assert event["status"] == "ended"
+    assert event["batches"][there.id]["status"] == "completed"
+    assert "NotFoundError" in event["batches"]["batch_gone"]["lost"]
+    assert event["message"] == f"batch_gone is not known at the provider, {there.id} is completed"
+    told = capsys.readouterr().out  # when it is found out, and not when all have ended
+    assert told.index("batch batch_gone is not known") < told.index(f"{there.id}: completed")
+    deadlines = {late.id: now + 1}
+    trigger = trigger_for(
+        api_base, batches={**batches, late.id: None}, deadlines=deadlines, outlasts_lost=True
+    )
+    event = asyncio.run(asyncio.wait_for(event_of(trigger), 20))
+    assert (event["status"], event["message"]) == ("timeout", f"not ended at the deadline: {late.id}")
+
+
+def test_what_else_is_refused_ends_the_wait_also_where_a_lost_batch_is_outlasted(
+    add_connection: Callable[..., str], keyed_server: FakeServer
+) -> None:
+    """FAULTS A4b: a wrong key is no lost batch."""
+    facts = {"password": "sk-wrong", "host": keyed_server.api_base, "extra": {"provider": "openai"}}
+    conn_id = add_connection("wrong", conn_type="anybatch", **facts)
+    trigger = AnyBatchTrigger(
+        batches={"batch_1": None}, conn_id=conn_id, min_defer_seconds=0, outlasts_lost=True
+    )
+    assert asyncio.run(event_of(trigger))["status"] == "error"
 
 
 def test_a_message_names_a_few_errors_of_many() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from airflow.sdk import DAG, task
+from airflow.sdk import DAG, get_current_context, task
 
 from anybatch_airflow import AnyBatchOperator, AnyBatchSensor
 
@@ -55,6 +55,31 @@ with DAG("mapped", is_paused_upon_creation=False):
     AnyBatchOperator.partial(
         task_id="each", provider="local", output_folder=OUTPUT + "/mapped/{{ run_id }}/{{ ti.map_index }}"
     ).expand(input=[requests(rows=1, prompt="Hello"), requests(rows=2, prompt="Hello")])
+
+with DAG("named", is_paused_upon_creation=False):
+
+    @task.anybatch(
+        provider="local",
+        map_index_template="{{ country }}",
+        output_folder=OUTPUT + "/named/{{ run_id }}/{{ ti.task_id }}/{{ ti.map_index }}",
+    )
+    def by_argument(country: str, rows: int) -> list[dict[str, Any]]:
+        return requests("delay=12", rows=rows, prompt=country)
+
+    @task
+    def countries() -> list[str]:
+        return ["de", "fr"]
+
+    by_argument.partial(rows=2).expand(country=countries())
+
+    def market_requests() -> list[dict[str, Any]]:
+        context: Any = get_current_context()
+        context["market"] = f"market {context['ti'].map_index}"  # as Airflow's guide to named mapping does
+        return requests("delay=12", rows=2)
+
+    AnyBatchOperator.partial(
+        task_id="by_context", provider="local", map_index_template="{{ market }}", input=market_requests
+    ).expand(output_folder=[OUTPUT + "/named/{{ run_id }}/by_context/" + name for name in ("a", "b")])
 
 with DAG("refused", is_paused_upon_creation=False):
     AnyBatchOperator(
