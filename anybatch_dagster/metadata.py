@@ -26,8 +26,7 @@ class SubmissionMetadata(NamespacedMetadataSet):
     """Metadata of a submit asset: the record of a submission, from which the sensor finds its batches.
 
     `batches` are the ids of the current round, separated by a comma and a space; `deadline` is in unix
-    seconds; `landing`: the batches were cancelled at their deadline, and what there is of them is to land as
-    it is; `console` is the provider's own page of the first batch.
+    seconds; `console` is the provider's own page of the first batch.
     """
 
     batches: str | None = None
@@ -39,7 +38,6 @@ class SubmissionMetadata(NamespacedMetadataSet):
     resource: str | None = None
     deadline: float | None = None
     round: int | None = None
-    landing: bool | None = None
     console: dg.UrlMetadataValue | None = None
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -45,12 +46,16 @@ CANCEL_TIME = 3600.0
 # --- deciding ----------------------------------------------------------------------------------------------
 
 
-def deadline_of(batches: Sequence[Batch], timeout: timedelta, now: float) -> float:
+def deadline_of(
+    batches: Sequence[Batch], timeout: timedelta, now: float, stopped_at: float | None = None
+) -> float:
     """Until when to wait for these batches, unix seconds: `timeout` after their creation, whoever asks.
 
     A batch that is being cancelled has an hour for that, so that a new attempt, which needs its finished
-    rows, is not stopped by a deadline that is over.
+    rows, is not stopped by a deadline that is over. So have those of a job that was stopped.
     """
+    if stopped_at is not None:
+        return stopped_at + CANCEL_TIME
     deadline = min((batch.created_at or now for batch in batches), default=now) + timeout.total_seconds()
     ends = [
         (batch.cancelling_at or now) + CANCEL_TIME
@@ -66,14 +71,14 @@ class Next(Enum):
     WAIT = auto()
     GIVE_UP = auto()  # fail, and leave them running
     CANCEL = auto()  # cancel them, and fail
-    LAND_PARTIAL = auto()  # cancel them, wait until they have ended, and take what there is
+    LAND_PARTIAL = auto()  # stop the job, wait until they have ended, and take what there is
 
 
-def next_step(now: float, deadline: float, on_timeout: OnTimeout, *, landing: bool) -> Next:
-    """`landing`: they were cancelled for their results already, and had their time to end."""
+def next_step(now: float, deadline: float, on_timeout: OnTimeout, *, is_stopped: bool) -> Next:
+    """`is_stopped`: they were cancelled for their results already, and had their time to end."""
     if now < deadline:
         return Next.WAIT
-    if landing:
+    if is_stopped:
         return Next.GIVE_UP
     return {"leave": Next.GIVE_UP, "cancel": Next.CANCEL, "land_partial": Next.LAND_PARTIAL}[on_timeout]
 
@@ -87,13 +92,13 @@ def submission_facts(
     options: JobOptions,
     batches: Sequence[Batch],
     now: float,
-    *,
-    landing: bool = False,
 ) -> SubmissionMetadata:
     """What is written down of the batches of the current round; none where the results have landed."""
     ledger = job.ledger()
     assert ledger is not None  # there is one since submit()
-    ids = [batch.id for batch in batches] or [record.batch_id for record in ledger.current if record.batch_id]
+    current = [record.batch_id for record in ledger.current if record.batch_id]
+    # A job that was stopped may have landed with a round that never had a batch: then those of all rounds.
+    ids = [batch.id for batch in batches] or current or ledger.batch_ids
     console = console_url(client.account.api_base, ids)
     return SubmissionMetadata(
         batches=", ".join(ids),
@@ -103,18 +108,18 @@ def submission_facts(
         endpoint=ledger.endpoint,
         requests=ledger.rows,
         resource=options.resource_key,
-        deadline=deadline_of(batches, options.timeout, now) if batches else None,
+        deadline=deadline_of(batches, options.timeout, now, ledger.stopped_at) if batches else None,
         round=ledger.round + 1,
-        landing=landing or None,
         console=dg.MetadataValue.url(console) if console else None,
     )
 
 
 def data_version(job: Job) -> str:
-    """The same batches again leave the result asset up to date."""
+    """The same batches again leave the result asset up to date; another batch for any shard does not."""
     ledger = job.ledger()
     assert ledger is not None
-    return f"{ledger.fingerprint[:12]}-{ledger.batch_ids[-1]}"
+    ids = hashlib.sha256("\n".join(ledger.batch_ids).encode()).hexdigest()
+    return f"{ledger.fingerprint[:12]}-{ids[:12]}"
 
 
 def record_round(

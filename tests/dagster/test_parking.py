@@ -345,7 +345,6 @@ def test_land_partial_takes_what_there_is_and_submits_nothing_again(
     run = deployment.run("many_batch", "many")
     assert run.status is dg.DagsterRunStatus.SUCCESS
     assert provider.statuses() == ["cancelling"]
-    assert deployment.materializations("many_batch")[-1].metadata["anybatch/landing"].value is True
     provider.pass_time(100)
     deployment.tick()
     (done,) = deployment.dequeue()
@@ -354,6 +353,29 @@ def test_land_partial_takes_what_there_is_and_submits_nothing_again(
     assert result.metadata["anybatch/cancelled"].value == 20
     assert provider.statuses() == ["cancelled"]
     assert deployment.queue == []
+
+
+@pytest.mark.parametrize("max_rounds", [1, 3])
+def test_submitting_while_results_are_landed_partially_buys_nothing(
+    max_rounds: int, gated: dg.DagsterInstance, provider: Provider
+) -> None:
+    """Row B1: to the submit asset, a batch that was cancelled at its deadline was one to be bought again."""
+    options = {"timeout": 0, "on_timeout": "land_partial", "max_rounds": max_rounds}
+    deployment = deploy(gated, provider, SLOW, **options)
+    deployment.run("many_batch", "many")
+    assert provider.statuses() == ["cancelling"]
+    deployment.run("many_batch")  # while it is being cancelled …
+    provider.pass_time(100)
+    deployment.run("many_batch")  # … and when it is cancelled, and nothing of it has landed
+    assert provider.statuses() == ["cancelled"]
+    deployment.tick()
+    assert {run.status for run in deployment.dequeue()} == {dg.DagsterRunStatus.SUCCESS}
+    assert provider.statuses() == ["cancelled"]
+    result = deployment.materializations("many")[-1]
+    assert result.metadata["anybatch/cancelled"].value == 20
+    assert result.metadata["anybatch/rounds"].value == 1
+    assert deployment.run("many_batch", "many").status is dg.DagsterRunStatus.SUCCESS
+    assert provider.statuses() == ["cancelled"]
 
 
 def batch(status: BatchStatus, created: int, cancelling: int | None = None) -> Batch:
@@ -376,10 +398,11 @@ def test_a_deadline_counts_from_creation_and_leaves_time_to_cancel(
     batches: list[Batch], deadline: float
 ) -> None:
     assert deadline_of(batches, timedelta(seconds=60), now=9000) == deadline
+    assert deadline_of(batches, timedelta(seconds=60), now=9000, stopped_at=8000) == 8000 + 3600
 
 
 @pytest.mark.parametrize(
-    ("now", "on_timeout", "landing", "expected"),
+    ("now", "on_timeout", "is_stopped", "expected"),
     [
         (99, "leave", False, Next.WAIT),
         (99, "land_partial", True, Next.WAIT),
@@ -390,9 +413,9 @@ def test_a_deadline_counts_from_creation_and_leaves_time_to_cancel(
     ],
 )
 def test_what_is_done_about_batches_that_still_run(
-    now: float, on_timeout: Any, landing: bool, expected: Next
+    now: float, on_timeout: Any, is_stopped: bool, expected: Next
 ) -> None:
-    assert next_step(now, 100, on_timeout, landing=landing) is expected
+    assert next_step(now, 100, on_timeout, is_stopped=is_stopped) is expected
 
 
 # --- rows without a result ---------------------------------------------------------------------------
