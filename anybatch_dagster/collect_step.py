@@ -132,6 +132,10 @@ def _go_on_waiting(
     if facts != before:
         submission = record_round(context, submission.asset_key, submission.partitions, job, facts)
     parked = park_result(context, submission)
+    run_id = context.run.run_id
+    if parked is None and not submissions.is_waited_for(context.instance, submission, besides=run_id):
+        # The sensor makes one run of a submission, and this is it: only what is submitted anew is waited for.
+        record_round(context, submission.asset_key, submission.partitions, job, facts)
     if what is Next.LAND_PARTIAL:  # only now: a process that is killed before leaves something that waits
         client.stop(job)  # and not just a cancel: another attempt would submit the cancelled rows again
         context.log.warning(

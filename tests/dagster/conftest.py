@@ -27,6 +27,7 @@ from dagster._core.storage.runs import InMemoryRunStorage
 from anybatch import AsyncClient, Client, RetryPolicy
 from anybatch.local.transport import LocalTransport
 from anybatch_dagster import BatchResource, build_batch_sensor
+from anybatch_dagster.gate import Gate
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -257,9 +258,16 @@ class Deployment:
     def parked(self) -> list[dg.DagsterRun]:
         return [run for run in self.queue if run.tags.get("anybatch/gate") == "waiting"]
 
+    def remove_gate_rule(self, patch: pytest.MonkeyPatch) -> None:
+        """Edit `dagster.yaml`, and restart Dagster."""
+        assert self.instance._settings is not None
+        patch.setitem(self.instance._settings, "concurrency", {})  # type: ignore[arg-type]
+        assert not Gate(self.instance).exists
+
     def dequeue(self) -> list[dg.DagsterRun]:
         """Start what the gate does not hold back, and wait for it."""
-        started = [run for run in self.queue if run.tags.get("anybatch/gate") != "waiting"]
+        held = "waiting" if Gate(self.instance).exists else None
+        started = [run for run in self.queue if held is None or run.tags.get("anybatch/gate") != held]
         return [self._execute(run.with_status(dg.DagsterRunStatus.STARTING)) for run in started]
 
     def materializations(self, name: str) -> list[dg.AssetMaterialization]:

@@ -121,6 +121,71 @@ def test_what_a_parked_run_is_told_and_tells(deployment: Deployment, provider: P
     assert result.metadata["anybatch/rounds"].value == 1
 
 
+# --- the gate rule is removed ---------------------------------------------------------------------------
+
+
+def test_what_a_run_leaves_behind_that_waits_no_more_is_waited_for_again(
+    deployment: Deployment, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row H1: the waiting run starts too early, and for the sensor it had seen to the result."""
+    deployment.run("reviews_batch", "reviews", "summary", tags={"team": "x"})
+    deployment.tick()
+    deployment.remove_gate_rule(monkeypatch)
+    (early,) = deployment.dequeue()
+    assert early.status is dg.DagsterRunStatus.SUCCESS
+    assert deployment.materializations("reviews") == []
+    assert deployment.tick().skip_message == "1 waiting"
+    assert deployment.queue == []
+    provider.pass_time(100)
+    (asked,) = deployment.tick().run_requests
+    assert asked.tags["team"] == "x"
+    (done,) = deployment.dequeue()
+    assert done.status is dg.DagsterRunStatus.SUCCESS
+    assert len(deployment.materializations("summary")) == 1
+    assert deployment.tick().skip_message == "nothing waiting"
+    assert len(provider.ids()) == 1
+
+
+def test_a_run_that_is_let_go_does_not_rely_on_another_that_is(
+    deployment: Deployment, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row H1: two that wait for one batch start together, and neither is going to see to the result."""
+    deployment.run("reviews_batch", "reviews")
+    deployment.execute_again(deployment.parked[0])
+    deployment.remove_gate_rule(monkeypatch)
+    other = deployment.parked[1]
+    started = dg.DagsterEvent(dg.DagsterEventType.RUN_START.value, other.job_name)
+    deployment.instance.report_dagster_event(started, run_id=other.run_id)
+    (early,) = deployment.dequeue()
+    assert early.status is dg.DagsterRunStatus.SUCCESS
+    assert deployment.tick().skip_message == "1 waiting"
+    provider.pass_time(100)
+    deployment.tick()
+    (done,) = deployment.dequeue()
+    assert done.status is dg.DagsterRunStatus.SUCCESS
+    assert len(deployment.materializations("reviews")) == 1
+
+
+@pytest.mark.parametrize("end", ["failed", "started by a person"])
+def test_whoever_says_that_the_sensor_sees_to_the_result_leaves_something_for_it_to_find(
+    end: str, deployment: Deployment, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row H1: the run that waited is over, and a person materializes the result too early."""
+    deployment.run("reviews_batch", "reviews")
+    deployment.remove_gate_rule(monkeypatch)
+    if end == "failed":
+        deployment.instance.report_run_failed(deployment.parked[0])
+    else:
+        deployment.dequeue()
+    early = deployment.run("reviews")
+    assert early.status is dg.DagsterRunStatus.SUCCESS
+    provider.pass_time(100)
+    deployment.tick()
+    deployment.dequeue()
+    assert len(deployment.materializations("reviews")) == 1
+    assert deployment.tick().skip_message == "nothing waiting"
+
+
 # --- cancelling, and executing again -----------------------------------------------------------------
 
 
