@@ -109,6 +109,7 @@ def submission_facts(
         requests=ledger.rows,
         resource=options.resource_key,
         deadline=deadline_of(batches, options.timeout, now, ledger.stopped_at) if batches else None,
+        on_timeout=options.on_timeout,
         round=ledger.round + 1,
         console=dg.MetadataValue.url(console) if console else None,
     )

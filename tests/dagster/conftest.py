@@ -11,6 +11,7 @@ import httpx
 import pytest
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.execution.api import execute_run
+from dagster._core.execution.build_resources import wrap_resources_for_execution
 from dagster._core.instance.types import InstanceType
 from dagster._core.launcher.sync_in_memory_run_launcher import SyncInMemoryRunLauncher
 from dagster._core.remote_origin import (
@@ -173,7 +174,7 @@ class Deployment:
         jobs: Sequence[Any] = (),
         **sensor_options: Any,
     ) -> None:
-        self.instance, self.resources = instance, resources
+        self.instance, self.assets, self.resources = instance, assets, resources
         self.definitions = dg.Definitions(
             assets=assets, resources=resources, jobs=jobs, executor=dg.in_process_executor
         )
@@ -181,6 +182,7 @@ class Deployment:
         self._sensor_options = sensor_options
         self._sensor = build_batch_sensor(**sensor_options)
         self.cursor: str | None = None
+        self.location = "here"
 
     def run(
         self,
@@ -202,7 +204,7 @@ class Deployment:
         run_config: Mapping[str, Any] | None,
         job_name: str = "__ASSET_JOB",
     ) -> dg.DagsterRun:
-        location = RegisteredCodeLocationOrigin("here")
+        location = RegisteredCodeLocationOrigin(self.location)
         return self.instance.create_run_for_job(
             self.repository.get_job(job_name),
             run_config=run_config,
@@ -237,10 +239,16 @@ class Deployment:
         """
         if not remember:
             self._sensor = build_batch_sensor(**self._sensor_options)
-        context = dg.build_sensor_context(
-            self.instance, cursor=self.cursor, definitions=self.definitions, resources=self.resources,
+        context = dg.SensorEvaluationContext(
+            instance_ref=None,
+            instance=self.instance,
+            cursor=self.cursor,
+            repository_name="__repository__",
+            repository_def=self.repository,
             sensor_name=self._sensor.name,
-        )  # fmt: skip
+            resources=wrap_resources_for_execution(self.resources),
+            code_location_origin=RegisteredCodeLocationOrigin(self.location),
+        )
         with context:
             data = self._sensor.evaluate_tick(context)
         self.cursor = data.cursor

@@ -74,6 +74,21 @@ def test_another_batch_for_one_shard_is_another_version_of_the_data(place: int, 
     assert version(deployment) != first
 
 
+@pytest.mark.parametrize("place", range(len(ROWS)))
+def test_terminating_a_run_cancels_the_other_batches_of_one_that_is_lost(
+    place: int, several: Several
+) -> None:
+    """Row A4b: the first 404 ended the cancelling, and was taken for the end of all of them."""
+    deployment = several.deploy()
+    deployment.run("texts_batch", "texts")
+    (waiting,) = deployment.parked
+    several.lose(several.batches[place])
+    deployment.instance.report_run_canceled(waiting)
+    deployment.tick()
+    assert [batch.state in GONE for batch in several.batches] == [True, True]
+    assert deployment.again(waiting).tags["anybatch/gate"] == "cancelled"
+
+
 @pytest.mark.parametrize("status", [404, 403])
 @pytest.mark.parametrize("place", range(len(ROWS)))
 def test_a_batch_that_cannot_be_cancelled_keeps_none_of_the_others_running(
