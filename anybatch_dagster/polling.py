@@ -122,9 +122,10 @@ class Poller:
                     self._saw(client, batch)
                     wanted.discard(batch.id)
             page_oldest = min((batch.created_at for batch in page if batch.created_at), default=math.inf)
-            after = page.next_cursor if page.has_more and len(page) else None
+            after = page.next_cursor  # also of an empty page, which may come before others
             ours, missing = expected - len(wanted), len(wanted)
             budget = min(expected, pages + self._calls)
+            # Where it cannot be read on nothing is known of the rest: each of those is retrieved.
             if after is None or not keep_listing(pages, ours, missing, page_oldest, oldest, budget=budget):
                 return
 
