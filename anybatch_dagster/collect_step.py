@@ -19,6 +19,7 @@ from .rounds import (
     failure,
     final_errors,
     identity,
+    may_be_lost,
     next_step,
     park_result,
     record_round,
@@ -115,7 +116,13 @@ def _go_on_waiting(
     told = ", ".join(f"{batch.id} is {batch.status.value}" for batch in running)
     ledger = job.ledger()
     is_stopped = ledger is not None and ledger.stopped_at is not None
-    what = next_step(now, facts.deadline or now, options.on_timeout, is_stopped=is_stopped)
+    what = next_step(
+        now,
+        facts.deadline or now,
+        options.on_timeout,
+        is_stopped=is_stopped,
+        is_given_time=may_be_lost(running, options.on_lost),
+    )
     if what is Next.CANCEL:
         _cancel(context, client, running)
         raise failure(
@@ -127,7 +134,7 @@ def _go_on_waiting(
             f"{told}. The deadline has passed; it is left running. Materialize this asset again to take the "
             "results once it has ended, or raise `timeout`."
         )
-    if what is Next.LAND_PARTIAL:
+    if what in (Next.LAND_PARTIAL, Next.WAIT_ON):
         facts = facts.model_copy(update={"deadline": now + CANCEL_TIME})
     if facts != before:
         submission = record_round(context, submission.asset_key, submission.partitions, job, facts)

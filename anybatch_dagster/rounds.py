@@ -36,7 +36,7 @@ from .submissions import Submission, batch_asset_pairs, inherited_tags, planned_
 if TYPE_CHECKING:
     from anybatch import Job
 
-    from .options import JobOptions, OnTimeout
+    from .options import JobOptions, OnLost, OnTimeout
     from .resource import BatchResource
 
 # How long a provider may take to end a batch that it was asked to cancel.
@@ -69,18 +69,35 @@ class Next(Enum):
     """What a result asset does about batches that still run."""
 
     WAIT = auto()
+    WAIT_ON = auto()  # as long again as a batch may take to be cancelled
     GIVE_UP = auto()  # fail, and leave them running
     CANCEL = auto()  # cancel them, and fail
     LAND_PARTIAL = auto()  # stop the job, wait until they have ended, and take what there is
 
 
-def next_step(now: float, deadline: float, on_timeout: OnTimeout, *, is_stopped: bool) -> Next:
-    """`is_stopped`: they were cancelled for their results already, and had their time to end."""
+def next_step(
+    now: float, deadline: float, on_timeout: OnTimeout, *, is_stopped: bool, is_given_time: bool = False
+) -> Next:
+    """`is_stopped`: they were cancelled for their results already, and had their time to end.
+
+    `is_given_time`: they have more of it (see `may_be_lost`).
+    """
     if now < deadline:
         return Next.WAIT
+    if is_given_time:
+        return Next.WAIT_ON
     if is_stopped:
         return Next.GIVE_UP
     return {"leave": Next.GIVE_UP, "cancel": Next.CANCEL, "land_partial": Next.LAND_PARTIAL}[on_timeout]
+
+
+def may_be_lost(running: Sequence[Batch], on_lost: OnLost) -> bool:
+    """Whether all that still run are being cancelled, and the job can do without one that never ends so.
+
+    `Client.resume` has just seen them, and decides when it has seen them for an hour: at its next call it no
+    longer returns them. So this does not put off a deadline for ever.
+    """
+    return on_lost != "fail" and all(batch.status is BatchStatus.CANCELLING for batch in running)
 
 
 # --- the record of a submission ----------------------------------------------------------------------------

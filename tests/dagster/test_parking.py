@@ -628,6 +628,8 @@ def test_what_is_done_about_batches_that_still_run(
     now: float, on_timeout: Any, is_stopped: bool, expected: Next
 ) -> None:
     assert next_step(now, 100, on_timeout, is_stopped=is_stopped) is expected
+    more = next_step(now, 100, on_timeout, is_stopped=is_stopped, is_given_time=True)
+    assert more is (Next.WAIT if now < 100 else Next.WAIT_ON)
 
 
 # --- rows without a result ---------------------------------------------------------------------------
