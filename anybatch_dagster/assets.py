@@ -22,6 +22,7 @@ from .options import (
     IdColumn,
     JobOptions,
     OnChanged,
+    OnLost,
     OnOrphan,
     OnPartial,
     OnTimeout,
@@ -88,6 +89,8 @@ def build_batch_assets(
     on_orphan: OnOrphan = "fail",
     on_changed: OnChanged = "cancel_and_resubmit",
     on_untranslatable: OnUntranslatable = "fail",
+    on_lost: OnLost = "fail",
+    shard_requests: int | None = None,
     max_rounds: int = 1,
     on_partial: OnPartial = "keep",
     max_failed_ratio: float | None = None,
@@ -127,7 +130,8 @@ def build_batch_assets(
     all once more regardless.
 
     resource_key      key of the `BatchResource`: provider, credentials
-    model, endpoint, completion_window, metadata, options, on_orphan, on_changed, on_untranslatable, price
+    model, endpoint, completion_window, metadata, options, on_orphan, on_changed, on_untranslatable, on_lost,
+    shard_requests, price
                       as in `anybatch.Job`; `metadata` goes to the provider, `definition_metadata` to Dagster
     prompt, id_column, system, body  as `prompt`, `id`, `system` and the other parameters of
                       `anybatch.build_requests`
@@ -167,6 +171,8 @@ def build_batch_assets(
         on_orphan=on_orphan,
         on_changed=on_changed,
         on_untranslatable=on_untranslatable,
+        on_lost=on_lost,
+        shard_requests=shard_requests,
         max_rounds=max_rounds,
         on_partial=on_partial,
         max_failed_ratio=max_failed_ratio,

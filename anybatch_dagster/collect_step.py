@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from anybatch import AnyBatchError, BatchStatus, NotFoundError
+
 from . import submissions
 from .inputs import run_partitions
 from .metadata import counts_of, error_rate, part_metadata, result_metadata
@@ -17,6 +19,7 @@ from .rounds import (
     failure,
     final_errors,
     identity,
+    may_be_lost,
     next_step,
     park_result,
     record_round,
@@ -48,7 +51,8 @@ def collect_results(
     resource: BatchResource = getattr(context.resources, options.resource_key)
     job = options.job((), str(submission.facts.folder), identity(submit_key, partitions))
     with final_errors(), resource.client() as client:
-        if batches := _still_running(client, job, submission):
+        batches = client.resume(job)
+        if any(not batch.status.is_terminal for batch in batches):
             _go_on_waiting(context, options, client, job, submission, batches)
             return
         report = client.collect(job)
@@ -69,13 +73,6 @@ def collect_results(
             values = {partition: one.value for partition, one in made.items()}
             hand_over(context, result_key, io_manager_key, values)
         yield _materialization(context, result_key, options, report, submission, made)
-
-
-def _still_running(client: Client, job: Job, submission: Submission) -> Sequence[Batch]:
-    """The batches to wait for, in a new round if there has to be one; none if the results can be taken."""
-    facts = submission.facts
-    batches = [client.retrieve(one) for one in facts.batch_ids] if facts.landing else client.resume(job)
-    return batches if any(not batch.status.is_terminal for batch in batches) else []
 
 
 def _submission(
@@ -114,12 +111,20 @@ def _go_on_waiting(
 ) -> None:
     """Write down what is waited for now, and see that something waits for it; or fail at the deadline."""
     now, before = time.time(), submission.facts
-    facts = submission_facts(client, job, options, batches, now, landing=bool(before.landing))
+    facts = submission_facts(client, job, options, batches, now)
     running = [batch for batch in batches if not batch.status.is_terminal]
     told = ", ".join(f"{batch.id} is {batch.status.value}" for batch in running)
-    what = next_step(now, facts.deadline or now, options.on_timeout, landing=bool(before.landing))
+    ledger = job.ledger()
+    is_stopped = ledger is not None and ledger.stopped_at is not None
+    what = next_step(
+        now,
+        facts.deadline or now,
+        options.on_timeout,
+        is_stopped=is_stopped,
+        is_given_time=may_be_lost(running, options.on_lost),
+    )
     if what is Next.CANCEL:
-        _cancel(client, running)
+        _cancel(context, client, running)
         raise failure(
             f"{told}. The deadline has passed, and it was cancelled. Materialize this asset again to keep "
             "the rows that were finished and to submit the others once more."
@@ -129,13 +134,17 @@ def _go_on_waiting(
             f"{told}. The deadline has passed; it is left running. Materialize this asset again to take the "
             "results once it has ended, or raise `timeout`."
         )
-    if what is Next.LAND_PARTIAL:
-        facts = facts.model_copy(update={"landing": True, "deadline": now + CANCEL_TIME})
+    if what in (Next.LAND_PARTIAL, Next.WAIT_ON):
+        facts = facts.model_copy(update={"deadline": now + CANCEL_TIME})
     if facts != before:
         submission = record_round(context, submission.asset_key, submission.partitions, job, facts)
     parked = park_result(context, submission)
+    run_id = context.run.run_id
+    if parked is None and not submissions.is_waited_for(context.instance, submission, besides=run_id):
+        # The sensor makes one run of a submission, and this is it: only what is submitted anew is waited for.
+        record_round(context, submission.asset_key, submission.partitions, job, facts)
     if what is Next.LAND_PARTIAL:  # only now: a process that is killed before leaves something that waits
-        _cancel(client, running)
+        client.stop(job)  # and not just a cancel: another attempt would submit the cancelled rows again
         context.log.warning(
             f"{told}. The deadline has passed: it is cancelled, and what it finished is taken"
         )
@@ -143,10 +152,20 @@ def _go_on_waiting(
     context.log.warning(f"{told} (round {facts.round}). Nothing is materialized now. {waits}.")
 
 
-def _cancel(client: Client, batches: Sequence[Batch]) -> None:
+def _cancel(context: dg.AssetExecutionContext, client: Client, batches: Sequence[Batch]) -> None:
+    """Cancel them. A refusal is raised at the end, so that it keeps none of the others running."""
+    problems: list[AnyBatchError] = []
     for batch in batches:
-        if batch.status.value != "cancelling":
+        if batch.status is BatchStatus.CANCELLING:
+            continue
+        try:
             client.cancel(batch.id)
+        except NotFoundError as error:
+            context.log.warning(f"{error}: there is nothing left to cancel")
+        except AnyBatchError as error:
+            problems.append(error)
+    if problems:
+        raise problems[0]
 
 
 # --- landed ------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from .component_schema import (
     ResolvedText,
     told,
 )
-from .options import OnChanged, OnOrphan, OnPartial, OnTimeout, OnUntranslatable, ValueName
+from .options import OnChanged, OnLost, OnOrphan, OnPartial, OnTimeout, OnUntranslatable, ValueName
 from .sensor import build_batch_sensor
 
 _PARTITION = "{partition}"
@@ -105,6 +105,21 @@ class BatchAssetComponent(dg.Component, dg.Model, dg.Resolvable):
     on_untranslatable: Annotated[
         OnUntranslatable, told("What to do with a parameter that the provider has no word for.")
     ] = "fail"
+    on_lost: Annotated[
+        OnLost,
+        told(
+            "What to do where a batch or a result file is gone at the provider, or shorter than the provider "
+            "counts: fail, land what there is, or resubmit, which buys the lost rows again."
+        ),
+    ] = "fail"
+    shard_requests: Annotated[
+        int | None,
+        told(
+            "How many requests one batch may hold at most, below the provider's own limit; in force from a "
+            "job's first submission on.",
+            10_000,
+        ),
+    ] = None
     max_rounds: Annotated[
         int, told("How often a row may be submitted, where it failed for a reason that may pass.", 3)
     ] = 1

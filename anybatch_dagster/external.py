@@ -49,8 +49,8 @@ def build_external_batch_sensor(
 
     An event may be reported a second time where a tick is cut off.
 
-    event      "observation", or "materialization" for the batches that have results; of failed ones there
-               are observations in any case
+    event      "observation", or "materialization" for the batches that have results; of failed ones without
+               any there are observations in any case
     endpoint, metadata, where  which batches: those with this endpoint, with all of this metadata, and for
                which the function holds
     partition  a function of the batch that names the asset's partition
@@ -81,7 +81,7 @@ def build_external_batch_sensor(
         news = sorted(filter(seen.is_new, filter(is_wanted, listing.batches)), key=end_of)[:_MOST_EVENTS]
         return dg.SensorResult(
             asset_events=[_event(key, event, batch, partition) for batch in news],
-            cursor=seen.with_told(news).write(),
+            cursor=seen.with_told(news, all_read=listing.is_complete).write(),
             skip_reason=None if news else dg.SkipReason(listing.trouble or "no batch has ended"),
         )
 
@@ -121,13 +121,17 @@ class Seen:
     def is_new(self, batch: Batch) -> bool:
         return end_of(batch) >= self.ended and _mark(batch) not in self.told
 
-    def with_told(self, batches: list[Batch]) -> Seen:
-        """With these, in order of their ends; what lies well behind the newest needs no mark any more."""
+    def with_told(self, batches: list[Batch], *, all_read: bool = True) -> Seen:
+        """With these, in order of their ends; what lies well behind the newest needs no mark any more.
+
+        `all_read`: the listing was read to its end. Else what was not read may have ended before these, and
+        is news as long as the marks suffice to tell.
+        """
         told = {**self.told, **{_mark(batch): end_of(batch) for batch in batches}}
         newest = max(told.values(), default=-math.inf)
         kept = dict(sorted(told.items(), key=lambda item: item[1])[-_MOST_TOLD:])
         oldest = min(kept.values(), default=0) if len(kept) < len(told) else -math.inf
-        ended = max(self.ended, newest - _OVERLAP, oldest)
+        ended = max(self.ended, newest - _OVERLAP if all_read else -math.inf, oldest)
         return Seen(ended, {mark: end for mark, end in kept.items() if end >= ended})
 
 
@@ -139,11 +143,15 @@ def _mark(batch: Batch) -> str:
 
 
 class _Listing:
-    """The batches of an account that were created after a point in time, newest first."""
+    """The batches of an account that were created after a point in time, newest first.
+
+    `is_complete`: it was read to its end; only then is a batch that is not in it not there.
+    """
 
     def __init__(self, resource: BatchResource, created_after: float) -> None:
         self._resource, self._after = resource, created_after
         self.batches: list[Batch] = []
+        self.is_complete = False
         self.trouble: str | None = None
 
     async def read(self) -> None:
@@ -159,8 +167,15 @@ class _Listing:
             page = await client.list(after=cursor, limit=client.provider.list_limit or None)
             self.batches += page
             oldest = min((batch.created_at for batch in page if batch.created_at), default=math.inf)
-            cursor = page.next_cursor if page.has_more and len(page) else None
-            if cursor is None or oldest < self._after:
+            self.is_complete = not page.has_more or oldest < self._after
+            if self.is_complete:
+                return
+            cursor = page.next_cursor
+            if cursor is None:
+                self.trouble = (
+                    f"the provider says that it has more than the {len(self.batches):,} batches that were "
+                    "looked at, and not how to read on"
+                )
                 return
         self.trouble = f"only the newest {len(self.batches):,} batches were looked at: shorten `lookback`"
 
@@ -191,6 +206,8 @@ def _event(
         "description": f"{batch.id}: {batch.status.value}",
         "metadata": dict(facts),
     }
-    if event == "materialization" and batch.status is not BatchStatus.FAILED:
+    # A batch that failed half-way may have rows that were paid for.
+    has_results = batch.status is not BatchStatus.FAILED or bool(counts and counts.completed)
+    if event == "materialization" and has_results:
         return dg.AssetMaterialization(**told)
     return dg.AssetObservation(**told)

@@ -16,7 +16,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dagster import DagsterEvent, DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
+from dagster import (
+    DagsterEvent,
+    DagsterInstance,
+    DagsterRun,
+    DagsterRunStatus,
+    RunsFilter,
+    SensorEvaluationContext,
+)
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
 if TYPE_CHECKING:
@@ -66,6 +73,12 @@ class Gate:
     def close_for_good(self, run_id: str) -> None:
         """Take a terminated run off the list of abandoned ones."""
         self._instance.add_run_tags(run_id, {TAG: CANCELLED})
+
+    def fail(self, run_id: str, message: str) -> None:
+        """End a parked run that cannot be started, in red."""
+        run = self._instance.get_run_by_id(run_id)
+        if run is not None and not run.is_finished:
+            self._instance.report_run_failed(run, message)
 
     # --- turns: a cap on the batches in flight -----------------------------------------------------------
 
@@ -138,6 +151,15 @@ class Gate:
             status=DagsterRunStatus.NOT_STARTED,
             repository_load_data=repository.repository_load_data,
         )
+
+
+def is_from(run: DagsterRun, context: SensorEvaluationContext) -> bool:
+    """Whether a run belongs to the code location of this sensor, whatever that defines by now."""
+    if run.remote_job_origin is None or context.code_location_origin is None:
+        return False
+    origin = run.remote_job_origin.repository_origin
+    mine = (context.code_location_origin.location_name, context.repository_name)
+    return (origin.code_location_origin.location_name, origin.repository_name) == mine
 
 
 def config_for(config: Mapping[str, Any], names: Collection[str], *, whole: bool = False) -> dict[str, Any]:

@@ -26,8 +26,8 @@ class SubmissionMetadata(NamespacedMetadataSet):
     """Metadata of a submit asset: the record of a submission, from which the sensor finds its batches.
 
     `batches` are the ids of the current round, separated by a comma and a space; `deadline` is in unix
-    seconds; `landing`: the batches were cancelled at their deadline, and what there is of them is to land as
-    it is; `console` is the provider's own page of the first batch.
+    seconds; `on_timeout` is the asset's, for the case that the asset is gone by then; `console` is the
+    provider's own page of the first batch.
     """
 
     batches: str | None = None
@@ -38,8 +38,8 @@ class SubmissionMetadata(NamespacedMetadataSet):
     requests: int | None = None
     resource: str | None = None
     deadline: float | None = None
+    on_timeout: str | None = None
     round: int | None = None
-    landing: bool | None = None
     console: dg.UrlMetadataValue | None = None
 
     @classmethod

@@ -15,6 +15,7 @@ from anybatch import Job, Report
 OnOrphan: TypeAlias = Literal["fail", "resubmit"]
 OnChanged: TypeAlias = Literal["cancel_and_resubmit", "fail"]
 OnUntranslatable: TypeAlias = Literal["fail", "drop"]
+OnLost: TypeAlias = Literal["fail", "land", "resubmit"]
 OnPartial: TypeAlias = Literal["keep", "fail"]
 OnTimeout: TypeAlias = Literal["leave", "cancel", "land_partial"]
 ValueName: TypeAlias = Literal["path", "rows", "dataframe", "arrow", "none"]
@@ -50,6 +51,8 @@ class JobOptions:
     on_orphan: OnOrphan
     on_changed: OnChanged
     on_untranslatable: OnUntranslatable
+    on_lost: OnLost
+    shard_requests: int | None
     max_rounds: int
     on_partial: OnPartial
     max_failed_ratio: float | None
@@ -85,6 +88,8 @@ class JobOptions:
             on_orphan=self.on_orphan,
             on_changed=self.on_changed,
             on_untranslatable=self.on_untranslatable,
+            on_lost=self.on_lost,
+            shard_requests=self.shard_requests,
             max_rounds=self.max_rounds,
             price=self.price,
             restart=restart,

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import dagster as dg
 
@@ -50,6 +51,27 @@ class Pending:
     def new(cls, submission: Submission) -> Pending:
         facts = submission.facts
         return cls(facts.batch_ids, facts.resource or "", facts.deadline, submission=submission)
+
+    @property
+    def asset_key(self) -> dg.AssetKey | None:
+        """The submit asset, by the name that it had then."""
+        if self.submission is not None:
+            return self.submission.asset_key
+        name = self.run.tags.get(submissions.TAG_SUBMIT_ASSET) if self.run else None
+        return dg.AssetKey.from_user_string(name) if name else None
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.deadline is not None and self.deadline <= time.time()
+
+    @property
+    def who(self) -> str:
+        """Who waits, for people."""
+        if self.run is not None:
+            return f"run {self.run.run_id}"
+        assert self.submission is not None
+        return f"what run {self.submission.run_id} submitted"
 
     @property
     def key(self) -> str:
@@ -103,12 +125,15 @@ class _Reading:
 class NewSubmissions:
     """Submissions that no run waits for yet: in an instance without the gate, all of them.
 
-    The cursor is behind all of these, and behind what is too young for its order to be certain.
+    The cursor is behind all of these, and behind what is too young for its order to be certain. It names
+    their assets, so that a process finds them which runs code where an asset is gone.
     """
 
     def __init__(self, cursor: str | None) -> None:
         self.cursor = cursor
-        self._floor = int(json.loads(cursor)["after"]) if cursor else 0
+        known = json.loads(cursor) if cursor else {}
+        self._floor = int(known.get("after", 0))
+        self._assets = {dg.AssetKey.from_user_string(name) for name in known.get("assets", ())}
         self._newest = self._floor
         self._reading: dict[dg.AssetKey, _Reading] = {}
         self._results: dict[dg.AssetKey, int] = {}
@@ -122,13 +147,16 @@ class NewSubmissions:
         is_late: Callable[[], bool],
     ) -> None:
         """Find what is new, and let go of what has been seen to meanwhile."""
-        latest = submissions.latest_ids(instance, [*pairs.keys(), *pairs.values()])
-        for submit_key, result_key in pairs.items():
+        removed: dict[dg.AssetKey, None] = dict.fromkeys(self._assets - pairs.keys())
+        latest = submissions.latest_ids(instance, [*pairs.keys(), *pairs.values(), *removed])
+        for submit_key, result_key in {**pairs, **removed}.items():
             reading = self._reading.setdefault(submit_key, _Reading(self._floor))
             if (now := latest.get(submit_key, 0)) <= self._floor:
                 reading.latest = now
             elif now != reading.latest and not is_late():
                 self._read_asset(instance, submit_key, result_key, reading, now)
+            if result_key is None:
+                continue
             if (collected := latest.get(result_key, 0)) != self._results.get(result_key):
                 self._drop_collected(instance, submit_key, result_key)
                 self._results[result_key] = collected
@@ -138,6 +166,11 @@ class NewSubmissions:
         """Those that no run waits for, by the storage ids of their events."""
         return sorted(self._found.items(), key=lambda item: item[0])
 
+    def drop(self, entry: Pending) -> None:
+        """Wait no more for a submission."""
+        for storage_id in [storage_id for storage_id, found in self._found.items() if found is entry]:
+            self._forget(storage_id)
+
     def asked(self, storage_id: int) -> None:
         """Note that a run was asked for."""
         self._asked.add(storage_id)
@@ -146,14 +179,18 @@ class NewSubmissions:
         """The cursor, moved on to where a process that knows nothing has to begin."""
         unread = [reading.after for reading in self._reading.values() if reading.latest is None]
         behind = min([*unread, *(storage_id - 1 for storage_id in self._found), self._newest])
-        self.cursor = json.dumps({"after": max(self._floor, behind)})
+        known: dict[str, Any] = {"after": max(self._floor, behind)}
+        still = {key for key in self._assets if key in self._reading and self._reading[key].latest is None}
+        if names := still | {entry.asset_key for entry in self._found.values() if entry.asset_key}:
+            known["assets"] = sorted(key.to_user_string() for key in names)
+        self.cursor = json.dumps(known)
         return self.cursor
 
     def _read_asset(
         self,
         instance: dg.DagsterInstance,
         submit_key: dg.AssetKey,
-        result_key: dg.AssetKey,
+        result_key: dg.AssetKey | None,
         reading: _Reading,
         latest: int,
     ) -> None:
@@ -164,7 +201,9 @@ class NewSubmissions:
             if storage_id not in reading.handled
         ]
         if fresh:
-            collected = submissions.collected_submissions(instance, result_key, after=reading.after)
+            collected: set[str] = set()
+            if result_key is not None:
+                collected = submissions.collected_submissions(instance, result_key, after=reading.after)
             for storage_id, submission in fresh:
                 reading.handled.add(storage_id)
                 if submission.run_id not in collected and not submissions.has_result_run(

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from anybatch import AnyBatchError, AsyncClient, Batch, BatchStatus
+from anybatch import AnyBatchError, AsyncClient, Batch, BatchStatus, RetryPolicy
 from anybatch.pace import Verdict, keep_listing, listing_pays, next_interval, verdict
 from anybatch.watch import LANES
 
 CALLS = 20  # at most, for one account in one tick, where the provider can list
+ONCE = RetryPolicy(attempts=1)  # of a call: the next tick is the retry
 _CLOSING = 0.5  # seconds that an event loop may take to close
 
 
@@ -121,9 +122,10 @@ class Poller:
                     self._saw(client, batch)
                     wanted.discard(batch.id)
             page_oldest = min((batch.created_at for batch in page if batch.created_at), default=math.inf)
-            after = page.next_cursor if page.has_more and len(page) else None
+            after = page.next_cursor  # also of an empty page, which may come before others
             ours, missing = expected - len(wanted), len(wanted)
             budget = min(expected, pages + self._calls)
+            # Where it cannot be read on nothing is known of the rest: each of those is retrieved.
             if after is None or not keep_listing(pages, ours, missing, page_oldest, oldest, budget=budget):
                 return
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -35,7 +36,7 @@ from .submissions import Submission, batch_asset_pairs, inherited_tags, planned_
 if TYPE_CHECKING:
     from anybatch import Job
 
-    from .options import JobOptions, OnTimeout
+    from .options import JobOptions, OnLost, OnTimeout
     from .resource import BatchResource
 
 # How long a provider may take to end a batch that it was asked to cancel.
@@ -45,12 +46,16 @@ CANCEL_TIME = 3600.0
 # --- deciding ----------------------------------------------------------------------------------------------
 
 
-def deadline_of(batches: Sequence[Batch], timeout: timedelta, now: float) -> float:
+def deadline_of(
+    batches: Sequence[Batch], timeout: timedelta, now: float, stopped_at: float | None = None
+) -> float:
     """Until when to wait for these batches, unix seconds: `timeout` after their creation, whoever asks.
 
     A batch that is being cancelled has an hour for that, so that a new attempt, which needs its finished
-    rows, is not stopped by a deadline that is over.
+    rows, is not stopped by a deadline that is over. So have those of a job that was stopped.
     """
+    if stopped_at is not None:
+        return stopped_at + CANCEL_TIME
     deadline = min((batch.created_at or now for batch in batches), default=now) + timeout.total_seconds()
     ends = [
         (batch.cancelling_at or now) + CANCEL_TIME
@@ -64,18 +69,35 @@ class Next(Enum):
     """What a result asset does about batches that still run."""
 
     WAIT = auto()
+    WAIT_ON = auto()  # as long again as a batch may take to be cancelled
     GIVE_UP = auto()  # fail, and leave them running
     CANCEL = auto()  # cancel them, and fail
-    LAND_PARTIAL = auto()  # cancel them, wait until they have ended, and take what there is
+    LAND_PARTIAL = auto()  # stop the job, wait until they have ended, and take what there is
 
 
-def next_step(now: float, deadline: float, on_timeout: OnTimeout, *, landing: bool) -> Next:
-    """`landing`: they were cancelled for their results already, and had their time to end."""
+def next_step(
+    now: float, deadline: float, on_timeout: OnTimeout, *, is_stopped: bool, is_given_time: bool = False
+) -> Next:
+    """`is_stopped`: they were cancelled for their results already, and had their time to end.
+
+    `is_given_time`: they have more of it (see `may_be_lost`).
+    """
     if now < deadline:
         return Next.WAIT
-    if landing:
+    if is_given_time:
+        return Next.WAIT_ON
+    if is_stopped:
         return Next.GIVE_UP
     return {"leave": Next.GIVE_UP, "cancel": Next.CANCEL, "land_partial": Next.LAND_PARTIAL}[on_timeout]
+
+
+def may_be_lost(running: Sequence[Batch], on_lost: OnLost) -> bool:
+    """Whether all that still run are being cancelled, and the job can do without one that never ends so.
+
+    `Client.resume` has just seen them, and decides when it has seen them for an hour: at its next call it no
+    longer returns them. So this does not put off a deadline for ever.
+    """
+    return on_lost != "fail" and all(batch.status is BatchStatus.CANCELLING for batch in running)
 
 
 # --- the record of a submission ----------------------------------------------------------------------------
@@ -87,13 +109,13 @@ def submission_facts(
     options: JobOptions,
     batches: Sequence[Batch],
     now: float,
-    *,
-    landing: bool = False,
 ) -> SubmissionMetadata:
     """What is written down of the batches of the current round; none where the results have landed."""
     ledger = job.ledger()
     assert ledger is not None  # there is one since submit()
-    ids = [batch.id for batch in batches] or [record.batch_id for record in ledger.current if record.batch_id]
+    current = [record.batch_id for record in ledger.current if record.batch_id]
+    # A job that was stopped may have landed with a round that never had a batch: then those of all rounds.
+    ids = [batch.id for batch in batches] or current or ledger.batch_ids
     console = console_url(client.account.api_base, ids)
     return SubmissionMetadata(
         batches=", ".join(ids),
@@ -103,18 +125,19 @@ def submission_facts(
         endpoint=ledger.endpoint,
         requests=ledger.rows,
         resource=options.resource_key,
-        deadline=deadline_of(batches, options.timeout, now) if batches else None,
+        deadline=deadline_of(batches, options.timeout, now, ledger.stopped_at) if batches else None,
+        on_timeout=options.on_timeout,
         round=ledger.round + 1,
-        landing=landing or None,
         console=dg.MetadataValue.url(console) if console else None,
     )
 
 
 def data_version(job: Job) -> str:
-    """The same batches again leave the result asset up to date."""
+    """The same batches again leave the result asset up to date; another batch for any shard does not."""
     ledger = job.ledger()
     assert ledger is not None
-    return f"{ledger.fingerprint[:12]}-{ledger.batch_ids[-1]}"
+    ids = hashlib.sha256("\n".join(ledger.batch_ids).encode()).hexdigest()
+    return f"{ledger.fingerprint[:12]}-{ids[:12]}"
 
 
 def record_round(

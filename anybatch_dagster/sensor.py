@@ -15,20 +15,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Sequence, Sized
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Sequence, Sized
 from dataclasses import dataclass, field
+from functools import partial
 
 import dagster as dg
 from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 
-from anybatch import AnyBatchError, Batch, BatchStatus, NotFoundError, RetryPolicy
+from anybatch import AnyBatchError, Batch
 
 from . import submissions
-from .gate import OPEN, TAG, WAITING, Gate, config_for
+from .gate import OPEN, TAG, WAITING, Gate, config_for, is_from
+from .given_up import GivenUp, call_off
 from .metadata import progress_metadata
 from .pending import NewSubmissions, ParkedRuns, Pending
-from .polling import Aside, Poller, Progress, progress_of
+from .polling import ONCE, Aside, Poller, Progress, progress_of
+from .removed import cancels_when_late, late_line, naming, removed_lines
 from .resource import BatchResource
 from .rounds import waiting_tags
 from .submissions import RESULT, ROLE, Submission
@@ -37,7 +39,6 @@ MAX_STARTED = 100  # runs that one tick lets start: a queue does not start more 
 MAX_TOLD = 50  # observations of one tick: Dagster writes them one by one, while other sensors wait
 _OWN_RUN = 120.0  # seconds that a submitting run has to see to the result by itself
 _POLL_SHARE = 0.6  # of a tick's budget; the rest is for the event log and the runs
-_ONCE = RetryPolicy(attempts=1)  # the next tick is the retry
 
 
 def build_batch_sensor(
@@ -114,21 +115,28 @@ class _Tick:
         parked = self.memory.parked.read(self.gate, self._is_ours)
         self.memory.new.read(self.context.instance, self.pairs, lambda: self._late)
         new = list(self.memory.new.pending())
-        waiting = [entry for entry in parked if not entry.turn]
-        pending = [*waiting, *(entry for _, entry in new)]
-        self._look(pending, [run for run in self.gate.abandoned() if self._is_ours(run)])
-        for entry in waiting:
+        entries = [*parked, *(entry for _, entry in new)]
+        removed = [entry for entry in entries if self._is_removed(entry)]
+        overdue = {entry.key: entry for entry in removed if entry.is_late}
+        pending = [entry for entry in entries if not entry.turn and entry.key not in overdue]
+        self._look(pending, self._given_up(overdue.values()))
+        for entry in parked:
             self._open_if_over(entry)
         for storage_id, entry in new:
             self._start_if_over(storage_id, entry)
-        self._give_turns([entry for entry in parked if entry.turn])
+        self._give_turns([entry for entry in parked if entry.turn and not self._is_removed(entry)])
         for entry in pending:
             self._tell(entry)
+        self.troubles += removed_lines([entry for entry in removed if entry.key not in overdue])
         return self._result(pending)
 
     def _is_ours(self, run: dg.DagsterRun) -> bool:
-        """Other code locations have a sensor of their own."""
-        return _asset_of(run) in self.pairs
+        """Other code locations have a sensor of their own; what was launched from here stays ours."""
+        return Pending.parked(run).asset_key in self.pairs or is_from(run, self.context)
+
+    def _is_removed(self, entry: Pending) -> bool:
+        """Whether its asset is not defined any more, so that no run of it could start."""
+        return entry.asset_key not in self.pairs
 
     @property
     def _late(self) -> bool:
@@ -140,23 +148,53 @@ class _Tick:
 
     # --- looking at providers ----------------------------------------------------------------------------
 
-    def _look(self, pending: Sequence[Pending], abandoned: Sequence[dg.DagsterRun]) -> None:
-        """See how the batches are, and cancel those that a person gave up, for a part of the tick's time."""
-        unknown = {entry.resource: entry for entry in pending if entry.resource not in self.resources}
-        for key, entry in unknown.items():
-            told = f"build_batch_sensor was not given the resource {key!r}"
-            self.troubles.append(f"{', '.join(entry.batch_ids)}: {told}")
+    def _given_up(self, overdue: Iterable[Pending]) -> list[GivenUp]:
+        """What is waited for no more, and what to do once its batches are as they are to be."""
+        found = []
+        for run in self.gate.abandoned():
+            if self._is_ours(run):
+                done = partial(self._close_for_good, run.run_id)
+                found.append(GivenUp(Pending.parked(run), "its waiting run was terminated", done))
+        for entry in overdue:
+            why = "its deadline has passed, and its asset is not defined here any more"
+            cancels = cancels_when_late(self.context.instance, entry)
+            found.append(GivenUp(entry, why, partial(self._end_removed, entry), cancels))
+        return found
+
+    def _close_for_good(self, run_id: str, _: bool) -> None:
+        self.gate.close_for_good(run_id)
+
+    def _end_removed(self, entry: Pending, cancelled: bool) -> None:
+        """Wait no more for what no asset is there to take."""
+        line = late_line(entry, cancelled=cancelled)
+        if entry.run is not None:
+            self.gate.fail(entry.run.run_id, line)
+        else:
+            self.memory.new.drop(entry)
+        self.troubles.append(line)
+
+    def _look(self, pending: Sequence[Pending], given_up: Sequence[GivenUp]) -> None:
+        """See how the batches are, and cancel those that were given up, for a part of the tick's time."""
         wanted: dict[str, set[str]] = {key: set() for key in self.resources}
+        unknown: dict[str, list[str]] = {}
         for entry in pending:
             if entry.resource in wanted:
                 wanted[entry.resource].update(entry.batch_ids)
+            else:
+                unknown.setdefault(entry.resource, []).extend(entry.batch_ids)
+        for key, batch_ids in unknown.items():
+            told = f"build_batch_sensor was not given the resource {key!r}"
+            self.troubles.append(f"{naming(batch_ids)}: {told}")
         seconds = max(0.1, (self.until - time.monotonic()) * _POLL_SHARE)
         troubles: list[str] = []
-        cancelled: list[str] = []
+        done: list[tuple[GivenUp, bool]] = []
 
         async def look() -> None:
             looks = (self._look_at(key, wanted[key], seconds, troubles) for key in self.resources)
-            cancels = (self._cancel(run, wanted, seconds, troubles, cancelled) for run in abandoned)
+            cancels = (
+                call_off(one, self.resources, wanted, seconds, self.context.log, troubles, done)
+                for one in given_up
+            )
             await asyncio.gather(*looks, *cancels)
 
         if not self.memory.aside.is_busy:
@@ -165,47 +203,18 @@ class _Tick:
         if not self.memory.aside.run(look, seconds + 0.2):  # each of them has its own bound, of `seconds`
             self.troubles.append(f"a provider takes more than the {seconds:.0f} s of a tick to answer")
         self.troubles += troubles
-        for run_id in cancelled:
-            self.gate.close_for_good(run_id)
+        for given, cancelled in done.copy():  # its thread may be at work still
+            given.done(cancelled)
 
     async def _look_at(self, key: str, wanted: Collection[str], seconds: float, troubles: list[str]) -> None:
         """Look at the batches of one account, and see to it that trouble there stays there."""
         if not wanted:
             return
         try:
-            async with self.resources[key].async_client(retry=_ONCE) as client:
+            async with self.resources[key].async_client(retry=ONCE) as client:
                 await self.memory.pollers[key].look(client, wanted, seconds, self.context.log)
         except AnyBatchError as error:  # the key, or the settings: for a person to see to
             troubles.append(f"resource {key!r}: {type(error).__name__}: {error}")
-
-    async def _cancel(
-        self,
-        run: dg.DagsterRun,
-        wanted: dict[str, set[str]],
-        seconds: float,
-        troubles: list[str],
-        cancelled: list[str],
-    ) -> None:
-        """Cancel what a person has terminated here, unless something else waits for it."""
-        entry = Pending.parked(run)
-        if entry.resource not in self.resources:
-            return
-        try:
-            with suppress(TimeoutError):  # the next tick tries again
-                async with (
-                    asyncio.timeout(seconds),
-                    self.resources[entry.resource].async_client(retry=_ONCE) as client,
-                ):
-                    for batch_id in set(entry.batch_ids) - wanted[entry.resource]:
-                        batch = await client.retrieve(batch_id)
-                        if not batch.status.is_terminal and batch.status is not BatchStatus.CANCELLING:
-                            await client.cancel(batch_id)
-                            self.context.log.info(f"cancelled {batch_id}: its waiting run was terminated")
-                    cancelled.append(run.run_id)
-        except NotFoundError:
-            cancelled.append(run.run_id)
-        except AnyBatchError as error:
-            troubles.append(f"cancelling {', '.join(entry.batch_ids)}: {error}")
 
     # --- deciding ------------------------------------------------------------------------------------
 
@@ -223,20 +232,23 @@ class _Tick:
     def _is_over(self, entry: Pending) -> bool:
         """Whether to start what waits: the batches have ended, or the deadline has passed."""
         progress = self._progress(entry)
-        late = entry.deadline is not None and entry.deadline <= time.time()
-        return late or (progress is not None and progress.ended)
+        return entry.is_late or (progress is not None and progress.ended)
 
     # --- acting --------------------------------------------------------------------------------------
 
     def _open_if_over(self, entry: Pending) -> None:
-        if entry.run is not None and self._is_over(entry) and not self._is_enough(self.opened):
+        if entry.run is None or entry.turn or self._is_removed(entry) or self._is_enough(self.opened):
+            return
+        if self._is_over(entry):
             self.gate.open(entry.run.run_id, _progress_tags(self._progress(entry)))
             self.opened.add(entry.run.run_id)
 
     def _start_if_over(self, storage_id: int, entry: Pending) -> None:
         """Ask for the run that takes the results: now if there are some, or, parked, to wait for them."""
         submission, over = entry.submission, self._is_over(entry)
-        if submission is None or self._is_enough(self.requests) or not (over or self.parking):
+        if submission is None or self._is_removed(entry) or self._is_enough(self.requests):
+            return
+        if not (over or self.parking):
             return
         run = self.context.instance.get_run_by_id(submission.run_id)
         if self._has_own_run(submission, run):
@@ -285,12 +297,12 @@ class _Tick:
     def _tell(self, entry: Pending) -> None:
         """Observe a change, once; of a parked run, its tag remembers what was told."""
         progress = self._progress(entry)
-        if progress is None or self._late or len(self.events) >= MAX_TOLD:
+        if progress is None or self._is_removed(entry) or self._late or len(self.events) >= MAX_TOLD:
             return
         before = entry.mark if entry.run else self.memory.marks.get(entry.key)
         if progress.mark == before:
             return
-        asset_key = entry.submission.asset_key if entry.submission else _asset_of(entry.run)
+        asset_key = entry.asset_key
         assert asset_key is not None
         if entry.run is None:
             self.memory.marks[entry.key] = progress.mark
@@ -320,11 +332,6 @@ class _Tick:
             cursor=self.memory.new.move(),
             skip_reason=None if self.requests else dg.SkipReason(told),
         )
-
-
-def _asset_of(run: dg.DagsterRun | None) -> dg.AssetKey | None:
-    name = run.tags.get(submissions.TAG_SUBMIT_ASSET) if run else None
-    return dg.AssetKey.from_user_string(name) if name else None
 
 
 def _partition_of(entry: Pending) -> str | None:

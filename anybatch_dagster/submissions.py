@@ -11,6 +11,7 @@ from dagster import (
     DagsterEventType,
     DagsterInstance,
     DagsterRun,
+    DagsterRunStatus,
     EventLogRecord,
     RunsFilter,
 )
@@ -30,6 +31,7 @@ TAG_SUBMISSION = "anybatch/submission"
 TAG_SUBMIT_ASSET = "anybatch/submit_asset"
 
 _PAGE = 1000
+_TO_START = (DagsterRunStatus.QUEUED, DagsterRunStatus.MANAGED, DagsterRunStatus.STARTING)
 _PARTITION_TAGS = ("dagster/partition", "dagster/asset_partition_range_")
 _KEPT_TAGS = ("dagster/backfill", "dagster/priority", "dagster/max_retries", "dagster/retry_strategy")
 
@@ -148,6 +150,16 @@ def collected_submissions(instance: DagsterInstance, result_key: AssetKey, *, af
 def has_result_run(instance: DagsterInstance, submission: Submission) -> bool:
     """Whether a run was made to wait for this submission, whatever became of it since."""
     return bool(instance.get_run_ids(RunsFilter(tags=submission.tags), limit=1))
+
+
+def is_waited_for(instance: DagsterInstance, submission: Submission, *, besides: str) -> bool:
+    """Whether something is going to take the results, besides the run of this id.
+
+    That is a run in the queue or, where no run was ever made for the submission, the sensor: it makes one.
+    A run that has started may be about to end without the results itself, and does not count.
+    """
+    runs = instance.get_runs(RunsFilter(tags=submission.tags))
+    return not runs or any(run.status in _TO_START and run.run_id != besides for run in runs)
 
 
 def planned_assets(instance: DagsterInstance, run: DagsterRun) -> set[AssetKey]:

@@ -14,7 +14,7 @@ import orjson
 from pydantic import BaseModel, ValidationError
 from upath import UPath
 
-from anybatch import ConfigurationError, Outcome, Report, Row, join_results, write_jsonl
+from anybatch import ConfigurationError, JobError, Outcome, Report, Row, join_results, write_jsonl
 from anybatch.merge import Tally
 from anybatch.results import read_landed
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = ("custom_id", "outcome", "content", "error")
 _TOLD = 5  # answers that do not fit, as examples
+_CHANGED = "Put it back as it was, or submit again with `force: true`, which pays for all rows once more"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ def make_value(value: Value, report: Report) -> Made:
         case "path":
             return Made(report.results)
         case "rows":
-            return Made(list(read_landed(UPath(report.results))))
+            return Made(list(landed_rows(report)))
         case "dataframe":
             frame = _module("pandas", value).DataFrame(list(answers(report)), columns=list(_COLUMNS))
             return Made(frame)
@@ -63,9 +64,27 @@ def make_value(value: Value, report: Report) -> Made:
             return Made(None)
 
 
+def landed_rows(report: Report) -> Iterator[Row]:
+    """All rows of a job. A file that is shorter than its report says must not pass for the whole."""
+    count = 0
+    try:
+        for row in read_landed(UPath(report.results)):
+            count += 1
+            yield row
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise JobError(
+            f"{report.results} is not as it landed, in line {count + 1}: {error}. {_CHANGED}"
+        ) from error
+    if count != report.rows:
+        raise JobError(
+            f"{report.results} is not as it landed: it has {count:,} rows, and its report counts "
+            f"{report.rows:,}. {_CHANGED}"
+        )
+
+
 def answers(report: Report) -> Iterator[dict[str, Any]]:
     """Each row's custom_id, outcome, content (a chat's text, an embedding's vector …) and error."""
-    ids = ({"custom_id": row.custom_id} for row in read_landed(UPath(report.results)))
+    ids = ({"custom_id": row.custom_id} for row in landed_rows(report))
     yield from join_results(ids, report.results, id="custom_id")
 
 
@@ -104,7 +123,7 @@ def split_report(report: Report, partitions: Sequence[str]) -> dict[str, Report]
     """The account of each partition of a run over several, with a results.jsonl and ids of its own."""
     folder = UPath(report.results).parent / "partitions"
     parts = {}
-    rows = read_landed(UPath(report.results))
+    rows = landed_rows(report)
     for key, group in groupby(rows, key=lambda row: split_id(row.custom_id)[0]):  # in the input's order
         parts[key] = _part(report, folder, key, group)
     for key in set(partitions) - parts.keys():  # nothing was asked for these

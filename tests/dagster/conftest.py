@@ -11,6 +11,7 @@ import httpx
 import pytest
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.execution.api import execute_run
+from dagster._core.execution.build_resources import wrap_resources_for_execution
 from dagster._core.instance.types import InstanceType
 from dagster._core.launcher.sync_in_memory_run_launcher import SyncInMemoryRunLauncher
 from dagster._core.remote_origin import (
@@ -27,6 +28,7 @@ from dagster._core.storage.runs import InMemoryRunStorage
 from anybatch import AsyncClient, Client, RetryPolicy
 from anybatch.local.transport import LocalTransport
 from anybatch_dagster import BatchResource, build_batch_sensor
+from anybatch_dagster.gate import Gate
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -172,7 +174,7 @@ class Deployment:
         jobs: Sequence[Any] = (),
         **sensor_options: Any,
     ) -> None:
-        self.instance, self.resources = instance, resources
+        self.instance, self.assets, self.resources = instance, assets, resources
         self.definitions = dg.Definitions(
             assets=assets, resources=resources, jobs=jobs, executor=dg.in_process_executor
         )
@@ -180,6 +182,7 @@ class Deployment:
         self._sensor_options = sensor_options
         self._sensor = build_batch_sensor(**sensor_options)
         self.cursor: str | None = None
+        self.location = "here"
 
     def run(
         self,
@@ -201,7 +204,7 @@ class Deployment:
         run_config: Mapping[str, Any] | None,
         job_name: str = "__ASSET_JOB",
     ) -> dg.DagsterRun:
-        location = RegisteredCodeLocationOrigin("here")
+        location = RegisteredCodeLocationOrigin(self.location)
         return self.instance.create_run_for_job(
             self.repository.get_job(job_name),
             run_config=run_config,
@@ -236,10 +239,16 @@ class Deployment:
         """
         if not remember:
             self._sensor = build_batch_sensor(**self._sensor_options)
-        context = dg.build_sensor_context(
-            self.instance, cursor=self.cursor, definitions=self.definitions, resources=self.resources,
+        context = dg.SensorEvaluationContext(
+            instance_ref=None,
+            instance=self.instance,
+            cursor=self.cursor,
+            repository_name="__repository__",
+            repository_def=self.repository,
             sensor_name=self._sensor.name,
-        )  # fmt: skip
+            resources=wrap_resources_for_execution(self.resources),
+            code_location_origin=RegisteredCodeLocationOrigin(self.location),
+        )
         with context:
             data = self._sensor.evaluate_tick(context)
         self.cursor = data.cursor
@@ -257,9 +266,16 @@ class Deployment:
     def parked(self) -> list[dg.DagsterRun]:
         return [run for run in self.queue if run.tags.get("anybatch/gate") == "waiting"]
 
+    def remove_gate_rule(self, patch: pytest.MonkeyPatch) -> None:
+        """Edit `dagster.yaml`, and restart Dagster."""
+        assert self.instance._settings is not None
+        patch.setitem(self.instance._settings, "concurrency", {})  # type: ignore[arg-type]
+        assert not Gate(self.instance).exists
+
     def dequeue(self) -> list[dg.DagsterRun]:
         """Start what the gate does not hold back, and wait for it."""
-        started = [run for run in self.queue if run.tags.get("anybatch/gate") != "waiting"]
+        held = "waiting" if Gate(self.instance).exists else None
+        started = [run for run in self.queue if held is None or run.tags.get("anybatch/gate") != held]
         return [self._execute(run.with_status(dg.DagsterRunStatus.STARTING)) for run in started]
 
     def materializations(self, name: str) -> list[dg.AssetMaterialization]:

@@ -34,6 +34,11 @@ def lengths(texts: str) -> int:
         return len(file.read())
 
 
+@batch_asset(name=os.environ.get("TEST_NAME", "named"))  # a person may give it another name
+def named() -> Iterator[dict[str, Any]]:
+    yield from requests(DELAY)
+
+
 @batch_asset()
 def secret() -> Iterator[dict[str, Any]]:
     yield from requests(DELAY)
@@ -53,7 +58,7 @@ RESOURCES = {
 }
 
 defs = dg.Definitions(
-    assets=[*texts, lengths, *secret, *refused],
+    assets=[*texts, lengths, *named, *secret, *refused],
     jobs=[
         dg.define_asset_job("job_secret", selection=["secret_batch", "secret"]),
         dg.define_asset_job("job_refused", selection=["refused_batch", "refused"]),

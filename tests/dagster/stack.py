@@ -6,8 +6,12 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from dagster._core.scheduler.instigation import InstigatorType, TickStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _FILE = Path(__file__).resolve().parents[2] / "examples" / "dagster_stack.py"
 
@@ -26,7 +30,24 @@ dagster_stack = _load()
 
 
 class Stack(dagster_stack.DagsterStack):  # type: ignore[misc, name-defined]
-    """What tests look at besides."""
+    """What tests do and look at besides."""
+
+    def restart(
+        self, *, config: Mapping[str, Any] | None = None, env: Mapping[str, str] | None = None
+    ) -> None:
+        """Deploy again over the same storage, with other settings and other variables."""
+        self.stop()
+        self._config = {**self._config, **(config or {})}
+        self._env = {**self._env, **(env or {})}
+        self.start()
+
+    def said_in_ticks(self, *, since: float = 0.0) -> list[str]:
+        """What sensors gave as their reason for starting nothing."""
+        return [
+            tick.tick_data.skip_reason or ""
+            for state in self.instance.all_instigator_state(instigator_type=InstigatorType.SENSOR)
+            for tick in self.instance.get_ticks(state.instigator_origin_id, state.selector_id, after=since)
+        ]
 
     def cut_off_ticks(self, location: str | None = None, *, since: float = 0.0) -> int:
         """How many sensor ticks, of a code location or of all, were not waited for to their end."""

@@ -1,6 +1,7 @@
 """`@batch_asset`: what it defines, and what its two assets do."""
 
 # No `from __future__ import annotations`: Dagster reads the annotations of the assets below.
+import dataclasses
 import inspect
 from collections.abc import Iterator
 from datetime import timedelta
@@ -12,7 +13,7 @@ import dagster as dg
 import pytest
 
 import anybatch_dagster
-from anybatch import join_results
+from anybatch import Client, Job, join_results
 from anybatch_dagster import BatchAssets, SubmitConfig, batch_asset, build_batch_assets
 
 from .conftest import Provider, request
@@ -125,6 +126,51 @@ def test_the_decorator_is_the_function_with_its_options_first() -> None:
         batch_asset(colour="red")(texts)  # type: ignore[call-arg]
     parameters = list(inspect.signature(build_batch_assets).parameters.values())
     assert list(inspect.signature(batch_asset).parameters.values()) == parameters[1:]
+
+
+def test_each_option_of_a_job_is_an_option_of_a_batch_asset() -> None:
+    """Rows A4b and B7: one that is missing here could not be set from Dagster at all."""
+    ours = {"input", "output", "id", "restart", "lease"}  # decided by asset, partitions and run
+    fields = {field.name: field for field in dataclasses.fields(Job) if field.name not in ours}
+    parameters = inspect.signature(build_batch_assets).parameters
+    assert fields.keys() - parameters.keys() == set()
+    plain = {name: field for name, field in fields.items() if field.default is not dataclasses.MISSING}
+    assert [name for name in plain if parameters[name].default != plain[name].default] == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"on_orphan": "resubmit"},
+        {"on_changed": "fail"},
+        {"on_untranslatable": "drop"},
+        {"on_lost": "land"},
+        {"on_lost": "resubmit"},
+        {"shard_requests": 7},
+        {"max_rounds": 3},
+        {"price": (1.0, 2.0)},
+    ],
+)
+def test_an_option_reaches_the_job(
+    options: dict[str, Any], provider: Provider, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[Job] = []
+    submit = Client.submit
+    monkeypatch.setattr(Client, "submit", lambda self, job: jobs.append(job) or submit(self, job))
+    assert materialize(provider, instance, make_reviews(**options), selection=[SUBMIT]).success
+    assert {name: getattr(jobs[0], name) for name in options} == options
+
+
+def test_a_job_is_split_as_asked_and_its_batches_land_together(
+    provider: Provider, instance: dg.DagsterInstance
+) -> None:
+    reviews = make_reviews(["a", "b", "c"], shard_requests=2)
+    materialize(provider, instance, reviews)
+    assert len(provider.ids()) == 2
+    provider.pass_time(100)
+    result = materialize(provider, instance, reviews, selection=[RESULT])
+    assert facts(result, RESULT)["anybatch/succeeded"] == 3
+    assert facts(result, RESULT)["anybatch/batches"] == ", ".join(provider.ids())
 
 
 @pytest.mark.parametrize("policy", [dg.BackfillPolicy.single_run(), dg.BackfillPolicy.multi_run(5)])

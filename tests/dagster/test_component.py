@@ -117,7 +117,8 @@ def test_it_takes_what_batch_assets_take_by_the_same_names() -> None:
     assert parameters.keys() - fields.keys() == set()
     same = (
         "resource_key", "endpoint", "completion_window", "on_orphan", "on_changed", "on_untranslatable",
-        "max_rounds", "on_partial", "max_failed_ratio", "on_timeout", "price", "value",
+        "on_lost", "shard_requests", "max_rounds", "on_partial", "max_failed_ratio", "on_timeout", "price",
+        "value",
     )  # fmt: skip
     assert [name for name in same if fields[name].default != parameters[name].default] == []
     assert fields["timeout"].default == parameters["timeout"].default.total_seconds()
@@ -131,6 +132,28 @@ def test_every_field_is_documented() -> None:
     schema = BatchAssetComponent.model().model_json_schema()
     assert "model" in schema["properties"]
     assert [name for name, field in schema["properties"].items() if not field.get("description")] == []
+
+
+def test_choices_are_in_the_schema() -> None:
+    """An editor offers them, and `dg check yaml` refuses any other word."""
+    properties = BatchAssetComponent.model().model_json_schema()["properties"]
+
+    def choices(name: str) -> list[str]:
+        kinds = properties[name].get("anyOf", [properties[name]])
+        return [choice for kind in kinds for choice in kind.get("enum", [])]
+
+    assert choices("on_lost") == ["fail", "land", "resubmit"]
+    assert choices("on_timeout") == ["leave", "cancel", "land_partial"]
+    assert {kind.get("type") for kind in properties["shard_requests"]["anyOf"]} >= {"integer", "null"}
+
+
+def test_what_becomes_of_lost_batches_and_how_a_job_is_split_can_be_said_in_yaml(
+    sandbox: DefsFolderSandbox, provider: Provider, instance: dg.DagsterInstance
+) -> None:
+    defs = load(sandbox, on_lost="land", shard_requests=1)
+    run(provider, instance, defs.assets, "topics_batch")
+    assert len(provider.ids()) == 2
+    assert "on_lost" in problem(sandbox, on_lost="forget")
 
 
 # --- from YAML to results ------------------------------------------------------------------------------

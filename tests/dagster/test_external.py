@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pytest
 
-from anybatch import Batch, BatchStatus, write_jsonl
-from anybatch_dagster import build_external_batch_sensor
+from anybatch import Batch, BatchStatus, errors, write_jsonl
+from anybatch_dagster import BatchResource, build_external_batch_sensor, external
 from anybatch_dagster.external import Seen
+from tests.fakes.faults import Respond
+from tests.fakes.openai import OpenAIFake
+from tests.fakes.server import FakeServer
 
 from .conftest import FailingResource, Provider, request
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 KEY = dg.AssetKey("labels")
 
@@ -130,6 +137,106 @@ def test_a_provider_that_does_not_answer_moves_nothing(
     assert outside.tick() == []
     outside.resources = provider.resources
     assert batches(outside.tick()) == [batch]
+
+
+# --- listings that are not read to their end --------------------------------------------------------------
+
+
+def listed(batch_id: str, ended: float, status: str = "completed", completed: int = 1) -> dict[str, Any]:
+    """A batch as OpenAI lists it, that took a minute."""
+    end = {"completed": "completed_at", "failed": "failed_at"}[status]
+    return {
+        "id": batch_id,
+        "object": "batch",
+        "endpoint": "/v1/chat/completions",
+        "status": status,
+        "created_at": int(ended) - 60,
+        end: int(ended),
+        "request_counts": {"total": 2, "completed": completed, "failed": 0},
+    }
+
+
+class Listed:
+    """A server that lists what a test says, and the sensor that reads it."""
+
+    def __init__(self, instance: dg.DagsterInstance, provider: Provider, server: FakeServer) -> None:
+        resource = BatchResource(provider="openai", api_base=server.api_base, api_key="k")
+        self.server = server
+        self.outside = Outside(instance, provider)
+        self.outside.resources = {"anybatch": resource}
+
+    def tick(self, *pages: dict[str, Any] | int) -> list[Any]:
+        """A tick that is given these pages, or these errors."""
+        for page in pages:
+            answer = Respond(page, {}) if isinstance(page, int) else Respond(200, page)
+            self.server.fail("GET", "/v1/batches", answer)
+        events = self.outside.tick()
+        assert self.server.unused_faults == 0
+        return events
+
+
+@pytest.fixture
+def listing(instance: dg.DagsterInstance, provider: Provider) -> Iterator[Listed]:
+    with FakeServer(OpenAIFake()) as server:
+        yield Listed(instance, provider, server)
+
+
+def test_what_stands_behind_an_empty_page_is_reported(listing: Listed) -> None:
+    """Row G1: an empty page with a cursor was taken for the end, and what was behind it for reported."""
+    now = time.time()
+    newest = {"data": [listed("b2", now)], "has_more": True, "last_id": "b2"}
+    empty = {"data": [], "has_more": True, "last_id": "cursor"}
+    oldest = {"data": [listed("b1", now - 5000)], "has_more": False}
+    assert batches(listing.tick(newest, empty, oldest)) == ["b1", "b2"]
+
+
+def test_a_listing_that_breaks_off_does_not_make_the_rest_old_news(listing: Listed) -> None:
+    """Row G1: what was read moved the cursor past batches that stood on a page that was not."""
+    now = time.time()
+    newest = {"data": [listed("b2", now)], "has_more": True, "last_id": "b2"}
+    oldest = {"data": [listed("b1", now - 5000)], "has_more": False}
+    assert batches(listing.tick(newest, 500)) == ["b2"]
+    assert batches(listing.tick(newest, oldest)) == ["b1"]
+    assert listing.tick(newest, oldest) == []
+
+
+def test_more_pages_than_a_tick_reads_do_not_make_the_rest_old_news(
+    listing: Listed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row G1: the same, where it was the sensor that stopped."""
+    monkeypatch.setattr(external, "_PAGES", 1)
+    now = time.time()
+    newest = {"data": [listed("b2", now)], "has_more": True, "last_id": "b2"}
+    assert batches(listing.tick(newest)) == ["b2"]
+    monkeypatch.undo()
+    oldest = {"data": [listed("b1", now - 5000)], "has_more": False}
+    assert batches(listing.tick(newest, oldest)) == ["b1"]
+
+
+@pytest.mark.skipif(
+    not hasattr(errors, "IncompleteListingError"), reason="this core takes such a page for the last one"
+)
+def test_a_listing_that_cannot_be_read_on_is_named_and_makes_nothing_old_news(
+    listing: Listed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Row G1: `has_more` without a cursor was taken for the end."""
+    now = time.time()
+    newest = {"data": [listed("b2", now)], "has_more": True, "last_id": "b2"}
+    endless = {"data": [], "has_more": True}
+    oldest = {"data": [listed("b1", now - 5000)], "has_more": False}
+    assert batches(listing.tick(newest, endless)) == ["b2"]
+    assert "not how to read on" in capsys.readouterr().err
+    assert batches(listing.tick(newest, oldest)) == ["b1"]
+
+
+@pytest.mark.parametrize(("completed", "kind"), [(1, dg.AssetMaterialization), (0, dg.AssetObservation)])
+def test_a_batch_that_failed_with_rows_that_were_paid_for_is_materialized(
+    completed: int, kind: type, listing: Listed
+) -> None:
+    """Row I4: ends that carry paid rows count; downstream nothing would have been started for them."""
+    listing.outside.options["event"] = "materialization"
+    page = {"data": [listed("b1", time.time(), "failed", completed)], "has_more": False}
+    assert [type(event) for event in listing.tick(page)] == [kind]
 
 
 def ended(number: int, at: int) -> Batch:

@@ -9,7 +9,7 @@ import dagster as dg
 import pytest
 
 from anybatch import Batch, BatchStatus
-from anybatch_dagster import batch_asset, collect_step
+from anybatch_dagster import batch_asset, collect_step, pending
 from anybatch_dagster.gate import Gate
 from anybatch_dagster.rounds import Next, deadline_of, next_step
 
@@ -119,6 +119,218 @@ def test_what_a_parked_run_is_told_and_tells(deployment: Deployment, provider: P
     (result,) = deployment.materializations("reviews")
     assert result.metadata["anybatch/submission"].value == run.tags["anybatch/submission"]
     assert result.metadata["anybatch/rounds"].value == 1
+
+
+# --- the gate rule is removed ---------------------------------------------------------------------------
+
+
+def test_what_a_run_leaves_behind_that_waits_no_more_is_waited_for_again(
+    deployment: Deployment, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row H1: the waiting run starts too early, and for the sensor it had seen to the result."""
+    deployment.run("reviews_batch", "reviews", "summary", tags={"team": "x"})
+    deployment.tick()
+    deployment.remove_gate_rule(monkeypatch)
+    (early,) = deployment.dequeue()
+    assert early.status is dg.DagsterRunStatus.SUCCESS
+    assert deployment.materializations("reviews") == []
+    assert deployment.tick().skip_message == "1 waiting"
+    assert deployment.queue == []
+    provider.pass_time(100)
+    (asked,) = deployment.tick().run_requests
+    assert asked.tags["team"] == "x"
+    (done,) = deployment.dequeue()
+    assert done.status is dg.DagsterRunStatus.SUCCESS
+    assert len(deployment.materializations("summary")) == 1
+    assert deployment.tick().skip_message == "nothing waiting"
+    assert len(provider.ids()) == 1
+
+
+def test_a_run_that_is_let_go_does_not_rely_on_another_that_is(
+    deployment: Deployment, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row H1: two that wait for one batch start together, and neither is going to see to the result."""
+    deployment.run("reviews_batch", "reviews")
+    deployment.execute_again(deployment.parked[0])
+    deployment.remove_gate_rule(monkeypatch)
+    other = deployment.parked[1]
+    started = dg.DagsterEvent(dg.DagsterEventType.RUN_START.value, other.job_name)
+    deployment.instance.report_dagster_event(started, run_id=other.run_id)
+    (early,) = deployment.dequeue()
+    assert early.status is dg.DagsterRunStatus.SUCCESS
+    assert deployment.tick().skip_message == "1 waiting"
+    provider.pass_time(100)
+    deployment.tick()
+    (done,) = deployment.dequeue()
+    assert done.status is dg.DagsterRunStatus.SUCCESS
+    assert len(deployment.materializations("reviews")) == 1
+
+
+@pytest.mark.parametrize("end", ["failed", "started by a person"])
+def test_whoever_says_that_the_sensor_sees_to_the_result_leaves_something_for_it_to_find(
+    end: str, deployment: Deployment, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row H1: the run that waited is over, and a person materializes the result too early."""
+    deployment.run("reviews_batch", "reviews")
+    deployment.remove_gate_rule(monkeypatch)
+    if end == "failed":
+        deployment.instance.report_run_failed(deployment.parked[0])
+    else:
+        deployment.dequeue()
+    early = deployment.run("reviews")
+    assert early.status is dg.DagsterRunStatus.SUCCESS
+    provider.pass_time(100)
+    deployment.tick()
+    deployment.dequeue()
+    assert len(deployment.materializations("reviews")) == 1
+    assert deployment.tick().skip_message == "nothing waiting"
+
+
+# --- the asset is renamed or removed -------------------------------------------------------------------
+
+
+def renamed(deployment: Deployment) -> Deployment:
+    """The same code location after a change of its code: `opinions` in place of `reviews` and `many`."""
+
+    @batch_asset()
+    def opinions() -> Iterator[dict[str, Any]]:
+        yield request("a")
+
+    changed = Deployment(deployment.instance, [*opinions, *daily], deployment.resources)
+    changed.cursor = deployment.cursor
+    return changed
+
+
+def test_a_run_whose_asset_is_gone_is_named_and_goes_on_when_it_is_back(
+    deployment: Deployment, provider: Provider
+) -> None:
+    """Row H2: it stayed queued for ever, and no tick said a word."""
+    deployment.run("reviews_batch", "reviews")
+    (waiting,) = deployment.parked
+    changed = renamed(deployment)
+    for seconds in (0, 100):
+        provider.pass_time(seconds)
+        message = changed.tick().skip_message
+        assert f"asset reviews_batch is not defined here any more, and {provider.ids()[0]}" in message
+        assert f"is waited for by run {waiting.run_id}" in message
+        assert changed.dequeue() == []  # it could not start
+    deployment.tick()
+    (done,) = deployment.dequeue()
+    assert done.run_id == waiting.run_id
+    assert len(deployment.materializations("reviews")) == 1
+
+
+def test_terminating_a_run_whose_asset_is_gone_cancels_its_batch(
+    deployment: Deployment, provider: Provider
+) -> None:
+    """Row H2: it was taken for a run of another code location, which would see to it."""
+    deployment.run("reviews_batch", "reviews")
+    (waiting,) = deployment.parked
+    changed = renamed(deployment)
+    terminate(changed, waiting)
+    assert provider.statuses()[0] in ("cancelling", "cancelled")
+    assert changed.tick().skip_message == "nothing waiting"
+
+
+@pytest.mark.parametrize("on_timeout", ["leave", "cancel", "land_partial"])
+def test_the_deadline_holds_for_an_asset_that_is_gone(
+    on_timeout: str, gated: dg.DagsterInstance, provider: Provider
+) -> None:
+    """Row H2: the gate could open at the deadline, but no run of the asset could start."""
+    deployment = deploy(gated, provider, SLOW, timeout=0, on_timeout=on_timeout)
+    deployment.run("many_batch")
+    (waiting,) = deployment.parked
+    changed = renamed(deployment)
+    message = changed.tick().skip_message
+    assert f"the deadline of run {waiting.run_id} has passed for {provider.ids()[0]}" in message
+    assert ("they are left running" in message) == (on_timeout == "leave")
+    assert changed.again(waiting).status is dg.DagsterRunStatus.FAILURE
+    assert provider.statuses() == ["validating" if on_timeout == "leave" else "cancelling"]
+    assert changed.tick().skip_message == "nothing waiting"
+
+
+@pytest.mark.parametrize("on_timeout", ["leave", "cancel"])
+def test_without_the_gate_too_a_submission_whose_asset_is_gone_is_named(
+    on_timeout: str, instance: dg.DagsterInstance, provider: Provider
+) -> None:
+    """Row H2: here nothing but the sensor waits, and it looked only at the assets that there are."""
+    deployment = deploy(instance, provider, SLOW, timeout=1000, on_timeout=on_timeout)
+    run = deployment.run("many_batch")
+    deployment.tick()
+    changed = renamed(deployment)
+    for _ in range(2):
+        message = changed.tick().skip_message
+        assert f"asset many_batch is not defined here any more, and {provider.ids()[0]}" in message
+        assert f"what run {run.run_id} submitted" in message
+        assert "or cancel the batch at the provider" in message
+    deployment.cursor = changed.cursor
+    assert deployment.tick().skip_message == "1 waiting"
+    provider.pass_time(2000)
+    deployment.tick()
+    deployment.dequeue()
+    assert len(deployment.materializations("many")) == 1
+    changed.cursor = deployment.cursor
+    assert changed.tick().skip_message == "nothing waiting"
+
+
+@pytest.mark.parametrize("on_timeout", ["leave", "cancel"])
+def test_without_the_gate_too_the_deadline_holds_for_an_asset_that_is_gone(
+    on_timeout: str, instance: dg.DagsterInstance, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row H2: the submission would keep the sensor's cursor, and a place in its memory, for good."""
+    monkeypatch.setattr(pending, "_SETTLED", 0.0)  # no older event can come, and the cursor may move on
+    deployment = deploy(instance, provider, SLOW, timeout=0, on_timeout=on_timeout)
+    deployment.run("many_batch")
+    changed = renamed(deployment)
+    changed.cursor = '{"after": 0, "assets": ["many_batch"]}'  # as it was before the deadline
+    message = changed.tick().skip_message
+    assert ("left running" if on_timeout == "leave" else "are cancelled") in message
+    assert provider.statuses() == ["validating" if on_timeout == "leave" else "cancelling"]
+    assert changed.cursor is not None
+    assert "many_batch" not in changed.cursor
+    assert changed.tick().skip_message == "nothing waiting"
+
+
+def test_a_run_that_waits_for_its_turn_is_given_none_if_its_asset_is_gone(
+    capped: Deployment, provider: Provider
+) -> None:
+    """Row H2: it would start and fail, and nobody was told why."""
+    for day in ("mon", "tue"):
+        capped.run("daily_batch", "daily", partition_key=day)
+    capped.run("reviews_batch", "reviews")
+    held = capped.parked[-1]
+    provider.pass_time(100)
+    capped.cursor = None
+    changed = renamed(capped)
+    changed.tick()
+    changed.dequeue()  # there is room
+    message = changed.tick().skip_message
+    assert f"reviews_batch is not defined here any more, and run {held.run_id} waits for a turn" in message
+    assert changed.dequeue() == []
+
+
+@pytest.mark.parametrize("timeout", [1000, 0])
+def test_a_terminated_run_whose_account_the_sensor_does_not_know_is_named(
+    timeout: int, gated: dg.DagsterInstance, provider: Provider
+) -> None:
+    """Row H2: no line said that its batch goes on, and is paid for."""
+    deployment = deploy(gated, provider, SLOW, timeout=timeout)
+    deployment.run("many_batch")
+    (waiting,) = deployment.parked
+    resources = {**deployment.resources, "other": provider.resource}
+    unaware = Deployment(gated, deployment.assets, resources, resource_keys=["other"])
+    gated.report_run_canceled(waiting)
+    told = f"{provider.ids()[0]} of run {waiting.run_id} cannot be cancelled from here"
+    assert told in unaware.tick().skip_message
+    again = unaware.tick().skip_message
+    assert told in again if timeout else again == "nothing waiting"
+
+
+def test_a_run_of_another_code_location_is_none_of_ours(deployment: Deployment) -> None:
+    deployment.run("reviews_batch", "reviews")
+    elsewhere = renamed(deployment)
+    elsewhere.location = "elsewhere"
+    assert elsewhere.tick().skip_message == "nothing waiting"
 
 
 # --- cancelling, and executing again -----------------------------------------------------------------
@@ -345,7 +557,6 @@ def test_land_partial_takes_what_there_is_and_submits_nothing_again(
     run = deployment.run("many_batch", "many")
     assert run.status is dg.DagsterRunStatus.SUCCESS
     assert provider.statuses() == ["cancelling"]
-    assert deployment.materializations("many_batch")[-1].metadata["anybatch/landing"].value is True
     provider.pass_time(100)
     deployment.tick()
     (done,) = deployment.dequeue()
@@ -354,6 +565,29 @@ def test_land_partial_takes_what_there_is_and_submits_nothing_again(
     assert result.metadata["anybatch/cancelled"].value == 20
     assert provider.statuses() == ["cancelled"]
     assert deployment.queue == []
+
+
+@pytest.mark.parametrize("max_rounds", [1, 3])
+def test_submitting_while_results_are_landed_partially_buys_nothing(
+    max_rounds: int, gated: dg.DagsterInstance, provider: Provider
+) -> None:
+    """Row B1: to the submit asset, a batch that was cancelled at its deadline was one to be bought again."""
+    options = {"timeout": 0, "on_timeout": "land_partial", "max_rounds": max_rounds}
+    deployment = deploy(gated, provider, SLOW, **options)
+    deployment.run("many_batch", "many")
+    assert provider.statuses() == ["cancelling"]
+    deployment.run("many_batch")  # while it is being cancelled …
+    provider.pass_time(100)
+    deployment.run("many_batch")  # … and when it is cancelled, and nothing of it has landed
+    assert provider.statuses() == ["cancelled"]
+    deployment.tick()
+    assert {run.status for run in deployment.dequeue()} == {dg.DagsterRunStatus.SUCCESS}
+    assert provider.statuses() == ["cancelled"]
+    result = deployment.materializations("many")[-1]
+    assert result.metadata["anybatch/cancelled"].value == 20
+    assert result.metadata["anybatch/rounds"].value == 1
+    assert deployment.run("many_batch", "many").status is dg.DagsterRunStatus.SUCCESS
+    assert provider.statuses() == ["cancelled"]
 
 
 def batch(status: BatchStatus, created: int, cancelling: int | None = None) -> Batch:
@@ -376,10 +610,11 @@ def test_a_deadline_counts_from_creation_and_leaves_time_to_cancel(
     batches: list[Batch], deadline: float
 ) -> None:
     assert deadline_of(batches, timedelta(seconds=60), now=9000) == deadline
+    assert deadline_of(batches, timedelta(seconds=60), now=9000, stopped_at=8000) == 8000 + 3600
 
 
 @pytest.mark.parametrize(
-    ("now", "on_timeout", "landing", "expected"),
+    ("now", "on_timeout", "is_stopped", "expected"),
     [
         (99, "leave", False, Next.WAIT),
         (99, "land_partial", True, Next.WAIT),
@@ -390,9 +625,11 @@ def test_a_deadline_counts_from_creation_and_leaves_time_to_cancel(
     ],
 )
 def test_what_is_done_about_batches_that_still_run(
-    now: float, on_timeout: Any, landing: bool, expected: Next
+    now: float, on_timeout: Any, is_stopped: bool, expected: Next
 ) -> None:
-    assert next_step(now, 100, on_timeout, landing=landing) is expected
+    assert next_step(now, 100, on_timeout, is_stopped=is_stopped) is expected
+    more = next_step(now, 100, on_timeout, is_stopped=is_stopped, is_given_time=True)
+    assert more is (Next.WAIT if now < 100 else Next.WAIT_ON)
 
 
 # --- rows without a result ---------------------------------------------------------------------------

@@ -3,9 +3,11 @@
 # No `from __future__ import annotations`: Dagster reads the annotations of the assets below.
 import asyncio
 import json
+import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -21,7 +23,10 @@ from dagster._core.test_utils import create_run_for_test
 from anybatch import AsyncClient, Batch, BatchStatus, RequestCounts, RetryPolicy
 from anybatch_dagster import BatchAssets, BatchResource, batch_asset, build_batch_sensor, pending, sensor
 from anybatch_dagster.gate import Gate
-from anybatch_dagster.polling import progress_of
+from anybatch_dagster.polling import Poller, progress_of
+from tests.fakes.faults import Respond
+from tests.fakes.openai import OpenAIFake
+from tests.fakes.server import FakeServer
 
 from .conftest import FailingResource, Provider, request
 
@@ -511,10 +516,31 @@ def test_many_batches_are_read_off_the_list_and_not_before_they_are_due(
     assert len(CALLS) <= 2
 
 
+def test_an_empty_page_is_not_the_end_of_the_list(tmp_path: Path) -> None:
+    """Row G1: what stood behind it was retrieved one by one."""
+    fake = OpenAIFake()
+    with FakeServer(fake) as server:
+        resource = BatchResource(provider="openai", api_base=server.api_base, api_key=fake.key)
+        with resource.client() as client:
+            ids = [client.submit(_job(str(tmp_path / f"{number}"), number))[0].id for number in range(12)]
+        empty = {"object": "list", "data": [], "has_more": True, "last_id": ids[-1]}
+        server.fail("GET", "/v1/batches", Respond(200, empty))
+        calls = len(server.calls)
+        poller = Poller()
+
+        async def look() -> None:
+            async with resource.async_client() as client:
+                await poller.look(client, ids, 30.0, logging.getLogger("test"))
+
+        asyncio.run(look())
+        assert len(poller.states(ids)) == 12
+        assert len(server.calls) - calls <= 3  # two pages, and the batch that the cursor leaves out
+
+
 def _job(output: str, number: int) -> Any:
     from anybatch import Job
 
-    return Job(input=[request(str(number))], output=output)
+    return Job(input=[request(str(number), model="local:echo?delay=60")], output=output)
 
 
 def batch(status: BatchStatus, done: int, total: int, ended: int | None = None) -> Batch:

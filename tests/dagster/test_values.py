@@ -24,6 +24,10 @@ MULTI = dg.MultiPartitionsDefinition({"day": DAYS, "place": dg.StaticPartitionsD
 FILES = dg.DynamicPartitionsDefinition(name="files")
 
 
+class Answer(BaseModel):
+    kind: str
+
+
 def make_reviews(model: str = NOW, **options: Any) -> BatchAssets:
     @batch_asset(**options)
     def reviews() -> Iterator[dict[str, Any]]:
@@ -100,8 +104,43 @@ def test_none_goes_past_the_io_manager(provider: Provider, instance: dg.DagsterI
     assert "path" not in told(run(provider, instance, make_reviews(value="none")))
 
 
-class Answer(BaseModel):
-    kind: str
+@pytest.mark.parametrize("value", ["rows", "dataframe", Answer])
+@pytest.mark.parametrize("cut", ["line", "half a line"])
+def test_results_that_are_shorter_than_their_report_do_not_pass_for_the_whole(
+    cut: str, value: Any, provider: Provider, instance: dg.DagsterInstance
+) -> None:
+    """Row A2: the asset was materialized with the rows that were left, and the figures of all."""
+    results = Path(str(told(run(provider, instance, make_reviews()))["anybatch/results"]))
+    lines = results.read_bytes().splitlines(keepends=True)
+    results.write_bytes(lines[0] + (lines[1][:20] if cut == "half a line" else b""))
+    result = run(provider, instance, make_reviews(value=value), selection=[RESULT])
+    assert not result.success
+    (event,) = [event for event in result.all_events if event.event_type_value == "STEP_FAILURE"]
+    message = str(event.step_failure_data.error)
+    assert "is not as it landed" in message
+    assert "its report counts 2" in message or "in line 2" in message
+
+
+def test_a_partition_whose_rows_are_cut_off_does_not_pass_for_one_without_any(
+    provider: Provider, instance: dg.DagsterInstance
+) -> None:
+    """Row A2: "nothing was asked for these" was concluded of whatever was missing in the file."""
+
+    def by_day(context: dg.AssetExecutionContext) -> Mapping[str, list[dict[str, Any]]]:
+        return {day: [request("a", "hello", NOW)] for day in context.partition_keys}
+
+    assets = build_batch_assets(
+        by_day, name="reviews", partitions_def=DAYS, backfill_policy=dg.BackfillPolicy.single_run()
+    )
+    tags = {
+        "dagster/asset_partition_range_start": "2026-01-01",
+        "dagster/asset_partition_range_end": "2026-01-02",
+    }
+    assert run(provider, instance, assets, tags=tags).success
+    found = Path(str(provider.resource.output)).rglob("results.jsonl")
+    (results,) = [path for path in found if "partitions" not in path.parts]
+    results.write_bytes(results.read_bytes().splitlines(keepends=True)[0])
+    assert not run(provider, instance, assets, tags=tags, selection=[RESULT]).success
 
 
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "answer", "schema": Answer.model_json_schema()}}
