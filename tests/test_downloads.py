@@ -50,8 +50,9 @@ def test_what_a_batch_owes(
         (Counted(9, 7, 0), Owed(10, 8), False, True),
         (Counted(10, 7, 0), Owed(10, 8), True, False),  # an answer of status 400 that is counted as completed
         (Counted(9, 7, 1), Owed(10, 8), False, False),  # one line that breaks off costs its row only
-        (Counted(10, 10, 0, "a page"), Owed(10, 10), False, False),
+        (Counted(10, 10, 0, 0, "a page"), Owed(10, 10), False, False),
         (Counted(0, 0, 0), Owed(0, 0), True, False),
+        (Counted(9, 7, 0, 1), Owed(10, 8), False, False),  # nor does one that cannot be told whose it is
         (Counted(3, 3, 0), Owed(10, 1), False, False),
         (Counted(0, 0, 0), Owed(10, 1), False, True),
     ],
@@ -68,4 +69,4 @@ def test_rows_are_counted_once(tmp_path: Path) -> None:
     text = "\n\n".join(json.dumps(line) for line in lines) + '\n{"custom_id": "c", "resp'
     (tmp_path / "out.jsonl").write_text(text)
     provider = get_provider("openai", api_key="k")
-    assert count_rows(provider, None, [tmp_path / "out.jsonl"]) == Counted(2, 1, 1)
+    assert count_rows(provider, None, [tmp_path / "out.jsonl"]) == Counted(2, 1, 1, 1)

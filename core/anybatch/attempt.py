@@ -16,6 +16,7 @@ import uuid
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import orjson
@@ -26,6 +27,7 @@ from .flow import Flow, do
 from .job import fingerprint, job_metadata
 from .ledger import is_path, open_path
 from .lines import make_plan
+from .lost import AwayError
 from .models import BatchStatus
 from .rounds import (
     Budget,
@@ -89,7 +91,12 @@ class Attempt:
         this round lands on the spot, too.
         """
         while True:
-            batches = yield from self._submitted(ledger)
+            batches, away = yield from self._submitted(ledger)
+            if not all(batch.status.is_terminal for batch in batches):
+                return batches  # what is away may be back, or surely gone, when these have ended
+            for record in away:
+                if (batch := (yield from self._submission(ledger, record).run())) is not None:
+                    batches.append(batch)
             if not all(batch.status.is_terminal for batch in batches):
                 return batches
             if batches and not any(budget(self.job, ledger, {batch.status for batch in batches})):
@@ -97,8 +104,8 @@ class Attempt:
             ledger = yield from read_ledger(self.job, ledger.fingerprint)
             if ledger.landed_at is not None:
                 return []
-            known = {record.batch_id for record in ledger.current if record.batch_id and not record.lost}
-            if known != {batch.id for batch in batches}:
+            known = {record.batch_id for record in ledger.current}
+            if not known.issuperset(batch.id for batch in batches):
                 continue  # another attempt has gone on
             try:
                 if (yield from self._close_round(ledger, batches)):
@@ -117,10 +124,15 @@ class Attempt:
 
         First those that are known. What cannot be cancelled keeps none of the others running.
         """
-        batches, problems = {}, []
-        for record in sorted(ledger.current, key=lambda record: record.batch_id is None):
+        batches: dict[int, Batch] = {}
+        problems: list[AnyBatchError] = []
+        away: list[ShardRecord] = []
+        records = sorted(ledger.current, key=lambda record: record.batch_id is None)
+        for record, patient in chain(((one, False) for one in records), ((one, True) for one in away)):
             try:
-                batch = yield from self._submission(ledger, record).run()
+                batch = yield from self._submission(ledger, record, patient=patient).run()
+            except AwayError:
+                away.append(record)  # first the others are cancelled
             except AnyBatchError as error:
                 log.warning("job %s: shard %d could not be stopped: %s", ledger.job, record.shard, error)
                 problems.append(error)
@@ -161,19 +173,26 @@ class Attempt:
             plan = self.plans[number] = yield from do(partial(self._plan, ledger, number, ids))
         return plan
 
-    def _submitted(self, ledger: Ledger) -> Flow[list[Batch]]:
-        """The batch of each shard of the current round; of a job that was stopped, of those that have one."""
-        batches = []
-        for record in ledger.current:
-            batch = yield from self._submission(ledger, record).run()
-            if batch is not None:
-                batches.append(batch)
-        return batches
+    def _submitted(self, ledger: Ledger) -> Flow[tuple[list[Batch], list[ShardRecord]]]:
+        """The batch of each shard of the current round; of a job that was stopped, of those that have one.
 
-    def _submission(self, ledger: Ledger, record: ShardRecord) -> Submission:
+        Also the shards whose batch answers 404, and may yet be back.
+        """
+        batches, away = [], []
+        for record in ledger.current:
+            try:
+                batch = yield from self._submission(ledger, record, patient=False).run()
+            except AwayError:
+                away.append(record)
+            else:
+                if batch is not None:
+                    batches.append(batch)
+        return batches, away
+
+    def _submission(self, ledger: Ledger, record: ShardRecord, *, patient: bool = True) -> Submission:
         return Submission(
             self.job, self.provider, self.plan_of, record, self.metadata, self.mark, ledger.fingerprint,
-            self.renews,
+            self.renews, patient,
         )  # fmt: skip
 
     def _close_round(self, ledger: Ledger, batches: Sequence[Batch]) -> Flow[bool]:

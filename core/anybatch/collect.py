@@ -79,9 +79,7 @@ def ended_round(
     ended: list[Ended] = []
     known = {batch.id: batch for batch in seen}
     for record in ledger.current:
-        if record.lost:
-            ended.append((record, None))
-        elif record.batch_id is not None:
+        if record.batch_id is not None:
             batch = known.get(record.batch_id) or (yield from present(job, provider, ledger, record))
             if batch is None:
                 ended.append((record, None))

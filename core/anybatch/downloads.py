@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,12 +31,15 @@ log = logging.getLogger(__name__)
 SETTLING = 300.0
 # How long a result file that answers 404 is asked for again, seconds.
 GONE_AFTER = 900.0
+# The same for files that hold all that the provider counts, where it counts fewer rows than were sent.
+DOUBT = 15.0
 _PAUSES = (2.0, 5.0, 10.0, 20.0, 40.0)  # between two looks, seconds; the last one from then on
 
 
 class Measured(Protocol):
     """What was found in result files: rows with an answer, those of them that succeeded, lines that break off
-    at the end of a file, and what a file is that is something else."""
+    at the end of a file, lines that cannot be told whose they are, and what a file is that is something else.
+    """
 
     @property
     def answered(self) -> int: ...
@@ -43,6 +47,8 @@ class Measured(Protocol):
     def succeeded(self) -> int: ...
     @property
     def torn(self) -> int: ...
+    @property
+    def unclear(self) -> int: ...
     @property
     def problem(self) -> str | None: ...
 
@@ -87,8 +93,9 @@ def lacking(found: Measured, promised: Owed) -> str | None:
 
 def is_loss(found: Measured, promised: Owed) -> bool:
     """Whether what is lacking was paid for. Rows that failed may have no line with some providers, and a line
-    that always breaks off costs its own row only."""
-    answered, succeeded = found.answered + found.torn, found.succeeded + found.torn
+    that is always broken costs its own row only."""
+    broken = found.torn + found.unclear
+    answered, succeeded = found.answered + broken, found.succeeded + broken
     return answered < promised.rows and succeeded < promised.succeeded
 
 
@@ -111,36 +118,51 @@ def fetch(
     sent: int | None = None,
 ) -> Flow[Fetched[M]]:
     """Download a batch's result files, and again as long as they are not complete, for a while."""
-    waited, looks = 0.0, 0
+    waited, looks, promised = 0.0, 0, Owed(0, 0)
     while True:
         gone: NotFoundError | None = None
-        paths: list[Path] = []
         try:
-            paths = yield from provider.download(batch, directory)
+            paths: list[Path] = yield from provider.download(batch, directory)
         except NotFoundError as error:
-            gone = error
+            gone, paths = error, getattr(error, "paths", [])
         found = yield from do(partial(measure, paths))
-        promised = owed(batch, sent)
+        # What was promised once stays so: counts may lag, and even go back.
+        promised = Owed(*map(max, promised, owed(batch, sent)))
         short = lacking(found, promised)
-        if gone is None and short is None:
-            return Fetched(batch, paths, found, None)
-        if waited >= (GONE_AFTER if gone is not None else SETTLING):
+        patience = _patience(batch, sent, found, short, gone)
+        if waited >= patience:
             return Fetched(batch, paths, found, _loss(batch, found, promised, short, gone))
         if not looks:
-            log.info(
-                "batch %s: its result files are not complete yet (%s); asking again", batch.id, gone or short
-            )
+            what = gone or short or "fewer rows than were sent"
+            log.info("batch %s: its results are not complete yet (%s); asking again", batch.id, what)
         pause = _PAUSES[min(looks, len(_PAUSES) - 1)]
         yield from sleep(pause)
         waited, looks = waited + pause, looks + 1
-        batch = yield from provider.retrieve(batch.id)
+        with suppress(NotFoundError):
+            now: Batch = yield from provider.retrieve(batch.id)
+            if now.status.is_terminal:  # else a replica that lags
+                batch = now
+
+
+def _patience(
+    batch: Batch, sent: int | None, found: Measured, short: str | None, gone: NotFoundError | None
+) -> float:
+    """How long to ask again for what was found, seconds from the first look; 0 where it is complete."""
+    if gone is not None:
+        return GONE_AFTER
+    if short is not None:
+        return SETTLING
+    # Who completes a batch and counts fewer rows than were sent may not have counted to the end.
+    is_doubtful = batch.status is BatchStatus.COMPLETED and sent is not None and found.answered < sent
+    return DOUBT if is_doubtful else 0.0
 
 
 def _loss(
     batch: Batch, found: Measured, promised: Owed, short: str | None, gone: NotFoundError | None
 ) -> AnyBatchError | None:
     if gone is not None:
-        return gone if found.answered < promised.rows else None
+        is_whole = 0 < promised.rows <= found.answered
+        return None if is_whole else gone
     if found.problem is not None and found.answered < promised.rows:
         return ServerError(f"{found.problem}, and nothing of it was landed", batch_id=batch.id)
     if is_loss(found, promised):
@@ -161,13 +183,14 @@ class Counted(NamedTuple):
     answered: int
     succeeded: int
     torn: int
+    unclear: int = 0
     problem: str | None = None
 
 
 def count_rows(provider: Provider, endpoint: str | None, paths: Sequence[Path]) -> Counted:
     """Count the rows in result files; of two lines for one row a success counts."""
     outcomes: dict[str, bool] = {}
-    torn = 0
+    torn = unclear = 0
     for path in paths:
         with path.open("rb") as file:
             for _, raw in iter_lines(file):
@@ -176,7 +199,9 @@ def count_rows(provider: Provider, endpoint: str | None, paths: Sequence[Path]) 
                 row, record = decode_line(raw, provider, endpoint)
                 if record is None and not raw.endswith(b"\n"):
                     torn += 1
-                elif record is not None or row.custom_id:
+                elif not row.custom_id or row.custom_id in outcomes:  # some servers take an id twice
+                    unclear += 1
+                if row.custom_id and (record is not None or raw.endswith(b"\n")):
                     good = row.outcome is Outcome.SUCCEEDED or record is None
                     outcomes[row.custom_id] = good or outcomes.get(row.custom_id, False)
-    return Counted(len(outcomes), sum(outcomes.values()), torn)
+    return Counted(len(outcomes), sum(outcomes.values()), torn, unclear)

@@ -263,14 +263,14 @@ class _Resumable:
         self._first = request
         self._file = file
         self._validator: str | None = None
-        self._encoded = False
+        self._in_parts = True  # whether ranges make sense: of an encoded body, or for some servers, none do
         self._total: int | None = None
 
     def request(self) -> httpx.Request:
         # Ranges count encoded bytes, so the body must come as it is.
         headers = httpx.Headers(self._first.headers)
         headers["accept-encoding"] = "identity"
-        if self.size and not self._encoded:
+        if self.size and self._in_parts:
             headers["range"] = f"bytes={self.size}-"
             if self._validator:
                 headers["if-range"] = self._validator
@@ -282,9 +282,13 @@ class _Resumable:
         Raises ServerError for a part that was not asked for: taken for the whole, it would lose rows.
         """
         self._total = None
+        etag = response.headers.get("etag", "")
         if response.status_code == 206:
             start, total = _content_range(response)
-            if "range" not in response.request.headers or start != self.size:
+            changed = bool(self._validator and etag and etag != self._validator)
+            if "range" not in response.request.headers or start != self.size or changed:
+                self.restart()
+                self._in_parts = False
                 raise ServerError(
                     f"{response.request.url.host} sent a part of the file that was not asked for",
                     status_code=206,
@@ -292,8 +296,8 @@ class _Resumable:
             self._total = total
         else:
             self.restart()
-        self._encoded = response.headers.get("content-encoding", "identity") != "identity"
-        etag = response.headers.get("etag", "")
+            if response.headers.get("content-encoding", "identity") != "identity":
+                self._in_parts = False
         self._validator = etag if etag and not etag.startswith("W/") else None
 
     def end(self) -> None:

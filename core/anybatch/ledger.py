@@ -64,7 +64,7 @@ class ShardRecord(BaseModel):
     `round` counts re-submissions, `tries` the creates from this file that may have left a batch: above 0
     before the batch is known, or above 1 after, there may be one that no attempt has heard of. `ended` is the
     batch as the report tells of it, noted when a later round is opened. `cancelling_at` is when we first saw
-    the batch being cancelled, in unix seconds; `lost` says that the provider has lost it (`Job.on_lost`).
+    the batch being cancelled, `gone_at` when the provider first knew no such batch, in unix seconds.
     """
 
     model_config = ConfigDict(frozen=True, defer_build=True)
@@ -82,7 +82,7 @@ class ShardRecord(BaseModel):
     status: BatchStatus | None = None
     ended: BatchRecord | None = None
     cancelling_at: float | None = None
-    lost: bool = False
+    gone_at: float | None = None
 
 
 class Ledger(BaseModel):

@@ -1,8 +1,9 @@
 """A batch of a job that the provider has lost, or never finishes cancelling: what `Job.on_lost` decides.
 
 One dead batch must not lock the others' paid rows. Gone is what answers 404 for a quarter of an hour while
-the same account answers for something else: where nothing answers, the key is another account's, and that is
-an error whatever the job says.
+the same account answers for something else of the job: where nothing answers, the key is another account's,
+and that is an error whatever the job says. The ledger notes since when, and nothing more: each attempt asks
+again, so that a batch which comes back is taken, and decides by the `on_lost` that it was given.
 """
 
 from __future__ import annotations
@@ -39,17 +40,23 @@ WAYS_OUT = (
 )
 
 
-def present(job: Job, provider: Provider, ledger: Ledger, record: ShardRecord) -> Flow[Batch | None]:
-    """The batch on record as it stands. None where it is lost, and the job goes on without it: the ledger has
-    been changed to say so.
+class AwayError(NotFoundError):
+    """A batch answers 404, but not for long enough to be gone; the ledger says since when."""
 
-    Raises BatchLostError where it may not, and NotFoundError where nothing of this account answers.
+
+def present(
+    job: Job, provider: Provider, ledger: Ledger, record: ShardRecord, *, patient: bool = True
+) -> Flow[Batch | None]:
+    """The batch on record as it stands; None where it is lost, and the job may go on without it.
+
+    Raises BatchLostError where it may not, and NotFoundError where nothing of this account answers. A batch
+    that answers 404 is asked for until it is back or gone, or, if not `patient`, raises AwayError at once.
     """
     assert record.batch_id is not None
     try:
-        batch = yield from provider.retrieve(record.batch_id)
+        batch: Batch = yield from provider.retrieve(record.batch_id)
     except NotFoundError as error:
-        return (yield from _gone(job, provider, ledger, record, error))
+        return (yield from _gone(job, provider, ledger, record, error, patient))
     if batch.status is not BatchStatus.CANCELLING:
         return batch
     if record.cancelling_at is None:
@@ -58,16 +65,20 @@ def present(job: Job, provider: Provider, ledger: Ledger, record: ShardRecord) -
     if time.time() - record.cancelling_at < STUCK_AFTER:
         return batch
     since = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(record.cancelling_at))
-    yield from _go_without(job, ledger, record, f"batch {batch.id} has been cancelling since {since}")
+    _go_without(job, record, f"batch {batch.id} has been cancelling since {since}")
     return None
 
 
 def _gone(
-    job: Job, provider: Provider, ledger: Ledger, record: ShardRecord, error: NotFoundError
+    job: Job, provider: Provider, ledger: Ledger, record: ShardRecord, error: NotFoundError, patient: bool
 ) -> Flow[Batch | None]:
+    since = record.gone_at
+    if since is None:
+        since = time.time()
+        yield from _note(job, ledger, record, gone_at=since)
     if not (yield from _account_answers(provider, ledger, record)):
         raise NotFoundError(
-            f"{error.message.rstrip('.')}, and nothing else of this account answers: the key may be that of "
+            f"{error.message.rstrip('.')}, and nothing else of the job answers: the key may be that of "
             "another account or project. If the batch is gone for good, Job.restart submits the input once "
             "more",
             code=error.code,
@@ -75,9 +86,9 @@ def _gone(
             status_code=error.status_code,
             request_id=error.request_id,
         ) from error
-    # One that was created a moment ago may not be everywhere yet; and whoever pays again has to be sure.
-    began = time.time() if job.on_lost != "fail" else record.creating_at or ledger.created_at
-    while (left := began + GONE_AFTER - time.time()) > 0:
+    while (left := since + GONE_AFTER - time.time()) > 0:
+        if not patient:
+            raise AwayError(error.message, batch_id=record.batch_id, status_code=error.status_code) from error
         yield from sleep(min(_LOOK_EVERY, left))
         try:
             batch: Batch = yield from provider.retrieve(record.batch_id or "")
@@ -85,20 +96,17 @@ def _gone(
             error = again
         else:
             return batch
-    yield from _go_without(job, ledger, record, f"batch {record.batch_id} is gone ({error.message})", error)
+    _go_without(job, record, f"batch {record.batch_id} is gone ({error.message})", error)
     return None
 
 
-def _go_without(
-    job: Job, ledger: Ledger, record: ShardRecord, what: str, cause: APIError | None = None
-) -> Flow[None]:
+def _go_without(job: Job, record: ShardRecord, what: str, cause: APIError | None = None) -> None:
     if job.on_lost == "fail":
         raise lost_error(job, record, what, cause) from cause
     log.warning(
         "job %s: %s; on_lost=%r, so the job goes on without the results of its %d rows",
         job.identity, what, job.on_lost, record.rows,
     )  # fmt: skip
-    yield from _note(job, ledger, record, lost=True)
 
 
 def lost_error(job: Job, record: ShardRecord, what: str, cause: APIError | None = None) -> BatchLostError:
@@ -117,7 +125,10 @@ def lost_row(reason: object) -> RowError:
 
 
 def _account_answers(provider: Provider, ledger: Ledger, record: ShardRecord) -> Flow[bool]:
-    """Whether the provider answers for another batch of this job, or lists any of the account's."""
+    """Whether the provider answers for another batch of this job, or for the file that this one was made of.
+
+    That the account lists any batches proves nothing: another account has some, too.
+    """
     others = [one.batch_id for one in ledger.shards if one.batch_id and one.batch_id != record.batch_id]
     for batch_id in others[-_ASK_MOST:]:
         try:
@@ -125,11 +136,7 @@ def _account_answers(provider: Provider, ledger: Ledger, record: ShardRecord) ->
         except NotFoundError:
             continue
         return True
-    try:
-        page = yield from provider.list_page(after=None, limit=10, options={})
-    except NotFoundError:
-        return False
-    return len(page) > 0
+    return record.file_id is not None and (yield from provider.has_file(record.file_id))
 
 
 def _note(job: Job, ledger: Ledger, record: ShardRecord, **update: object) -> Flow[None]:

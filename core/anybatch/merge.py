@@ -114,7 +114,8 @@ class Index:
     """Where the lines of one batch's rows lie, made in one pass over its files.
 
     `answered` counts the rows that have a line, `succeeded` those among them that were paid for, `torn` the
-    rows whose line breaks off at the end of a file; `problem` says what a file is that is no result file.
+    rows whose line breaks off at the end of a file, `unclear` the broken lines that are no row's; `problem`
+    says what a file is that is no result file.
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class Index:
         self._original = provider.original_ids(custom_ids)
         self._strayed: set[str] = set()  # whose line is both in `places` and among the strays
         self._torn: set[str] = set()  # whose line is the end of a file that was cut in the middle of it
+        self._unclear = 0
         self.places: dict[str, _Place] = {}
         self.stray: list[tuple[int, int, int]] = []  # file, offset, size
         self.tally = Tally()
@@ -147,6 +149,7 @@ class Index:
             if custom_id not in self._torn
         )
         self.torn = len(self._torn)
+        self.unclear = self._unclear
         if len(self.places) < len(self._expected):
             self._refuse(alien)
 
@@ -207,6 +210,7 @@ class Index:
             self.stray.append(known[:3])
         if undecodable:
             self._strayed.add(custom_id)
+            self._unclear += not expected
         elif better:
             self._strayed.discard(custom_id)
             self._torn.discard(custom_id)

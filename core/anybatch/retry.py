@@ -166,7 +166,7 @@ def _kind(status: int, code: str | None) -> type[APIError]:
         return QuotaError
     if status in (401, 403):
         return AuthenticationError
-    if status == 404:
+    if status in (404, 410):
         return NotFoundError
     if status in (429, 529) or code == _OVERLOADED:
         return RateLimitError

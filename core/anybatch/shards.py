@@ -87,7 +87,8 @@ def next_move(record: ShardRecord, attempt: str, now: float, lease: float) -> Mo
 class Submission:
     """Brings one shard to its batch: reads the ledger, takes one step, writes the ledger, again.
 
-    None where the job was stopped before there was one, or goes on without one that is lost.
+    None where the job was stopped before there was one, or goes on without one that is lost. Not `patient`,
+    it raises AwayError for a batch that answers 404, before it is sure that this is gone.
     """
 
     job: Job
@@ -98,14 +99,14 @@ class Submission:
     attempt: str
     fingerprint: str
     renews: bool = True  # whether a batch that failed as a whole is submitted anew
+    patient: bool = True
     unanswered: str = ""  # what became of a create of ours that got no answer
 
     def run(self) -> Flow[Batch | None]:
-        while True:
+        self._is_lost = False
+        while not self._is_lost:
             ledger = yield from read_ledger(self.job, self.fingerprint)
             record = self._mine(ledger)
-            if record.lost:
-                return None
             if ledger.stopped_at is not None and record.step in (Step.PLANNED, Step.UPLOADED):
                 if not (found := (yield from self._traces(ledger, record))):
                     return None
@@ -127,6 +128,7 @@ class Submission:
                     batch = yield from self._attach(ledger, record)
             if batch is not None:
                 return batch
+        return None
 
     def _mine(self, ledger: Ledger) -> ShardRecord:
         record = ledger.latest(self.shard)
@@ -243,8 +245,9 @@ class Submission:
         return (yield from unnoted(self.job, self.provider, ledger, record, self.metadata, why))
 
     def _attach(self, ledger: Ledger, record: ShardRecord) -> Flow[Batch | None]:
-        batch = yield from present(self.job, self.provider, ledger, record)
+        batch = yield from present(self.job, self.provider, ledger, record, patient=self.patient)
         if batch is None:
+            self._is_lost = True
             return None
         for double in (yield from self._traces(ledger, record)):
             yield from call_off(self.job, self.provider, double)

@@ -80,6 +80,7 @@ def surroundings(fast_folder: Path) -> Iterator[None]:
         patch.setattr(downloads, "_PAUSES", (0.01,))
         patch.setattr(downloads, "SETTLING", 0.1)
         patch.setattr(downloads, "GONE_AFTER", 0.15)
+        patch.setattr(downloads, "DOUBT", 0.02)
         patch.setattr(lost, "GONE_AFTER", 0.15)
         patch.setattr(lost, "_LOOK_EVERY", 0.03)
         yield

@@ -365,6 +365,7 @@ def test_a_404_of_the_wrong_account(world: RemoteWorld, driver: Driver, tmp_path
         job = world.job(tmp_path / on_lost, on_lost=on_lost)
         (batch,) = driver.submit(job)
         world.fake.batches.clear()
+        getattr(world.fake, "files", {}).clear()
         with pytest.raises(NotFoundError, match="another account"):
             driver.run(job, timeout=10)
         assert job.report() is None

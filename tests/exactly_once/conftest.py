@@ -19,6 +19,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "_LEASE_POLL", POLL)
     monkeypatch.setattr(shards, "_WRITE_TIME", POLL)
     monkeypatch.setattr(downloads, "_PAUSES", (0.01,))
+    monkeypatch.setattr(downloads, "DOUBT", 0.02)
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,8 @@
 """Make the golden folders anew: `python -m tests.golden.record`, only when the ledger's version has changed.
 
 For each wire format a job of six rows in two batches is submitted, one batch expires, its rows go again, and
-the folder is kept as it is while the second round runs. Beside it lie the provider's answers from then on, and
-what landed.
+the folder is kept as it is while the second round runs. Beside it lie the provider's answers from then on,
+and what landed.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from ..errors import (
     ConfigurationError,
     CreateOutcomeUnknownError,
     IncompleteListingError,
+    NotFoundError,
     ServerError,
     UnknownOptionError,
 )
@@ -166,6 +167,11 @@ class Provider(ABC):
     def decode(self, record: dict[str, Any], endpoint: str | None) -> Row:
         """One result line as a row; `raw` is filled in by the caller. Raises ValueError for nonsense."""
 
+    def has_file(self, file_id: str) -> Flow[bool]:
+        """Whether the account has this uploaded file; False where the provider does not tell."""
+        return False
+        yield
+
     def original_ids(self, custom_ids: Sequence[str]) -> dict[str, str]:
         """Uploaded id -> custom_id, for ids that had to be changed to fit the provider."""
         return {}
@@ -222,12 +228,20 @@ class Provider(ABC):
             )
 
     def download(self, batch: Batch, directory: Path) -> Flow[list[Path]]:
-        """Fetch the batch's result files, whatever there are of them."""
-        paths = []
+        """Fetch the batch's result files. Raises FileGoneError, with the others, where one answers 404."""
+        paths: list[Path] = []
+        gone: NotFoundError | None = None
         for number, request in enumerate(self.result_requests(batch)):
             path = directory / f"{_file_name(batch.id)}.{number}.jsonl"
-            yield from download(request, path)
-            paths.append(path)
+            try:
+                yield from download(request, path)
+            except NotFoundError as error:  # the other file may be there
+                gone = error
+                path.unlink(missing_ok=True)
+            else:
+                paths.append(path)
+        if gone is not None:
+            raise FileGoneError(gone, paths) from gone
         return paths
 
     def cancel(self, batch_id: str) -> Flow[Batch]:
@@ -328,6 +342,16 @@ class Provider(ABC):
         return kept
 
 
+class FileGoneError(NotFoundError):
+    """A result file that the batch names is not there; `paths` are those that are."""
+
+    def __init__(self, error: NotFoundError, paths: list[Path]) -> None:
+        super().__init__(
+            error.message, code=error.code, status_code=error.status_code, request_id=error.request_id
+        )
+        self.paths = paths
+
+
 _DEAD = frozenset({BatchStatus.FAILED, BatchStatus.CANCELLED, BatchStatus.CANCELLING})
 
 
@@ -348,14 +372,14 @@ def page_of(
     """One page of a listing that goes on after an id or cursor.
 
     `said` is what the answer itself says of there being more, None where it says nothing: then there may be
-    more behind a page that is as full as was asked for. `cursor` leads on, where there is one.
+    more behind every page that is not empty, since servers cap what is asked for. `cursor` leads on.
     """
     full = limit is not None and len(batches) >= limit
     if batches and cursor is not None and cursor == after:
         # The same page again: what some servers send at the end for ever. But one that does not go by `after`
         # sends its first page so, and what is behind a full one stays unknown.
         return Page(batches, next_cursor=None, has_more=full and said is not False)
-    more = bool(said) if said is not None else full
+    more = bool(said) if said is not None else bool(batches)
     onward = cursor if more and cursor != after else None
     return Page(batches, next_cursor=onward, has_more=more)
 
@@ -416,6 +440,15 @@ def get(url: str, params: Mapping[str, Any] | None = None) -> Flow[dict[str, Any
     """GET a JSON object; parameters that are None are left out."""
     query = {name: value for name, value in (params or {}).items() if value is not None}
     return (yield from ask(httpx.Request("GET", url, params=query), json_of))
+
+
+def answers(url: str) -> Flow[bool]:
+    """Whether there is something at an address."""
+    try:
+        yield from get(url)
+    except (NotFoundError, BadRequestError):
+        return False
+    return True
 
 
 def post(

@@ -13,7 +13,7 @@ from ..errors import ConfigurationError
 from ..flow import Flow, ask
 from ..models import Batch, BatchErrors, BatchProblem, BatchStatus, Page, RequestCounts
 from .account import resolve_account
-from .base import DEFAULT_WINDOW, Limits, NewBatch, Provider, entries_of, get, id_of, json_of, post
+from .base import DEFAULT_WINDOW, Limits, NewBatch, Provider, answers, entries_of, get, id_of, json_of, post
 from .openai import decode_record, made_from, unix_time
 
 if TYPE_CHECKING:
@@ -130,25 +130,30 @@ class Mistral(Provider):
 
     def list_page(self, *, after: str | None, limit: int | None, options: Mapping[str, Any]) -> Flow[Page]:
         self.check_options(options, self.list_options, "list")
-        # Pages are numbered; the cursor also holds the last id, since some listings repeat their last page.
-        number, _, before = (after or "0").partition(":")
-        if not number.isdecimal():
+        # Pages are numbered. The cursor also holds the last id, since some listings repeat their last page,
+        # and how many entries were read: a page may hold fewer than were asked for.
+        number, _, rest = (after or "0").partition(":")
+        before, _, counted = rest.rpartition(":")
+        if not number.isdecimal() or not (counted or "0").isdecimal():
             raise ConfigurationError(f"after: a page's next_cursor, not {after!r}", provider=self.name)
-        page, size = int(number), limit or self.list_limit
-        query = {"page": page, "page_size": size, "order_by": "-created", **options}
+        query = {
+            "page": int(number),
+            "page_size": limit or self.list_limit,
+            "order_by": "-created",
+            **options,
+        }
         metadata = query.pop("metadata", None) or {}  # the SDK sends the pairs as bare query keys
         answer = yield from get(self.url("/v1/batch/jobs"), query | metadata)
         batches = [parse_job(raw) for raw in entries_of(answer)]
-        last = batches[-1].id if batches else before
-        total = answer.get("total")
-        if isinstance(total, int):
-            more = (page + 1) * size < total
-            cut = not batches and page * size < total  # entries that should be on this page are not
-        else:  # a page beyond the end may repeat the last one
-            more, cut = len(batches) >= size and last != before, False
-        stands = bool(batches) and last == before
-        cursor = f"{page + 1}:{last}" if more and not stands and not cut else None
-        return Page(batches, next_cursor=cursor, has_more=more or cut)
+        total, stands = answer.get("total"), bool(batches) and batches[-1].id == before
+        read = int(counted or 0) + (0 if stands else len(batches))
+        more = read < total if isinstance(total, int) else bool(batches) and not stands
+        if not more or not batches or stands:  # what should be on this page, and is not, is nowhere
+            return Page(batches, next_cursor=None, has_more=more)
+        return Page(batches, next_cursor=f"{int(number) + 1}:{batches[-1].id}:{read}", has_more=True)
+
+    def has_file(self, file_id: str) -> Flow[bool]:
+        return (yield from answers(self.url("/v1/files/{}", file_id)))
 
     def result_requests(self, batch: Batch) -> list[httpx.Request]:
         ids = [file_id for file_id in (batch.output_file_id, batch.error_file_id) if file_id]

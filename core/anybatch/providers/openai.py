@@ -30,7 +30,19 @@ from ..models import (
 )
 from ..results import mended_json
 from .account import Account
-from .base import Limits, NewBatch, Provider, entries_of, failed_row, get, id_of, json_of, page_of, post
+from .base import (
+    Limits,
+    NewBatch,
+    Provider,
+    answers,
+    entries_of,
+    failed_row,
+    get,
+    id_of,
+    json_of,
+    page_of,
+    post,
+)
 
 if TYPE_CHECKING:
     from ..content import Content
@@ -180,6 +192,9 @@ class OpenAIFormat(Provider):
             cursor = answer.get("last_id") or (batches[-1].id if batches else None)
             said = answer.get("has_more")
         return page_of(batches, after=after, limit=limit, said=said, cursor=cursor)
+
+    def has_file(self, file_id: str) -> Flow[bool]:
+        return (yield from answers(self.url("/files/{}", file_id)))
 
     def result_requests(self, batch: Batch) -> list[httpx.Request]:
         # Both files, on every terminal status: `completed` is not success, and an expired or cancelled
