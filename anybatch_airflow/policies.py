@@ -83,9 +83,9 @@ def deadline_of(
 ) -> float:
     """Until when to wait for a batch, unix seconds: `timeout` after its creation, whoever asks and when.
 
-    A batch that is being cancelled has an hour for that (`ending`), so that a new attempt, which needs its finished
-    rows, is not stopped by a deadline that is over. Where the provider tells no times, its creation is when
-    we `noted` that, and its cancelling when the waiting `began`: else nothing would ever be late.
+    A batch that is being cancelled has an hour for that (`ending`), so that a new attempt, which needs its
+    finished rows, is not stopped by a deadline that is over. Where the provider tells no times, its creation
+    is when we `noted` that, and its cancelling when the waiting `began`: else nothing would ever be late.
     """
     deadline = (batch.created_at or noted) + timeout.total_seconds()
     if batch.status == "cancelling":
