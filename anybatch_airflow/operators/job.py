@@ -235,9 +235,7 @@ class AnyBatchOperator(SubmittingOperator):
         while True:
             ledger = self._publish(context, client, job)
             now = time.time()
-            deadlines = deadlines_of(
-                batches, ledger, self.timeout, began, outlasts_lost=self._outlasts_lost
-            )
+            deadlines = deadlines_of(batches, ledger, self.timeout, began, outlasts_lost=self._outlasts_lost)
             running = [batch for batch in batches if batch.id in deadlines]
             is_stopped = ledger.stopped_at is not None
             match next_move(deadlines.values(), self.on_timeout, is_stopped=is_stopped, now=now):

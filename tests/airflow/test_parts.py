@@ -414,7 +414,7 @@ def test_rows_that_no_file_mentions_are_counted(
     ti: TaskInstance, fake: OpenAIFake, created: Callable[[int], str], tmp_path: Path
 ) -> None:
     batch_id = created(4)
-    fake.finish(batch_id, quirks=Quirks(missing={"row-2"}))
+    fake.finish(batch_id, failed=["row-2"], quirks=Quirks(missing={"row-2"}))
     manifest = land(ti, tmp_path / "landed", batch_id)
     assert (manifest["rows"], manifest["counts"]["succeeded"], manifest["counts"]["missing"]) == (4, 3, 1)
 
@@ -479,7 +479,7 @@ def test_lines_that_cannot_be_read_are_rows_and_those_that_repeat_one_are_kept(
 ) -> None:
     """FAULTS A3, its kind: a second line without an id, or for one row, went without a trace."""
     batch_id = created(4)
-    fake.finish(batch_id, quirks=Quirks(duplicated={"row-3"}))
+    fake.finish(batch_id, failed=2, quirks=Quirks(duplicated={"row-3"}, files="output"))
     file = fake.files[fake.batches[batch_id].output_file_id or ""]
     lines = file.data.splitlines()
     file.data = b"\n".join([b'{"broken', b"[]", *lines[2:]]) + b"\n"
