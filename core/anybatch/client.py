@@ -399,6 +399,7 @@ class Client(_Shell):
                 except AnyBatchError as error:
                     if not _may_pass_over(job, error, end):
                         raise
+                    time.sleep(self.provider.poll_seconds[0])  # it may be there at the next look
         return ended
 
     def check(self) -> str:
@@ -537,6 +538,7 @@ class AsyncClient(_Shell):
             except AnyBatchError as error:
                 if not _may_pass_over(job, error, end):
                     raise
+                await asyncio.sleep(self.provider.poll_seconds[0])  # it may be there at the next look
                 return None
 
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -518,3 +519,150 @@ def test_a_lost_batch_and_on_lost_fail_later(world: RemoteWorld, driver: Driver,
     with pytest.raises(AnyBatchError):
         driver.run(replace(job, on_lost="fail"), timeout=10)
     assert job.report() is None
+
+
+# --- replicas of which one lags ----------------------------------------------------------------------------
+
+
+@openai
+def test_replicas_that_take_turns_are_not_asked_without_pause(
+    world: RemoteWorld, driver: Driver, tmp_path: Path
+) -> None:
+    """A batch that one of two replicas does not know yet: the wait ends with its 404, `resume` finds it."""
+    job = world.job(tmp_path, count=4, shard_requests=2, on_lost="land")
+    first, second = driver.submit(job)
+    world.finish(second.id)
+    fake, looks = world.fake, [0]
+    began = time.monotonic()
+
+    def serve(request: Request) -> Reply:
+        if is_look(request) and request.path.endswith(first.id) and time.monotonic() - began < 1.0:
+            looks[0] += 1
+            if looks[0] % 2 == 0:
+                return Reply.json({"error": {"message": "No batch found"}}, 404)
+        return fake(request)
+
+    world.server.app = serve
+    driver.client.provider.poll_seconds = (0.2, 0.2)
+    try:
+        world.let_batches_end()
+        world.fake.auto = replace(world.fake.auto, looks=None, seconds=1.2)
+        driver.run(job, timeout=10)
+    finally:
+        driver.client.provider.poll_seconds = (0.0, 0.0)
+    assert looks[0] < 30
+
+
+# --- what held ---------------------------------------------------------------------------------------------
+
+
+@every_format
+def test_two_attempts_at_once_buy_the_rows_of_a_gone_batch_once(
+    world: RemoteWorld, driver: Driver, tmp_path: Path
+) -> None:
+    """Both see the 404, both open the next round: the ledger decides, and one batch stays."""
+    job = world.job(tmp_path, count=6, shard_requests=2, on_lost="resubmit")
+    batches = driver.submit(job)
+    for batch in batches:
+        world.finish(batch.id)
+    del world.fake.batches[batches[1].id]
+    before = set(world.fake.batches)
+
+    def attempt(_: int) -> Any:
+        with world.open(driver.mode) as other:
+            try:
+                return other.submit(replace(job))
+            except AnyBatchError as error:
+                return error
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(attempt, range(3)))
+    made = [one for one in world.fake.batches.values() if one.id not in before]
+    assert len([one for one in made if one.is_live]) == 1
+    world.finish(next(one for one in made if one.is_live).id)
+    report = driver.run(job, timeout=20)
+    assert report.ok
+    assert report.counts[Outcome.SUCCEEDED] == 6
+
+
+@filed
+def test_rows_that_stay_lost_are_bought_at_most_twice_more_in_one_attempt(
+    world: RemoteWorld, driver: Driver, tmp_path: Path
+) -> None:
+    job = world.job(tmp_path, count=4, shard_requests=2, on_lost="resubmit")
+    fake = world.fake
+
+    def serve(request: Request) -> Reply:
+        reply = fake(request)
+        if is_content(request) and reply.status == 200 and b"row-0" in reply.body:
+            return Reply(404, b'{"error": {"message": "gone"}}')
+        return reply
+
+    world.server.app = serve
+    world.let_batches_end()
+    report = driver.run(job, timeout=20)
+    assert len(fake.batches) == 4
+    assert report.counts[Outcome.SUCCEEDED] == 2
+    assert report.counts[Outcome.MISSING] == 2
+
+
+@filed
+def test_shard_requests_changed_input_and_restart(world: RemoteWorld, driver: Driver, tmp_path: Path) -> None:
+    world.let_batches_end()
+    job = world.job(tmp_path, count=6, shard_requests=4)
+    assert len(driver.submit(job)) == 2
+    assert len(driver.submit(replace(job, shard_requests=1))) == 2, "the first submission's stays in force"
+    assert len(driver.submit(replace(job, shard_requests=3, restart="again"))) == 2
+    ledger = job.ledger()
+    assert ledger is not None
+    assert [one.rows for one in ledger.current] == [3, 3]
+    world.write(tmp_path / "in.jsonl", row_ids(5))
+    assert [one.rows for one in (driver.submit(replace(job, shard_requests=2)), job.ledger())[1].current] == [
+        2,
+        2,
+        1,
+    ]
+    report = driver.run(replace(job, shard_requests=2), timeout=10)
+    assert landed(job, report, row_ids(5)).report.ok
+
+
+@filed
+@pytest.mark.parametrize("answer", [b"", b"<html>", b"[]", b'{"error": "busy"}'])
+def test_a_create_that_is_answered_with_something_else(
+    world: RemoteWorld, driver: Driver, tmp_path: Path, answer: bytes
+) -> None:
+    """Status 200 and no batch: it is looked for, with one try a request as well."""
+    fake, done = world.fake, [0]
+
+    def serve(request: Request) -> Reply:
+        reply = fake(request)
+        if request.method == "POST" and request.path.endswith(("/batches", "/jobs")) and not done[0]:
+            done[0] = 1
+            return replace(reply, body=answer)
+        return reply
+
+    from anybatch import RetryPolicy
+
+    world.server.app = serve
+    world.let_batches_end()
+    job = world.job(tmp_path)
+    with world.open(driver.mode, retry=RetryPolicy(attempts=1)) as other:
+        report = other.run(job, timeout=10)
+    assert landed(job, report, IDS).report.ok
+    assert len(fake.batches) == 1
+
+
+@every_format
+def test_an_older_ledger_goes_on(world: RemoteWorld, driver: Driver, tmp_path: Path) -> None:
+    world.let_batches_end()
+    job = world.job(tmp_path)
+    driver.submit(job)
+    path = tmp_path / "out" / "job.json"
+    ledger = json.loads(path.read_text())
+    del ledger["shard_requests"]
+    for shard in ledger["shards"]:
+        del shard["gone_at"], shard["cancelling_at"]
+    path.write_text(json.dumps(ledger))
+    report = driver.run(replace(job, shard_requests=2, on_lost="land"), timeout=10)
+    assert landed(job, report, IDS).report.ok
+    assert len(world.fake.batches) == 1
