@@ -360,7 +360,7 @@ class Listing:
 
 async def _looks(client: AsyncClient, listing: Listing, interval: float) -> AsyncGenerator[Snapshot]:
     """One listing after another; ends with the error that a person has to mend, and with no other."""
-    from anybatch.pace import Trouble, Verdict, verdict
+    from anybatch.polling.pace import Trouble, Verdict, verdict
 
     trouble, cuts, failures = Trouble(), Trouble(), 0
     while True:

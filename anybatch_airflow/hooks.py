@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection
 
     from anybatch import AsyncClient, Client
-    from anybatch.watch import Watcher
+    from anybatch.polling.watcher import Watcher
 
 _FIRST_PARTY = "anthropic"  # the only platform of the Anthropic provider that signs in by API key
 
@@ -152,7 +152,7 @@ class AnyBatchHook(BaseHook):
         lookup = lookups[wanted]
         await asyncio.wait([lookup])  # a trigger that is ended ends it for no other
         if error := lookup.exception():
-            from anybatch.watch import copy_of
+            from anybatch.polling.watcher import copy_of
 
             raise copy_of(error)
         return lookup.result()
@@ -160,7 +160,7 @@ class AnyBatchHook(BaseHook):
     async def _find_watcher(self) -> Watcher:
         settings = await self._async_settings()
         key, make_client = await asyncio.to_thread(_poller, settings)
-        from anybatch.watch import get_watcher
+        from anybatch.polling.watcher import get_watcher
 
         return get_watcher(key, make_client)
 
@@ -315,7 +315,7 @@ def _async_client(settings: ClientSettings, attempts: int | None) -> AsyncClient
 def _poller(settings: ClientSettings) -> tuple[str, Callable[[], AsyncClient]]:
     """What a watcher is known by, and how it makes its client. Raises ConfigurationError."""
     from anybatch import AsyncClient, RetryPolicy, get_provider
-    from anybatch.watch import watcher_key
+    from anybatch.polling.watcher import watcher_key
 
     _freeze_once()
     provider = get_provider(settings.provider, api_key=settings.api_key, api_base=settings.api_base)

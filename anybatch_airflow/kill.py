@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from anybatch import Job
-    from anybatch.ledger import Ledger
+    from anybatch.jobs.ledger import Ledger
     from anybatch_airflow.hooks import AnyBatchHook
 
 # Airflow kills a process 5 s after it has asked it to end.

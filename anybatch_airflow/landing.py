@@ -64,8 +64,8 @@ def _tell_assets(
 
 def _without_result(report: Report) -> str:
     """The first rows that have none, by name."""
-    from anybatch.ledger import open_path
-    from anybatch.results import read_landed
+    from anybatch.paths import open_path
+    from anybatch.rows.results import read_landed
     from anybatch_airflow.inputs import location
 
     names = []

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
     from anybatch import Batch, Report
-    from anybatch.ledger import Ledger
+    from anybatch.jobs.ledger import Ledger
 
 OnTimeout: TypeAlias = Literal["leave", "cancel", "land_partial"]
 OnPartial: TypeAlias = Literal["keep", "fail"]

@@ -212,7 +212,7 @@ class AnyBatchSensor(OnAccount, BaseSensorOperator):
 
 def passes(error: Exception) -> bool:
     """Whether a failed look may work next time, with nobody doing anything about it."""
-    from anybatch.pace import Verdict, verdict
+    from anybatch.polling.pace import Verdict, verdict
 
     return verdict(error) in (Verdict.SLOWS, Verdict.BLIP)
 

@@ -19,8 +19,10 @@ from anybatch import (
     NotFoundError,
     OrphanError,
 )
-from anybatch.job import shard_metadata, short
-from anybatch.ledger import JobFolder, Ledger, ShardRecord, Step, open_path
+from anybatch.jobs.folder import JobFolder
+from anybatch.jobs.job import shard_metadata, short
+from anybatch.jobs.ledger import Ledger, ShardRecord, Step
+from anybatch.paths import open_path
 from anybatch.providers.base import oldest
 from anybatch_airflow.listing import CLOCK_SKEW, Reading, reaches
 

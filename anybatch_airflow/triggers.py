@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from anybatch import Batch
-    from anybatch.watch import Watcher
+    from anybatch.polling.watcher import Watcher
 
 T = TypeVar("T")
 

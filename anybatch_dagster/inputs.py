@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from anybatch import ConfigurationError, InputError, build_requests
-from anybatch.tables import read_requests
+from anybatch.rows.tables import read_requests
 
 if TYPE_CHECKING:
     from .options import JobOptions

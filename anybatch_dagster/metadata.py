@@ -11,8 +11,8 @@ from dagster._core.definitions.metadata.metadata_set import NamespacedMetadataSe
 from upath import UPath
 
 from anybatch import Outcome, Report
-from anybatch.results import read_landed
-from anybatch.tables import join_results
+from anybatch.rows.results import read_landed
+from anybatch.rows.tables import join_results
 
 if TYPE_CHECKING:
     from .polling import Progress

@@ -13,8 +13,8 @@ from itertools import count
 from typing import Any
 
 from anybatch import AnyBatchError, AsyncClient, Batch, BatchStatus, RetryPolicy
-from anybatch.pace import Verdict, keep_listing, listing_pays, next_interval, verdict
-from anybatch.watch import LANES
+from anybatch.polling.pace import Verdict, keep_listing, listing_pays, next_interval, verdict
+from anybatch.polling.watcher import LANES
 
 CALLS = 20  # at most, for one account in one tick, where the provider can list
 ONCE = RetryPolicy(attempts=1)  # of a call: the next tick is the retry

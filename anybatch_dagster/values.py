@@ -15,8 +15,8 @@ from pydantic import BaseModel, ValidationError
 from upath import UPath
 
 from anybatch import ConfigurationError, JobError, Outcome, Report, Row, join_results, write_jsonl
-from anybatch.merge import Tally
-from anybatch.results import read_landed
+from anybatch.rows.results import read_landed
+from anybatch.rows.tally import Tally
 
 from .inputs import split_id
 

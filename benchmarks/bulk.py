@@ -159,8 +159,8 @@ def _memory(what: str) -> float:
 
 
 def _client_and_job(folder: Path, port: int) -> tuple[Any, Any]:
-    import anybatch.collect
-    import anybatch.submit  # noqa: F401
+    import anybatch.jobs.collect
+    import anybatch.jobs.submit  # noqa: F401
     from anybatch import Client, Job
     from anybatch.providers.base import Limits
 

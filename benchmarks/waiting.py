@@ -30,7 +30,7 @@ import tracemalloc
 from typing import TYPE_CHECKING, Self
 
 from anybatch import AsyncClient, RetryPolicy
-from anybatch.watch import Watcher, get_watcher
+from anybatch.polling.watcher import Watcher, get_watcher
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from anybatch import BatchStatus, RequestCounts, get_provider
-from anybatch.downloads import Counted, Owed, count_rows, is_loss, lacking, owed
 from anybatch.models import Batch
+from anybatch.rows.downloads import Counted, Owed, count_rows, is_loss, lacking, owed
 
 DONE, EXPIRED, CANCELLED = BatchStatus.COMPLETED, BatchStatus.EXPIRED, BatchStatus.CANCELLED
 

@@ -15,11 +15,13 @@ from upath import UPath
 
 from anybatch import RetryPolicy, get_provider
 from anybatch.flow import Flow, aperform, do
-from anybatch.ledger import JobFolder, Ledger, ShardRecord
-from anybatch.merge import Index, Tally, merge
+from anybatch.jobs.folder import JobFolder
+from anybatch.jobs.ledger import Ledger, ShardRecord
 from anybatch.models import BatchStatus, Outcome, RowError
 from anybatch.providers.openai import parse_batch
-from anybatch.results import parse_landed
+from anybatch.rows.merge import Index, merge
+from anybatch.rows.results import parse_landed
+from anybatch.rows.tally import Tally
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from anybatch.content import Content, file_mark
 from anybatch.errors import InputError, JobError, Problem
-from anybatch.lines import MAX_PROBLEMS, Plan, iter_lines, make_plan
 from anybatch.providers import get_provider
 from anybatch.providers.base import Limits, Provider
+from anybatch.providers.content import Content, file_mark
+from anybatch.rows.requests import MAX_PROBLEMS, Plan, iter_lines, make_plan
 
 CHAT = "/v1/chat/completions"
 
@@ -264,7 +264,7 @@ def test_an_input_that_changes_after_validation_is_not_uploaded(tmp_path: Path) 
 
 
 def test_many_ids_are_compared_across_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anybatch.lines._SeenIds._BATCH", 4)
+    monkeypatch.setattr("anybatch.rows.requests._SeenIds._BATCH", 4)
     data = jsonl(*[line(str(n)) for n in range(30)], line("3"), line("29"))
     assert [(p.line, p.message) for p in problems(data, tmp_path)] == [
         (31, "'3' was used before, in line 4"),

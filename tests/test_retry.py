@@ -11,7 +11,14 @@ import pytest
 
 from anybatch import errors
 from anybatch.flow import aperform, perform, send
-from anybatch.retry import RetryPolicy, error_of, may_repeat, outcome_unknown, raise_for_status, retry_after
+from anybatch.retry import (
+    RetryPolicy,
+    error_of,
+    may_repeat,
+    outcome_unknown,
+    raise_for_status,
+    retry_after,
+)
 
 FAST = RetryPolicy(attempts=4, first_delay=0.001, longest_delay=0.002)
 

@@ -25,7 +25,7 @@ from upath import UPath
 from anybatch import Client, Job, create_batch, run_job
 from anybatch.errors import ConfigurationError, InputError
 from anybatch.models import BatchResult, Body, Outcome, Row
-from anybatch.tables import build_requests, join_results, read_requests, read_rows, write_jsonl
+from anybatch.rows.tables import build_requests, join_results, read_requests, read_rows, write_jsonl
 
 ROWS: list[dict[str, Any]] = [
     {"id": "a", "text": "red"},
@@ -624,7 +624,7 @@ def test_what_are_no_results(results: Any, message: str) -> None:
 
 def test_shapes_never_need_their_packages() -> None:
     """What is a frame is told by its type's attributes: an import would make it a dependency."""
-    source = Path(__file__).parent.parent / "core" / "anybatch" / "_shapes.py"
+    source = Path(__file__).parent.parent / "core" / "anybatch" / "rows" / "shapes.py"
     imported = set(re.findall(r"^(?:import|from) (\w+)", source.read_text(), re.MULTILINE))
     assert imported == {"__future__", "collections", "dataclasses", "inspect", "itertools", "typing"}
 

@@ -17,8 +17,8 @@ from upath import UPath
 
 from anybatch.errors import ConfigurationError, InputError
 from anybatch.models import BatchResult, Body, Outcome, Report, Row, RowError
-from anybatch.results import landed_line
-from anybatch.tables import build_requests, join_results, read_rows, write_jsonl
+from anybatch.rows.results import landed_line
+from anybatch.rows.tables import build_requests, join_results, read_rows, write_jsonl
 
 ROWS: list[dict[str, Any]] = [
     {"id": "a", "name": "Ann", "age": 31},

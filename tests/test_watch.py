@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpx
 import pytest
 
-from anybatch import pace, watch
 from anybatch.errors import (
     APIError,
     AuthenticationError,
@@ -31,8 +30,10 @@ from anybatch.errors import (
     TransportError,
 )
 from anybatch.models import Batch, BatchStatus, Page, RequestCounts
-from anybatch.pace import Trouble, Verdict
-from anybatch.watch import Watcher, get_watcher, watcher_key
+from anybatch.polling import pace
+from anybatch.polling import watcher as watch
+from anybatch.polling.pace import Trouble, Verdict
+from anybatch.polling.watcher import Watcher, get_watcher, watcher_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
@@ -982,7 +983,7 @@ def test_a_client_that_cannot_be_made_ends_the_waits(when: str) -> None:
 
 
 def test_log_tells_changes_and_first_trouble_but_no_polls(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG, "anybatch.watch")
+    caplog.set_level(logging.DEBUG, "anybatch.polling.watcher")
 
     async def main() -> None:
         trouble = Account(

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from anybatch import Batch, Client, Job
-    from anybatch.ledger import Ledger
+    from anybatch.jobs.ledger import Ledger
     from anybatch_airflow.inputs import Prompt, Requests
     from anybatch_airflow.policies import OnPartial, OnTimeout
 

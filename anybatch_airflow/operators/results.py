@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from anybatch import Batch, BatchRecord, Client, Report, Row
-    from anybatch.ledger import JobFolder
+    from anybatch.jobs.folder import JobFolder
     from anybatch_airflow.inputs import BatchIds
     from anybatch_airflow.policies import OnPartial
 
@@ -94,7 +94,8 @@ class AnyBatchResultsOperator(OnAccount, BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Look at all, then land the rows of all."""
         from anybatch import BatchFailedError
-        from anybatch.ledger import JobFolder, open_path
+        from anybatch.jobs.folder import JobFolder
+        from anybatch.paths import open_path
 
         with final_errors(), self.hook().get_client() as client:
             ids = batch_ids(self.batch_id)
@@ -144,7 +145,7 @@ class _Count:
     """What the rows of all batches add up to, while they are written; `strays` gets lines as they came."""
 
     def __init__(self, out: BinaryIO, strays: BinaryIO) -> None:
-        from anybatch.merge import Tally
+        from anybatch.rows.tally import Tally
 
         self._out, self._strays = out, strays
         self.tally = Tally()
@@ -154,7 +155,7 @@ class _Count:
 
     def add(self, batch: Batch, rows: Iterator[Row]) -> None:
         """Write a batch's rows, each once, and count those that no line speaks of."""
-        from anybatch.merge import unanswered
+        from anybatch.rows.merge import unanswered
 
         seen: set[str] = set()
         landed = 0
@@ -175,7 +176,7 @@ class _Count:
 
     def _land(self, row: Row) -> None:
         """Write a row; one that cannot be written costs itself alone."""
-        from anybatch.results import UNDECODABLE, landed_line
+        from anybatch.rows.results import UNDECODABLE, landed_line
 
         try:
             line = landed_line(row)
@@ -239,7 +240,7 @@ class _Count:
 
 def _undecodable(row: Row, error: Exception) -> Row:
     from anybatch import Outcome, Row, RowError
-    from anybatch.results import UNDECODABLE
+    from anybatch.rows.results import UNDECODABLE
 
     return Row(row.custom_id, Outcome.FAILED, None, RowError(UNDECODABLE, str(error)), raw=row.raw)
 

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
         UnknownOptionError,
         UnknownProviderError,
     )
-    from .job import Job
+    from .jobs.job import Job
     from .models import (
         Batch,
         BatchRecord,
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     )
     from .providers import LLMProvider, get_provider, provider_names
     from .retry import RetryPolicy
-    from .tables import build_requests, join_results, write_jsonl
+    from .rows.tables import build_requests, join_results, write_jsonl
 
 __all__ = [
     "APIError",
@@ -178,7 +178,7 @@ _MODULES = {
         "UnknownOptionError",
         "UnknownProviderError",
     ),
-    "job": ("Job",),
+    "jobs.job": ("Job",),
     "models": (
         "Batch",
         "BatchRecord",
@@ -199,7 +199,7 @@ _MODULES = {
         "provider_names",
     ),
     "retry": ("RetryPolicy",),
-    "tables": (
+    "rows.tables": (
         "build_requests",
         "join_results",
         "write_jsonl",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .client import AsyncClient, Client, OnProgress
-from .job import Job, JobInput
+from .jobs.job import Job, JobInput
 from .models import Batch, BatchResult, Page, Report
 from .providers.base import DEFAULT_WINDOW
 from .providers.keys import hides_key

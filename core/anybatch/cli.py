@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from .ledger import Ledger
+    from .jobs.ledger import Ledger
     from .models import Batch, Report
 
 
@@ -181,7 +181,7 @@ def _told(report: Report) -> str:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from .job import Job
+    from .jobs.job import Job
 
     job = Job(input=(), output=options.output)
     report, ledger = job.report(), job.ledger()

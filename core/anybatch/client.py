@@ -18,26 +18,26 @@ from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
-from ._requests import batch_file
 from ._version import __version__
-from .collect import collect, ended_batch
-from .content import Content
-from .downloads import count_rows, fetch
 from .errors import AnyBatchError, ConfigurationError, DeadlineExceededError, NotFoundError
 from .flow import TIMEOUT, Flow, T, aperform, do, perform, sleep
-from .job import Job
-from .lines import make_plan
-from .lost import STUCK_AFTER
+from .jobs.collect import collect, ended_batch
+from .jobs.job import Job
+from .jobs.lost import STUCK_AFTER
+from .jobs.submit import resume, stop, submit
 from .models import Batch, BatchStatus, Page, Report, Row
-from .pace import Trouble, Verdict, before_deadline, next_interval, pause_after, verdict
+from .polling.pace import Trouble, Verdict, before_deadline, next_interval, pause_after, verdict
+from .polling.watcher import get_watcher, watcher_key
 from .providers import get_provider
 from .providers.account import Account
 from .providers.base import DEFAULT_WINDOW, NewBatch, Provider
+from .providers.content import Content
 from .providers.keys import hides_key
-from .results import iter_rows
 from .retry import RetryPolicy
-from .submit import resume, stop, submit
-from .watch import get_watcher, watcher_key
+from .rows.downloads import count_rows, fetch
+from .rows.requests import make_plan
+from .rows.results import iter_rows
+from .rows.sources import batch_file
 
 if TYPE_CHECKING:
     import os

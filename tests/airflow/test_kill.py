@@ -12,7 +12,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowException
 
 from anybatch import Job
-from anybatch.ledger import Ledger, ShardRecord, Step
+from anybatch.jobs.ledger import Ledger, ShardRecord, Step
 from anybatch_airflow import kill
 from anybatch_airflow.kill import left_by
 from tests.fakes.faults import Hold

@@ -238,7 +238,7 @@ def test_paths_and_object_stores(
     make_operator: Callable[..., AnyBatchOperator], make_requests: MakeRequests, context: dict[str, Any],
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("anybatch.shards._WRITE_TIME", 0.0)  # nobody else writes there
+    monkeypatch.setattr("anybatch.jobs.shard._WRITE_TIME", 0.0)  # nobody else writes there
     root = f"{scheme}{tmp_path}"
     place = UPath(f"{root}/in.jsonl") if scheme else Path(f"{root}/in.jsonl")
     place.write_text("".join(json.dumps(request) + "\n" for request in make_requests(4, "delay=0")))

@@ -90,7 +90,7 @@ def requests(rows: int = 3, model: str = "gpt-x") -> list[dict[str, Any]]:
 @pytest.fixture(autouse=True)
 def _no_pause_after_a_claim(monkeypatch: pytest.MonkeyPatch) -> None:
     """The store of these tests shows a write at once, where a real one may take a moment."""
-    monkeypatch.setattr("anybatch.shards._WRITE_TIME", 0.0)
+    monkeypatch.setattr("anybatch.jobs.shard._WRITE_TIME", 0.0)
 
 
 @pytest.fixture(autouse=True)
@@ -177,7 +177,7 @@ def test_an_attempt_that_was_killed_at_any_write_leaves_one_batch(
 def test_two_attempts_at_once_leave_one_batch(
     server: FakeServer, fake: OpenAIFake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("anybatch.shards._WRITE_TIME", 0.5)
+    monkeypatch.setattr("anybatch.jobs.shard._WRITE_TIME", 0.5)
     store = Store()
     attempts = [Attempts(TaskInstance(), store) for _ in range(2)]
     with ThreadPoolExecutor(2) as both:

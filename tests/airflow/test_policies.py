@@ -9,7 +9,7 @@ import pytest
 from airflow.providers.common.compat.sdk import conf
 
 from anybatch import Batch, BatchRecord, BatchStatus, ConfigurationError, Outcome, Report
-from anybatch.ledger import Ledger, ShardRecord
+from anybatch.jobs.ledger import Ledger, ShardRecord
 from anybatch_airflow import AnyBatchCancelOperator, AnyBatchOperator, AnyBatchSensor
 from anybatch_airflow.account import waits_deferred
 from anybatch_airflow.inputs import batch_ids

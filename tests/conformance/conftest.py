@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from anybatch import downloads, lost
+from anybatch.jobs import lost
 from anybatch.providers import base
+from anybatch.rows import downloads
 
 from .world import MODES, Driver, LocalWorld, RemoteWorld, World, open_world
 

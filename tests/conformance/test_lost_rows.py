@@ -23,7 +23,7 @@ from anybatch import (
     Outcome,
     ServerError,
 )
-from anybatch import lost as lost_module
+from anybatch.jobs import lost as lost_module
 from tests.fakes.faults import CutBody, ResetAfter, Respond
 from tests.fakes.provider import FakeProvider, State
 from tests.fakes.server import Reply, Request

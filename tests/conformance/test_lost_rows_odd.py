@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from anybatch import AnyBatchError, NotFoundError, Outcome
-from anybatch import lost as lost_module
+from anybatch.jobs import lost as lost_module
 from tests.fakes.faults import CutBody, ResetAfter, Respond
 from tests.fakes.server import Reply, Request
 

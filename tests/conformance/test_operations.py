@@ -9,13 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from anybatch import (
-    AuthenticationError,
-    BatchNotCompleteError,
-    BatchStatus,
-    NotFoundError,
-    Outcome,
-)
+from anybatch import AuthenticationError, BatchNotCompleteError, BatchStatus, NotFoundError, Outcome
 
 from .world import MODES, PROVIDERS, REMOTE, SHAPES, Driver, RemoteWorld, World, landed, row_ids, said
 

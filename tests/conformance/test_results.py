@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from anybatch import BatchFailedError, BatchStatus, DeadlineExceededError, Outcome, ServerError, downloads
-from anybatch.results import read_landed
+from anybatch import BatchFailedError, BatchStatus, DeadlineExceededError, Outcome, ServerError
+from anybatch.rows import downloads
+from anybatch.rows.results import read_landed
 from tests.fakes.faults import Respond
 from tests.fakes.provider import State
 from tests.fakes.rows import SEPARATORS, Failure, Quirks

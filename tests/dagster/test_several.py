@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 
 from anybatch import Outcome, Row
-from anybatch.results import read_landed
+from anybatch.rows.results import read_landed
 from anybatch_dagster import BatchResource, build_batch_assets, collect_step, rounds
 from tests.fakes.faults import Respond
 from tests.fakes.openai import OpenAIFake

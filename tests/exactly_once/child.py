@@ -58,7 +58,8 @@ class Points:
 
 def attempt(order: dict[str, Any]) -> None:
     """Run the job, as far as `verb` says: submit, or run to the end."""
-    from anybatch import Client, Job, RetryPolicy, get_provider, shards
+    from anybatch import Client, Job, RetryPolicy, get_provider
+    from anybatch.jobs import shard as shards
     from anybatch.providers import base
 
     base._ASK_AFTER, shards._LEASE_POLL = tuple(order["looks"]), order["poll"]

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from anybatch import downloads, shards
+from anybatch.jobs import shard as shards
 from anybatch.providers import base
+from anybatch.rows import downloads
 from tests.exactly_once.forge import Forge
 from tests.exactly_once.stage import LOOKS, POLL
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from anybatch.ledger import Ledger
+from anybatch.jobs.ledger import Ledger
 from tests.exactly_once.worlds import Step, Steps, World
 
 

@@ -26,7 +26,7 @@ from anybatch.errors import (
     RateLimitError,
     ServerError,
 )
-from anybatch.ledger import Ledger, Step
+from anybatch.jobs.ledger import Ledger, Step
 from tests.exactly_once.stage import FINDABLE, ROWS, Stage, check_results, requests, write
 from tests.exactly_once.test_connections import GIVES_UP
 from tests.fakes.faults import ResetAfter, Respond

@@ -10,16 +10,16 @@ from typing import Any, Literal
 import pytest
 
 from anybatch import ConfigurationError, Job, JobError, get_provider
-from anybatch.job import fingerprint, job_metadata, shard_metadata, short
-from anybatch.ledger import Ledger, ShardRecord, Step
-from anybatch.lost import lost_row
-from anybatch.merge import Tally
+from anybatch.jobs.inputs import restarts
+from anybatch.jobs.job import fingerprint, job_metadata, shard_metadata, short
+from anybatch.jobs.ledger import Ledger, ShardRecord, Step
+from anybatch.jobs.lost import lost_row
+from anybatch.jobs.rounds import Budget, budget, choose, fold, part_of, worth_repeating
+from anybatch.jobs.shard import Move, next_move
 from anybatch.models import Batch, BatchStatus, Body, Outcome, Row, RowError
 from anybatch.providers.base import oldest
-from anybatch.results import landed_line, parse_landed
-from anybatch.rounds import Budget, budget, choose, fold, part_of, worth_repeating
-from anybatch.shards import Move, next_move
-from anybatch.submit import restarts
+from anybatch.rows.results import landed_line, parse_landed
+from anybatch.rows.tally import Tally
 
 NOW, LEASE = 1_800_000_000.0, 90.0
 

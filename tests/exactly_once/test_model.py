@@ -20,15 +20,17 @@ import httpx
 import pytest
 from upath import UPath
 
-from anybatch import Job, get_provider, shards
+from anybatch import Job, get_provider
 from anybatch.flow import Do, Flow, Sleep
-from anybatch.job import job_metadata
-from anybatch.ledger import Ledger, Step
-from anybatch.lines import Plan
+from anybatch.jobs import shard as shards
+from anybatch.jobs.inputs import prepare
+from anybatch.jobs.job import job_metadata
+from anybatch.jobs.ledger import Ledger, Step
+from anybatch.jobs.rounds import records_of
+from anybatch.jobs.shard import Submission
+from anybatch.jobs.submit import new_ledger, resume, stop, submit
 from anybatch.providers import base
-from anybatch.rounds import records_of
-from anybatch.shards import Submission
-from anybatch.submit import new_ledger, prepare, resume, stop, submit
+from anybatch.rows.requests import Plan
 from tests.exactly_once.explore import Findings, explore
 from tests.exactly_once.stage import requests, write
 from tests.exactly_once.worlds import LEASE, START, Clock, World

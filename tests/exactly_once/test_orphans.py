@@ -18,7 +18,7 @@ from anybatch.errors import (
     RateLimitError,
     TransportError,
 )
-from anybatch.ledger import Step
+from anybatch.jobs.ledger import Step
 from tests.exactly_once.forge import Forge, fresh
 from tests.exactly_once.stage import ROWS, Stage, requests, write
 from tests.fakes.faults import CutRequest, Fault, ResetAfter, ResetBefore, Respond, Stall

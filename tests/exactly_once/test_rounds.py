@@ -272,7 +272,7 @@ def test_an_object_store_as_input(tmp_path: Path) -> None:
     ],
 )
 def test_what_the_ledger_says_of_the_input(path: object, noted: str | None) -> None:
-    from anybatch.submit import input_text
+    from anybatch.jobs.inputs import input_text
 
     assert input_text(path) == noted  # type: ignore[arg-type]
 

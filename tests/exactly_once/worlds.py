@@ -20,7 +20,8 @@ from upath import UPath
 
 from anybatch.errors import AnyBatchError, TransportError
 from anybatch.flow import Do, Download, Sleep
-from anybatch.ledger import JobFolder, Ledger, ShardRecord
+from anybatch.jobs.folder import JobFolder
+from anybatch.jobs.ledger import Ledger, ShardRecord
 from anybatch.models import Batch
 from anybatch.retry import raise_for_status
 from tests.fakes.provider import DEAD, FakeProvider

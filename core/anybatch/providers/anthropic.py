@@ -31,12 +31,12 @@ from .base import (
     post,
 )
 from .messages import error_status, from_message, original_id, safe_id, to_messages
-from .openai import unix_time
+from .reading import unix_time
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ..content import Content
+    from .content import Content
 
 CHAT, NATIVE = "/v1/chat/completions", "/v1/messages"
 

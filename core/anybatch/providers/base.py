@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from ..content import Content
     from ..models import Batch
+    from .content import Content
 
 log = logging.getLogger(__name__)
 

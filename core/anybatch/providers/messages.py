@@ -16,7 +16,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from ._turns import Malformed, Turns, Untranslatable, digest, is_list
+from .turns import Malformed, Turns, Untranslatable, digest, is_list
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

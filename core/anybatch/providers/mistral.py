@@ -13,14 +13,26 @@ from ..errors import ConfigurationError
 from ..flow import Flow, ask
 from ..models import Batch, BatchErrors, BatchProblem, BatchStatus, Page, RequestCounts
 from .account import resolve_account
-from .base import DEFAULT_WINDOW, Limits, NewBatch, Provider, answers, entries_of, get, id_of, json_of, post
-from .openai import decode_record, made_from, unix_time
+from .base import (
+    DEFAULT_WINDOW,
+    Limits,
+    NewBatch,
+    Provider,
+    answers,
+    entries_of,
+    get,
+    id_of,
+    json_of,
+    post,
+)
+from .openai import decode_record, made_from
+from .reading import unix_time
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ..content import Content
     from ..models import Row
+    from .content import Content
 
 _STATUSES = {
     "QUEUED": BatchStatus.VALIDATING,

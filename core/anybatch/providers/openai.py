@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -28,7 +27,6 @@ from ..models import (
     Row,
     RowError,
 )
-from ..results import mended_json
 from .account import Account
 from .base import (
     Limits,
@@ -43,9 +41,10 @@ from .base import (
     page_of,
     post,
 )
+from .reading import mended_json, unix_time
 
 if TYPE_CHECKING:
-    from ..content import Content
+    from .content import Content
 
 _STATUSES = {status.value: status for status in BatchStatus if status is not BatchStatus.UNKNOWN} | {
     "in_queue": BatchStatus.VALIDATING,  # SiliconFlow
@@ -249,21 +248,6 @@ def parse_batch(raw: dict[str, Any], provider: str) -> Batch:
         raw_status=raw_status,
         raw=raw,
     )
-
-
-def unix_time(value: Any) -> int | None:
-    """Unix seconds from what providers send for a time; 0 and empty text mean none."""
-    if not value:
-        return None
-    try:
-        return int(float(value))
-    except (TypeError, ValueError):
-        pass
-    try:
-        parsed = datetime.fromisoformat(str(value))
-    except ValueError:
-        return None
-    return int((parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp())
 
 
 def _errors(value: Any) -> BatchErrors | None:

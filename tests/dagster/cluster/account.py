@@ -10,7 +10,7 @@ import dagster as dg
 import psutil
 
 from anybatch import Outcome
-from anybatch.results import read_landed
+from anybatch.rows.results import read_landed
 from anybatch_dagster.metadata import ResultMetadata
 from tests.dagster.stack import dagster_stack
 from tests.fakes.openai import OpenAIFake

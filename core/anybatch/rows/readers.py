@@ -15,7 +15,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
-from ._shapes import (
+from ..errors import ConfigurationError, InputError, Problem
+from ..paths import open_path
+from .requests import iter_lines
+from .shapes import (
     ArrowTable,
     PandasFrame,
     PolarsFrame,
@@ -31,9 +34,6 @@ from ._shapes import (
     is_pandas,
     is_polars,
 )
-from .errors import ConfigurationError, InputError, Problem
-from .ledger import open_path
-from .lines import iter_lines
 
 if TYPE_CHECKING:
     from upath import UPath

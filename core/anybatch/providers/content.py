@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from .errors import JobError
+from ..errors import JobError
 
 if TYPE_CHECKING:
     from pathlib import Path

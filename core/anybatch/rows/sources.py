@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._rows import read_jsonl
-from ._shapes import advise, describe, flatten, is_frame, is_iterable_of_rows
-from .errors import ConfigurationError
-from .ledger import is_path, local_path, open_path
+from ..errors import ConfigurationError
+from ..paths import is_path, local_path, open_path
+from .readers import read_jsonl
+from .shapes import advise, describe, flatten, is_frame, is_iterable_of_rows
 
 if TYPE_CHECKING:
     from upath import UPath

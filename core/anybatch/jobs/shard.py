@@ -25,7 +25,7 @@ from enum import Enum, auto
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .errors import (
+from ..errors import (
     AnyBatchError,
     APIError,
     BadRequestError,
@@ -33,23 +33,23 @@ from .errors import (
     IncompleteListingError,
     LedgerConflictError,
     NotFoundError,
-    OrphanError,
 )
-from .flow import Flow, do, sleep
+from ..flow import Flow, do, sleep
+from ..models import Batch, BatchStatus
+from ..providers.base import NewBatch, oldest
+from ..retry import outcome_unknown
 from .job import shard_metadata
 from .ledger import Ledger, ShardRecord, Step
+from .lookup import call_off, unnoted
 from .lost import present
-from .models import Batch, BatchStatus
-from .providers.base import NewBatch, oldest
-from .retry import outcome_unknown
 from .rounds import is_covered
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ..providers.base import Provider
+    from ..rows.requests import Plan, Shard
     from .job import Job
-    from .lines import Plan, Shard
-    from .providers.base import Provider
 
 log = logging.getLogger(__name__)
 
@@ -297,72 +297,3 @@ def _refused(record: ShardRecord, error: AnyBatchError) -> ShardRecord:
         return record
     # The file may be what was wrong: gone, or expired.
     return record.model_copy(update={"step": Step.PLANNED, "file_id": None, "tries": 0})
-
-
-def call_off(job: Job, provider: Provider, batch: Batch) -> Flow[Batch]:
-    """Cancel a batch that is not to be, if it still runs."""
-    if batch.status.is_terminal or batch.status is BatchStatus.CANCELLING:
-        return batch
-    log.warning("job %s: cancelling batch %s, which is not to go on", job.identity, batch.id)
-    return (yield from provider.cancel(batch.id))
-
-
-def unnoted(
-    job: Job,
-    provider: Provider,
-    ledger: Ledger,
-    record: ShardRecord,
-    metadata: Mapping[str, str],
-    why: str = "",
-) -> Flow[list[Batch]]:
-    """The batches that creates of this shard have left beside the one on record, if they may have.
-
-    Raises OrphanError where there may be one, the provider cannot be asked, and the job does not accept it.
-    """
-    if record.tries <= (record.batch_id is not None):
-        return []
-    marks = shard_metadata(metadata, record, len(ledger.of_round(record.round)))
-    if provider.can_look(record.file_id, marks):
-        # A create that was begun just now may be slow rather than lost.
-        recent = bool(why) or abs(time.time() - (record.creating_at or 0)) < job.lease
-        look = provider.look if recent and record.batch_id is None else provider.find
-        try:
-            others = yield from look(record.file_id, marks, since=ledger.created_at)
-        except IncompleteListingError as error:
-            if record.batch_id is None and job.on_orphan == "fail":
-                error.message += (
-                    f", and a create of {record.rows} rows of job {job.identity} may have left one. A later "
-                    "attempt looks again; on_orphan='resubmit' takes it that there is none"
-                )
-                raise
-            others = []
-        return [batch for batch in others if batch.id != record.batch_id]
-    if record.batch_id is None and not provider.idempotent_create and job.on_orphan == "fail":
-        raise (yield from _orphan(job, provider, ledger, record, why))
-    return []
-
-
-def _orphan(job: Job, provider: Provider, ledger: Ledger, record: ShardRecord, why: str) -> Flow[OrphanError]:
-    """What to tell the person who has to look."""
-    name, began = provider.name, record.creating_at or ledger.created_at
-    try:
-        candidates = yield from provider.find(None, {}, since=began)
-    except APIError as error:  # it may be down, which is how this began
-        candidates, unread = [], f"its list of batches could not be read: {error.message}. "
-    else:
-        unread = "none is listed now. "
-    seen = ", ".join(
-        f"{batch.id} ({batch.request_counts.total if batch.request_counts else '?'} requests)"
-        for batch in candidates
-        if batch.id not in ledger.batch_ids
-    )
-    since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(began))
-    return OrphanError(
-        f"a batch of {record.rows} requests may be running at {name} unknown to job {job.identity}: "
-        f"{why or 'an attempt ended while it was creating the batch'}. {name} offers no way to look a batch "
-        f"up by what it was made from. Check its batches created since {since} "
-        f"(anybatch.list_batches({name!r})); "
-        + (f"there are: {seen}. " if seen else unread)
-        + "If one of them is this job's, cancel it. Then run again with on_orphan='resubmit'.",
-        provider=name,
-    )

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from .lines import iter_lines
-from .models import Body, Outcome, Row, RowError
+from ..models import Body, Outcome, Row, RowError
+from ..providers.reading import mended_json
+from .requests import iter_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from .providers.base import Provider
+    from ..providers.base import Provider
 
 _CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*("(?:[^"\\]|\\.)*")')
 
@@ -50,13 +50,6 @@ def _record(raw: bytes) -> Any:
     except ValueError:
         mended = mended_json(raw)
         return _Mended(mended) if isinstance(mended, dict) else mended
-
-
-def mended_json(text: bytes | str) -> Any:
-    """JSON as some servers spoil it: with NaN, which becomes null, or half a surrogate pair, as of an emoji
-    that was cut in two, which becomes a question mark. Raises ValueError for what is no JSON at all."""
-    value = json.loads(text, parse_constant=lambda _: None)
-    return orjson.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
 
 
 def _salvaged_id(raw: bytes) -> str:

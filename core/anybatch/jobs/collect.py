@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO
 
 import orjson
 
-from .downloads import Fetched, fetch
-from .errors import (
+from ..errors import (
     AnyBatchError,
     BatchFailedError,
     BatchNotCompleteError,
@@ -21,28 +19,30 @@ from .errors import (
     NotFoundError,
     Problem,
 )
-from .flow import Flow, do
+from ..flow import Flow, do
+from ..models import Batch, BatchStatus, Outcome, Report, Row, RowError, iter_problems
+from ..rows.downloads import Fetched, fetch
+from ..rows.merge import Index, merge
+from ..rows.results import landed_line
+from ..rows.tally import Tally
 from .job import job_metadata, never_submitted
-from .ledger import ShardRecord, remove_scratch
+from .landing import Ended, Gathered, land, submission_of
+from .ledger import ShardRecord
+from .lookup import unnoted
 from .lost import WAYS_OUT, lost_error, lost_row, present
-from .merge import Index, Tally, merge
-from .models import Batch, BatchRecord, BatchStatus, Outcome, Report, Row, RowError, iter_problems
-from .results import landed_line
-from .rounds import account_of, fold, ids_name, is_covered, part_of, rows_name, stray_name
-from .shards import Move, next_move, unnoted
+from .rounds import fold, ids_name, is_covered, part_of, rows_name, stray_name
+from .shard import Move, next_move
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from ..providers.base import Provider
+    from .folder import JobFolder
     from .job import Job
-    from .ledger import JobFolder, Ledger
-    from .providers.base import Provider
+    from .ledger import Ledger
 
 log = logging.getLogger(__name__)
-
-Ended: TypeAlias = "tuple[ShardRecord, Batch | None]"
-"""A shard and its batch in its final state; None where that is lost, and the job goes on without it."""
 
 
 def collect(job: Job, provider: Provider) -> Flow[Report]:
@@ -67,7 +67,7 @@ def collect(job: Job, provider: Provider) -> Flow[Report]:
             return (yield from land(job, provider, ledger, gathered))
     except (FileNotFoundError, LedgerConflictError):
         now = yield from do(folder.read)
-        if now is None or now.landed_at == ledger.landed_at or _submitted(now) != _submitted(ledger):
+        if now is None or now.landed_at == ledger.landed_at or submission_of(now) != submission_of(ledger):
             raise
         return (yield from collect(job, provider))  # another attempt has landed, and tidied up
 
@@ -114,28 +114,6 @@ def _may_stay_without(job: Job, provider: Provider, ledger: Ledger, record: Shar
             ledger.job, record.shard, record.round,
         )  # fmt: skip
     return True
-
-
-@dataclass(frozen=True)
-class Gathered:
-    """All rows of a job as they stand once a round has ended, put together in a scratch folder."""
-
-    scratch: Path
-    ended: list[Ended]
-    tally: Tally
-
-    @property
-    def accounts(self) -> list[BatchRecord]:
-        """The batches of the round that has ended, as the report tells of them."""
-        return [account_of(record, batch) for record, batch in self.ended]
-
-    @property
-    def rows(self) -> Path:
-        return self.scratch / "results.jsonl"
-
-    @property
-    def stray(self) -> Path:
-        return self.scratch / "stray.jsonl"
 
 
 def gather(
@@ -239,31 +217,6 @@ def _fold(gathered: Gathered, folder: JobFolder, number: int, later: Path) -> No
         fold(rows, ids, files.enter_context(later.open("rb")), later_ids, out, gathered.tally)
 
 
-def land(job: Job, provider: Provider, ledger: Ledger, gathered: Gathered) -> Flow[Report]:
-    """Land, unless another attempt has landed the same batches by now, or has gone on with the job."""
-    folder, report = job.folder, make_report(job, provider, ledger, gathered)
-    while True:
-        done = ledger.model_copy(update={"landed_at": report.finished_at})
-        put = partial(_land, folder, gathered, report)
-        if (landed := (yield from do(partial(folder.commit, ledger, done, first=put)))) is not None:
-            if landed.round:
-                yield from do(partial(tidy, folder, landed))
-            return report
-        now = yield from do(folder.read)
-        if now is None or _submitted(now) != _submitted(ledger):
-            raise LedgerConflictError(
-                f"job {ledger.job} was submitted anew by another attempt meanwhile; nothing was landed"
-            )
-        if now.landed_at is not None and (theirs := (yield from do(folder.read_report))) is not None:
-            return theirs
-        ledger = now
-
-
-def _submitted(ledger: Ledger) -> object:
-    """What must be the same still for the same results to be right."""
-    return ledger.fingerprint, [(record.round, record.batch_id, record.tries) for record in ledger.shards]
-
-
 def is_refused(provider: Provider, batch: Batch) -> bool:
     """Whether a batch failed as a whole, and has answered nothing."""
     return batch.status is BatchStatus.FAILED and not provider.result_requests(batch)
@@ -298,49 +251,4 @@ def failed(batch: Batch, record: ShardRecord | None = None) -> BatchFailedError:
         problems=problems,
         provider=batch.provider,
         batch_id=batch.id,
-    )
-
-
-def _land(folder: JobFolder, gathered: Gathered, report: Report) -> None:
-    """Results first, then the report: whoever sees the report finds the results complete."""
-    folder.put(gathered.rows, "results.jsonl")
-    if gathered.stray.stat().st_size:
-        folder.put(gathered.stray, "stray.jsonl")
-    folder.replace("report.json", report.model_dump_json(indent=1).encode())
-    # Now, not later: once the job is noted as landed nobody looks for what a kill has left.
-    if folder.local is not None:
-        remove_scratch(gathered.scratch)
-
-
-def tidy(folder: JobFolder, landed: Ledger) -> None:
-    """Remove what the last round was built on, now that all of it is in the results."""
-    with folder.locked():
-        if folder.read() == landed:
-            for number in range(landed.round):
-                folder.discard(rows_name(number), stray_name(number))
-
-
-def make_report(job: Job, provider: Provider, ledger: Ledger, gathered: Gathered) -> Report:
-    """The account of a job from its rows."""
-    now, tally = time.time(), gathered.tally
-    before = [record.ended for record in ledger.shards if record.round < ledger.round and record.ended]
-    cost = tally.cost
-    if cost is None and job.price is not None:
-        cost = (tally.input_tokens * job.price[0] + tally.output_tokens * job.price[1]) / 1e6
-    return Report(
-        job=job.identity,
-        provider=provider.name,
-        endpoint=ledger.endpoint,
-        models=tuple(tally.models),
-        rows=ledger.rows,
-        counts={outcome: tally.counts[outcome] for outcome in Outcome},
-        unexpected=tally.unexpected,
-        usage=tally.usage,
-        cost=cost,
-        started_at=ledger.created_at,
-        finished_at=now,
-        duration_s=round(now - ledger.created_at, 3),
-        rounds=ledger.round + 1,
-        batches=(*before, *gathered.accounts),
-        results=str(job.folder / "results.jsonl"),
     )

@@ -8,96 +8,26 @@ one outcome. What belongs to no request is written elsewhere and counted.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import orjson
 
-from .lines import iter_lines
-from .models import BatchStatus, Outcome, Row, RowError, TokenUsage
-from .results import decode_line, has_openai_shape, landed_line, mended_json, writable
+from ..models import BatchStatus, Outcome, Row, RowError
+from ..providers.reading import mended_json
+from .requests import iter_lines
+from .results import decode_line, has_openai_shape, landed_line, writable
+from .tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from .providers.base import Provider
+    from ..providers.base import Provider
 
 # A landed line is a provider's own behind one more member, wherever that is in OpenAI's shape already.
 _OPENING = {outcome: b'{"outcome":"%s",' % outcome.encode() for outcome in Outcome}
-
-
-@dataclass(slots=True)
-class Tally:
-    """What the rows of a job add up to."""
-
-    counts: Counter[Outcome] = field(default_factory=Counter)
-    unexpected: int = 0
-    models: dict[str, None] = field(default_factory=dict)
-    input_tokens: int = 0
-    output_tokens: int = 0
-    total_tokens: int = 0
-    cached_tokens: int = 0
-    cost: float | None = None
-
-    def add_body(self, body: dict[str, Any]) -> None:
-        """Add one response's model and tokens."""
-        model, usage = body.get("model"), body.get("usage")
-        if isinstance(model, str):
-            self.models[model] = None
-        if isinstance(usage, dict):
-            into, out, total, cached = tokens(usage)
-            self.input_tokens += into
-            self.output_tokens += out
-            self.total_tokens += total
-            self.cached_tokens += cached
-            if (cost := usage.get("cost")) is not None and isinstance(cost, int | float):
-                self.cost = (self.cost or 0.0) + cost
-
-    def add(self, other: Tally) -> None:
-        """Add what other rows add up to."""
-        self.counts += other.counts
-        self.unexpected += other.unexpected
-        self.models |= other.models
-        self.input_tokens += other.input_tokens
-        self.output_tokens += other.output_tokens
-        self.total_tokens += other.total_tokens
-        self.cached_tokens += other.cached_tokens
-        if other.cost is not None:
-            self.cost = (self.cost or 0.0) + other.cost
-
-    @property
-    def usage(self) -> TokenUsage:
-        return TokenUsage(
-            input_tokens=self.input_tokens,
-            output_tokens=self.output_tokens,
-            total_tokens=self.total_tokens,
-            cached_tokens=self.cached_tokens,
-        )
-
-
-def tokens(usage: dict[str, Any]) -> tuple[int, int, int, int]:
-    """(input, output, total, cached) of one response, as chat, responses, embeddings and messages tell them.
-
-    Anthropic's `input_tokens` leave out what was read from or written to its cache; here they hold it.
-    """
-    if "prompt_tokens" in usage:
-        into, out = usage["prompt_tokens"], usage.get("completion_tokens")
-        details, written = usage.get("prompt_tokens_details"), None
-    else:
-        into, out = usage.get("input_tokens"), usage.get("output_tokens")
-        details, written = usage.get("input_tokens_details"), usage.get("cache_creation_input_tokens")
-    read = usage.get("cache_read_input_tokens")
-    cached = read or (details.get("cached_tokens") if isinstance(details, dict) else 0)
-    held = _count(into) + (_count(read) + _count(written) if read or written else 0)
-    sent = _count(out)
-    return held, sent, max(_count(usage.get("total_tokens")), held + sent), _count(cached)
-
-
-def _count(value: object) -> int:
-    return value if isinstance(value, int) else 0
 
 
 class _Place(NamedTuple):

@@ -15,15 +15,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from .errors import ConfigurationError, JobError
-from .ledger import JobFolder, Ledger, ShardRecord, open_path
-from .providers.base import DEFAULT_WINDOW
+from ..errors import ConfigurationError, JobError
+from ..paths import open_path
+from ..providers.base import DEFAULT_WINDOW
+from .folder import JobFolder
+from .ledger import Ledger, ShardRecord
 
 if TYPE_CHECKING:
     from upath import UPath
 
-    from .models import Report
-    from .providers.base import Provider
+    from ..models import Report
+    from ..providers.base import Provider
 
 JobInput: TypeAlias = "str | os.PathLike[str] | UPath | Iterable[Mapping[str, Any]]"
 

@@ -13,16 +13,16 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .downloads import GONE_AFTER
-from .errors import APIError, BatchLostError, NotFoundError
-from .flow import Flow, do, sleep
-from .models import BatchStatus, RowError
+from ..errors import APIError, BatchLostError, NotFoundError
+from ..flow import Flow, do, sleep
+from ..models import BatchStatus, RowError
+from ..rows.downloads import GONE_AFTER
 
 if TYPE_CHECKING:
+    from ..models import Batch
+    from ..providers.base import Provider
     from .job import Job
     from .ledger import Ledger, ShardRecord
-    from .models import Batch
-    from .providers.base import Provider
 
 log = logging.getLogger(__name__)
 

@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import orjson
 
-from .errors import JobError
+from ..errors import JobError
+from ..models import BatchRecord, BatchStatus, Outcome, Row
+from ..rows.results import landed_outcome, parse_landed
 from .ledger import ShardRecord
 from .lost import RESULTS_LOST
-from .models import BatchRecord, BatchStatus, Outcome, Row
-from .results import landed_outcome, parse_landed
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
+    from ..models import Batch
+    from ..rows.requests import Plan
+    from ..rows.tally import Tally
     from .job import Job
     from .ledger import Ledger
-    from .lines import Plan
-    from .merge import Tally
-    from .models import Batch
 
 # How often rows of cancelled batches are submitted again in one attempt: somebody may insist on cancelling.
 RENEWALS = 2

@@ -15,14 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
-from .errors import AnyBatchError, NotFoundError, ServerError
-from .flow import Flow, do, sleep
-from .lines import iter_lines
-from .models import Batch, BatchStatus, Outcome
+from ..errors import AnyBatchError, NotFoundError, ServerError
+from ..flow import Flow, do, sleep
+from ..models import Batch, BatchStatus, Outcome
+from .requests import iter_lines
 from .results import decode_line
 
 if TYPE_CHECKING:
-    from .providers.base import Provider
+    from ..providers.base import Provider
 
 log = logging.getLogger(__name__)
 

@@ -1,23 +1,4 @@
-"""The durable record of a job, and the folder that holds it.
-
-The ledger is what makes a second attempt re-attach instead of paying again: every step is written down before
-the next one is taken. It holds ids, hashes and counts; never a prompt, never a key.
-
-    job.json        the ledger
-    ids.jsonl       the custom_ids in input order, one JSON string a line
-    requests.jsonl  the request lines, where they were given as objects and not as a file
-    results.jsonl   the rows in input order
-    stray.jsonl     result lines that no request asked for, if there were any
-    report.json     the account; it is the last word once the ledger says that the job has landed
-
-and where rows were submitted again, in rounds:
-
-    ids-<n>.jsonl    the custom_ids of round n, in input order
-    round-<n>.jsonl  all rows as they stood when round n had ended; kept while a later round builds on it
-    stray-<n>.jsonl  the stray lines up to then, if there were any
-
-On a local disk an empty `.lock` lies beside them.
-"""
+"""The folder of a job, on disk or in an object store: how its files are read, written and kept whole."""
 
 from __future__ import annotations
 
@@ -28,14 +9,15 @@ import re
 import shutil
 import tempfile
 import uuid
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from .errors import LedgerConflictError
-from .models import BatchRecord, BatchStatus, Report
+from ..errors import LedgerConflictError
+from ..models import Report
+from ..paths import local_path
+from .ledger import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,112 +29,6 @@ M = TypeVar("M", bound=BaseModel)
 _LOCK = ".lock"
 _SCRATCH = ".anybatch-"
 _TEMPORARY = re.compile(r"\.[\w-]+\.jsonl?\.[0-9a-f]{32}")
-
-
-class Step(StrEnum):
-    """How far a shard has come; each is written to the ledger before the next begins."""
-
-    PLANNED = "planned"
-    UPLOADED = "uploaded"
-    CREATING = "creating"  # a create is about to be sent, or was; the batch may exist
-    CREATED = "created"
-
-
-class ShardRecord(BaseModel):
-    """One shard of a round: the rows from `first_row` on of what that round submits.
-
-    `round` counts re-submissions, `tries` the creates from this file that may have left a batch: above 0
-    before the batch is known, or above 1 after, there may be one that no attempt has heard of. `ended` is the
-    batch as the report tells of it, noted when a later round is opened. `cancelling_at` is when we first saw
-    the batch being cancelled, `gone_at` when the provider first knew no such batch, in unix seconds.
-    """
-
-    model_config = ConfigDict(frozen=True, defer_build=True)
-
-    shard: int
-    round: int = 0
-    first_row: int
-    rows: int
-    step: Step = Step.PLANNED
-    tries: int = 0
-    file_id: str | None = None
-    batch_id: str | None = None
-    attempt: str | None = None  # who is creating …
-    creating_at: float | None = None  # … since when, unix seconds
-    status: BatchStatus | None = None
-    ended: BatchRecord | None = None
-    cancelling_at: float | None = None
-    gone_at: float | None = None
-
-
-class Ledger(BaseModel):
-    """What is known of a job.
-
-    `revision` grows with every write. `shards` are those of all rounds. `stopping` holds what was begun with
-    earlier input, until all of its batches are known and cancelled. `input` is where the input lies, if that
-    was a path; `restarts` are the values of `Job.restart` so far; `shard_requests` is that of the first
-    submission, by which every later attempt splits the input alike. `stopped_at` is when the job was stopped,
-    `max_rounds` what it was last submitted with: only with more of them do its rows go again after that.
-
-    Of rounds: `renewals` counts those that were opened for cancelled batches alone, `renewed` how often this
-    attempt has submitted rows of cancelled batches again, `unexpected` the stray lines of the rounds before.
-    """
-
-    model_config = ConfigDict(frozen=True, defer_build=True)
-
-    version: int = 1
-    revision: int = 0
-    job: str
-    fingerprint: str
-    provider: str
-    api_base: str
-    endpoint: str
-    rows: int
-    created_at: float
-    shards: tuple[ShardRecord, ...]
-    landed_at: float | None = None
-    stopping: tuple[Ledger, ...] = ()
-    input: str | None = None
-    restarts: tuple[str, ...] = ()
-    stopped_at: float | None = None
-    max_rounds: int = 1
-    renewals: int = 0
-    renewed: int = 0
-    unexpected: int = 0
-    shard_requests: int | None = None
-
-    @property
-    def batch_ids(self) -> list[str]:
-        return [record.batch_id for record in self.shards if record.batch_id]
-
-    @property
-    def is_untouched(self) -> bool:
-        """Whether nothing was uploaded yet: what is needed of the input may not have been written down."""
-        return not self.round and all(record.step is Step.PLANNED for record in self.shards)
-
-    @property
-    def round(self) -> int:
-        """The current round: 0, or the number of times that rows were submitted again."""
-        return max((record.round for record in self.shards), default=0)
-
-    @property
-    def current(self) -> tuple[ShardRecord, ...]:
-        """The shards of the current round."""
-        return self.of_round(self.round)
-
-    def of_round(self, number: int) -> tuple[ShardRecord, ...]:
-        return tuple(record for record in self.shards if record.round == number)
-
-    def latest(self, record: ShardRecord) -> ShardRecord | None:
-        """What this ledger says of the shard that another one spoke of."""
-        same = (new for new in self.shards if (new.shard, new.round) == (record.shard, record.round))
-        return next(same, None)
-
-    def with_shard(self, record: ShardRecord) -> Ledger:
-        shards = tuple(
-            record if (old.shard, old.round) == (record.shard, record.round) else old for old in self.shards
-        )
-        return self.model_copy(update={"shards": shards})
 
 
 class JobFolder:
@@ -359,20 +235,3 @@ def _to_disk(path: Path) -> None:
 
 def _json(model: BaseModel) -> bytes:
     return model.model_dump_json(indent=1).encode()
-
-
-def is_path(value: object) -> TypeGuard[str | os.PathLike[str] | UPath]:
-    """Whether this names a file: text, a path, or a path object of an object store (fsspec's, Airflow's)."""
-    return isinstance(value, str | os.PathLike) or hasattr(type(value), "fs")
-
-
-def open_path(path: str | os.PathLike[str] | UPath) -> UPath:
-    """A local path or fsspec URL as a path object."""
-    from upath import UPath  # costs a quarter of the import time of all else: only jobs pay it
-
-    return UPath(path) if isinstance(path, str | os.PathLike) and not isinstance(path, UPath) else path
-
-
-def local_path(path: UPath) -> Path | None:
-    """The path on this machine's disk, None where it is an object store's."""
-    return Path(path.path) if path.protocol in ("", "file") else None

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from enum import Enum, auto
 
-from .errors import (
+from ..errors import (
     AuthenticationError,
     BadRequestError,
     ConfigurationError,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import shutil
 import uuid
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -21,14 +21,15 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from .collect import ended_round, gather, land
-from .errors import AnyBatchError, InputChangedError, InputError, JobError, LedgerConflictError
-from .flow import Flow, do
+from ..errors import AnyBatchError, InputChangedError, InputError, JobError, LedgerConflictError
+from ..flow import Flow, do
+from ..models import BatchStatus
+from ..rows.requests import make_plan
+from .collect import ended_round, gather
+from .inputs import InputGoneError, open_input
 from .job import fingerprint, job_metadata
-from .ledger import is_path, open_path
-from .lines import make_plan
+from .landing import land
 from .lost import AwayError
-from .models import BatchStatus
 from .rounds import (
     Budget,
     Chosen,
@@ -41,27 +42,21 @@ from .rounds import (
     rows_name,
     stray_name,
 )
-from .shards import Submission, read_ledger
+from .shard import Submission, read_ledger
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-    from typing import BinaryIO
 
-    from upath import UPath
-
-    from .collect import Gathered
+    from ..models import Batch
+    from ..providers.base import Provider
+    from ..rows.requests import Plan
+    from .folder import JobFolder
     from .job import Job
-    from .ledger import JobFolder, Ledger, ShardRecord
-    from .lines import Plan
-    from .models import Batch
-    from .providers.base import Provider
+    from .landing import Gathered
+    from .ledger import Ledger, ShardRecord
 
 log = logging.getLogger(__name__)
-
-
-class _InputGoneError(InputChangedError):
-    """The input is not where it was; not raised where nobody has said where that is."""
 
 
 @dataclass
@@ -206,7 +201,7 @@ class Attempt:
                 return True
             try:
                 plan = yield from self._plan_next(ledger, chosen)
-            except _InputGoneError as error:
+            except InputGoneError as error:
                 if chosen.cancelled < chosen.rows:
                     raise
                 # Nobody has asked for this round, and so nobody can do without it.
@@ -295,35 +290,6 @@ class Attempt:
         if fingerprint(self.job, self.provider, plan.digest, ledger.restarts) != ledger.fingerprint:
             raise InputChangedError(f"{why} {source} (or the job's options) was changed {then}")
         return plan
-
-
-def open_input(job: Job, ledger: Ledger) -> tuple[str, BinaryIO]:
-    """The input, opened once more, and where it was found.
-
-    Raises InputChangedError where it is nowhere, _InputGoneError where it is not in the place that is known.
-    """
-    kind: type[InputChangedError] = InputChangedError
-    if is_path(job.input):
-        with suppress(FileNotFoundError):
-            return _opened(open_path(job.input))
-        kind = _InputGoneError
-    if ledger.input is not None:
-        try:
-            return _opened(open_path(ledger.input))
-        except FileNotFoundError:
-            kind = _InputGoneError
-        except Exception as error:
-            if "@" not in ledger.input:
-                raise
-            # A connection of Airflow's, perhaps, which only the job's own path object knows how to use.
-            log.warning("job %s: %s cannot be opened here: %s", ledger.job, ledger.input, error)
-    with suppress(FileNotFoundError):
-        return _opened(job.folder / "requests.jsonl")
-    raise kind("was removed")
-
-
-def _opened(path: UPath) -> tuple[str, BinaryIO]:
-    return str(path), path.open("rb")
 
 
 def _copies(folder: JobFolder, scratch: Path) -> tuple[Path, Path]:

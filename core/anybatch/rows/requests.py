@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
 
-from .content import Content, file_mark
-from .errors import InputError, Problem
+from ..errors import InputError, Problem
+from ..providers.content import Content, file_mark
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from .providers.base import Provider
+    from ..providers.base import Provider
 
 MAX_PROBLEMS = 20
 _MEMBERS = frozenset({"custom_id", "method", "url", "body"})

@@ -25,10 +25,8 @@ from operator import attrgetter
 from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from .errors import (
-    DeadlineExceededError,
-)
-from .models import Batch, BatchStatus, Page
+from ..errors import DeadlineExceededError
+from ..models import Batch, BatchStatus, Page
 from .pace import (
     FEW,
     LONGEST_PAUSE,

@@ -17,12 +17,12 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from ._requests import iter_requests, no_request, read_requests
-from ._rows import PathLike, Record, Table, as_path, bad_row, bad_table, read_rows
-from ._shapes import advise, describe, flatten, is_frame, is_iterable_of_rows
-from .errors import ConfigurationError, InputError, Problem
-from .models import BatchResult, Outcome, Report, Row
+from ..errors import ConfigurationError, InputError, Problem
+from ..models import BatchResult, Outcome, Report, Row
+from .readers import PathLike, Record, Table, as_path, bad_row, bad_table, read_rows
 from .results import read_landed
+from .shapes import advise, describe, flatten, is_frame, is_iterable_of_rows
+from .sources import iter_requests, no_request, read_requests
 
 __all__ = ["build_requests", "join_results", "read_requests", "read_rows", "write_jsonl"]
 

@@ -1,0 +1,121 @@
+"""Landing: the rows of a job put in place with their report, whole or not at all."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
+
+from ..errors import (
+    LedgerConflictError,
+)
+from ..flow import Flow, do
+from ..models import Batch, BatchRecord, Outcome, Report
+from ..rows.tally import Tally
+from .folder import remove_scratch
+from .ledger import ShardRecord
+from .rounds import account_of, rows_name, stray_name
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..providers.base import Provider
+    from .folder import JobFolder
+    from .job import Job
+    from .ledger import Ledger
+
+Ended: TypeAlias = "tuple[ShardRecord, Batch | None]"
+"""A shard and its batch in its final state; None where that is lost, and the job goes on without it."""
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """All rows of a job as they stand once a round has ended, put together in a scratch folder."""
+
+    scratch: Path
+    ended: list[Ended]
+    tally: Tally
+
+    @property
+    def accounts(self) -> list[BatchRecord]:
+        """The batches of the round that has ended, as the report tells of them."""
+        return [account_of(record, batch) for record, batch in self.ended]
+
+    @property
+    def rows(self) -> Path:
+        return self.scratch / "results.jsonl"
+
+    @property
+    def stray(self) -> Path:
+        return self.scratch / "stray.jsonl"
+
+
+def land(job: Job, provider: Provider, ledger: Ledger, gathered: Gathered) -> Flow[Report]:
+    """Land, unless another attempt has landed the same batches by now, or has gone on with the job."""
+    folder, report = job.folder, make_report(job, provider, ledger, gathered)
+    while True:
+        done = ledger.model_copy(update={"landed_at": report.finished_at})
+        put = partial(_land, folder, gathered, report)
+        if (landed := (yield from do(partial(folder.commit, ledger, done, first=put)))) is not None:
+            if landed.round:
+                yield from do(partial(tidy, folder, landed))
+            return report
+        now = yield from do(folder.read)
+        if now is None or submission_of(now) != submission_of(ledger):
+            raise LedgerConflictError(
+                f"job {ledger.job} was submitted anew by another attempt meanwhile; nothing was landed"
+            )
+        if now.landed_at is not None and (theirs := (yield from do(folder.read_report))) is not None:
+            return theirs
+        ledger = now
+
+
+def submission_of(ledger: Ledger) -> object:
+    """What must be the same still for the same results to be right."""
+    return ledger.fingerprint, [(record.round, record.batch_id, record.tries) for record in ledger.shards]
+
+
+def _land(folder: JobFolder, gathered: Gathered, report: Report) -> None:
+    """Results first, then the report: whoever sees the report finds the results complete."""
+    folder.put(gathered.rows, "results.jsonl")
+    if gathered.stray.stat().st_size:
+        folder.put(gathered.stray, "stray.jsonl")
+    folder.replace("report.json", report.model_dump_json(indent=1).encode())
+    # Now, not later: once the job is noted as landed nobody looks for what a kill has left.
+    if folder.local is not None:
+        remove_scratch(gathered.scratch)
+
+
+def tidy(folder: JobFolder, landed: Ledger) -> None:
+    """Remove what the last round was built on, now that all of it is in the results."""
+    with folder.locked():
+        if folder.read() == landed:
+            for number in range(landed.round):
+                folder.discard(rows_name(number), stray_name(number))
+
+
+def make_report(job: Job, provider: Provider, ledger: Ledger, gathered: Gathered) -> Report:
+    """The account of a job from its rows."""
+    now, tally = time.time(), gathered.tally
+    before = [record.ended for record in ledger.shards if record.round < ledger.round and record.ended]
+    cost = tally.cost
+    if cost is None and job.price is not None:
+        cost = (tally.input_tokens * job.price[0] + tally.output_tokens * job.price[1]) / 1e6
+    return Report(
+        job=job.identity,
+        provider=provider.name,
+        endpoint=ledger.endpoint,
+        models=tuple(tally.models),
+        rows=ledger.rows,
+        counts={outcome: tally.counts[outcome] for outcome in Outcome},
+        unexpected=tally.unexpected,
+        usage=tally.usage,
+        cost=cost,
+        started_at=ledger.created_at,
+        finished_at=now,
+        duration_s=round(now - ledger.created_at, 3),
+        rounds=ledger.round + 1,
+        batches=(*before, *gathered.accounts),
+        results=str(job.folder / "results.jsonl"),
+    )
