@@ -18,7 +18,7 @@ from .errors import AnyBatchError, NotFoundError, ServerError
 from .flow import Flow, do, sleep
 from .lines import iter_lines
 from .models import Batch, BatchStatus, Outcome
-from .results import decode_line
+from .results import NEVER_RUN, decode_line
 
 if TYPE_CHECKING:
     from .providers.base import Provider
@@ -34,15 +34,20 @@ _PAUSES = (2.0, 5.0, 10.0, 20.0, 40.0)  # between two looks, seconds; the last o
 
 
 class Measured(Protocol):
-    """What was found in result files: rows with an answer, those of them that succeeded, lines that break off
-    at the end of a file, and what a file is that is something else."""
+    """What was found in result files: rows with a line, those of them that were run, those that succeeded,
+    those whose line breaks off at the end of a file; whether any line does; and what a file is that is
+    something else."""
 
     @property
     def answered(self) -> int: ...
     @property
+    def ran(self) -> int: ...
+    @property
     def succeeded(self) -> int: ...
     @property
     def torn(self) -> int: ...
+    @property
+    def breaks_off(self) -> bool: ...
     @property
     def problem(self) -> str | None: ...
 
@@ -51,10 +56,12 @@ M = TypeVar("M", bound=Measured)
 
 
 class Owed(NamedTuple):
-    """How many rows the result files of a batch must hold: in all, and of rows that succeeded."""
+    """How many rows the result files of a batch must hold: in all, and of rows that succeeded; and how many
+    rows are in no count."""
 
     rows: int
     succeeded: int
+    uncounted: int = 0
 
 
 def owed(batch: Batch, sent: int | None) -> Owed:
@@ -71,25 +78,36 @@ def owed(batch: Batch, sent: int | None) -> Owed:
     if counts is None:
         return Owed(0, 0)
     most = done if sent is None else min(done, sent)
-    return Owed(most, min(counts.completed, most))
+    every = counts.total if sent is None else sent
+    return Owed(most, min(counts.completed, most), max(0, every - most))
+
+
+def held(found: Measured, promised: Owed) -> int:
+    """How many of the promised rows were found.
+
+    Some providers count rows that were never run as failed: a line for such a row is a promised one there.
+    Others have them in no count: taken for promised ones, these lines would make up for lost answers.
+    """
+    never_run = found.answered - found.ran
+    return found.ran + max(0, never_run - promised.uncounted)
 
 
 def lacking(found: Measured, promised: Owed) -> str | None:
     """What is wrong with result files that are not what was promised; None where they are complete."""
     if found.problem is not None:
         return found.problem
-    if found.torn:
+    if found.breaks_off:
         return "a file ends in the middle of a line"
-    if found.answered < promised.rows:
-        return f"they hold {found.answered} of the {promised.rows} rows that the provider counts"
+    if (rows := held(found, promised)) < promised.rows:
+        return f"they hold {rows} of the {promised.rows} rows that the provider counts"
     return None
 
 
 def is_loss(found: Measured, promised: Owed) -> bool:
     """Whether what is lacking was paid for. Rows that failed may have no line with some providers, and a line
     that always breaks off costs its own row only."""
-    answered, succeeded = found.answered + found.torn, found.succeeded + found.torn
-    return answered < promised.rows and succeeded < promised.succeeded
+    rows, succeeded = held(found, promised) + found.torn, found.succeeded + found.torn
+    return rows < promised.rows and succeeded < promised.succeeded
 
 
 @dataclass(frozen=True)
@@ -139,9 +157,10 @@ def fetch(
 def _loss(
     batch: Batch, found: Measured, promised: Owed, short: str | None, gone: NotFoundError | None
 ) -> AnyBatchError | None:
+    is_short = held(found, promised) < promised.rows
     if gone is not None:
-        return gone if found.answered < promised.rows else None
-    if found.problem is not None and found.answered < promised.rows:
+        return gone if is_short else None
+    if found.problem is not None and is_short:
         return ServerError(f"{found.problem}, and nothing of it was landed", batch_id=batch.id)
     if is_loss(found, promised):
         return ServerError(
@@ -159,14 +178,20 @@ class Counted(NamedTuple):
     """Distinct custom_ids in result files."""
 
     answered: int
+    ran: int
     succeeded: int
     torn: int
     problem: str | None = None
+
+    @property
+    def breaks_off(self) -> bool:
+        return self.torn > 0
 
 
 def count_rows(provider: Provider, endpoint: str | None, paths: Sequence[Path]) -> Counted:
     """Count the rows in result files; of two lines for one row a success counts."""
     outcomes: dict[str, bool] = {}
+    ran: set[str] = set()
     torn = 0
     for path in paths:
         with path.open("rb") as file:
@@ -179,4 +204,6 @@ def count_rows(provider: Provider, endpoint: str | None, paths: Sequence[Path]) 
                 elif record is not None or row.custom_id:
                     good = row.outcome is Outcome.SUCCEEDED or record is None
                     outcomes[row.custom_id] = good or outcomes.get(row.custom_id, False)
-    return Counted(len(outcomes), sum(outcomes.values()), torn)
+                    if row.outcome not in NEVER_RUN:
+                        ran.add(row.custom_id)
+    return Counted(len(outcomes), len(ran), sum(outcomes.values()), torn)

@@ -17,7 +17,7 @@ import orjson
 
 from .lines import iter_lines
 from .models import BatchStatus, Outcome, Row, RowError, TokenUsage
-from .results import decode_line, has_openai_shape, landed_line, mended_json, writable
+from .results import NEVER_RUN, decode_line, has_openai_shape, landed_line, mended_json, writable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -113,8 +113,9 @@ class _Place(NamedTuple):
 class Index:
     """Where the lines of one batch's rows lie, made in one pass over its files.
 
-    `answered` counts the rows that have a line, `succeeded` those among them that were paid for, `torn` the
-    rows whose line breaks off at the end of a file; `problem` says what a file is that is no result file.
+    `answered` counts the rows that have a line, `ran` those among them whose line does not say expired or
+    cancelled, `succeeded` those that were paid for, `torn` the rows whose line breaks off at the end of a
+    file; `breaks_off` says whether any line does, `problem` what a file is that is no result file.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class Index:
         self.places: dict[str, _Place] = {}
         self.stray: list[tuple[int, int, int]] = []  # file, offset, size
         self.tally = Tally()
+        self.breaks_off = False
         self.problem: str | None = None
         alien = []  # the first line of each file of which no line is a result
         for number, path in enumerate(paths):
@@ -141,12 +143,18 @@ class Index:
             if first and not fits:
                 alien.append(first)
         self.answered = len(self.places) - len(self._torn)
+        self.ran = sum(
+            place.outcome not in NEVER_RUN or custom_id in self._strayed
+            for custom_id, place in self.places.items()
+            if custom_id not in self._torn
+        )
         self.succeeded = sum(
             place.outcome is Outcome.SUCCEEDED or custom_id in self._strayed
             for custom_id, place in self.places.items()
             if custom_id not in self._torn
         )
         self.torn = len(self._torn)
+        self.breaks_off |= bool(self._torn)
         if len(self.places) < len(self._expected):
             self._refuse(alien)
 
@@ -187,6 +195,8 @@ class Index:
                 self.tally.add_body(row.result)
             if undecodable and not raw.endswith(b"\n"):
                 self._torn.add(custom_id)
+        elif undecodable and custom_id not in self._expected:  # perhaps it breaks off before its id
+            self.breaks_off |= not raw.endswith(b"\n")
         return not undecodable or custom_id in self._expected
 
     def land(self, custom_id: str, raw: bytes) -> tuple[Outcome, bytes, bool]:
