@@ -9,9 +9,9 @@ import pytest
 
 from anybatch.jobs import shard as shards
 from anybatch.providers import base
-from anybatch.rows import downloads
 from tests.exactly_once.forge import Forge
 from tests.exactly_once.stage import LOOKS, POLL
+from tests.pauses import shorten
 
 
 @pytest.fixture(autouse=True)
@@ -19,8 +19,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "_ASK_AFTER", LOOKS)
     monkeypatch.setattr(shards, "_LEASE_POLL", POLL)
     monkeypatch.setattr(shards, "_WRITE_TIME", POLL)
-    monkeypatch.setattr(downloads, "_PAUSES", (0.01,))
-    monkeypatch.setattr(downloads, "DOUBT", 0.02)
+    shorten(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
