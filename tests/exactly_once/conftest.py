@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from anybatch import downloads, shards
 from anybatch.providers import base
 from tests.exactly_once.forge import Forge
+from tests.exactly_once.models import Model
 from tests.exactly_once.stage import LOOKS, POLL
+from tests.exactly_once.worlds import LEASE, Clock
 
 
 @pytest.fixture(autouse=True)
@@ -40,3 +46,20 @@ def other_forge() -> Iterator[Forge]:
     """For a second process at the same time."""
     with Forge() as forge:
         yield forge
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Model]]:
+    clock = Clock()
+    monkeypatch.setattr(time, "time", clock)
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr(base, "_ASK_AFTER", (1.0,))
+    monkeypatch.setattr(shards, "_LEASE_POLL", LEASE)
+    monkeypatch.setattr(shards, "_WRITE_TIME", 1.0)
+    monkeypatch.setattr(logging.getLogger("anybatch"), "disabled", True)
+    ram = Path("/dev/shm")
+    home = ram / f"anybatch-{os.getpid()}" if ram.is_dir() else tmp_path
+    home.mkdir(exist_ok=True)
+    yield lambda step, kind=Model, **options: kind(home, clock, step, **options)
+    if home != tmp_path:
+        shutil.rmtree(home)
