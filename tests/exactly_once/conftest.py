@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from anybatch import downloads, shards
+from anybatch import downloads, lost, shards
 from anybatch.providers import base
 from tests.exactly_once.forge import Forge
 from tests.exactly_once.models import Model
@@ -56,7 +56,12 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     monkeypatch.setattr(base, "_ASK_AFTER", (1.0,))
     monkeypatch.setattr(shards, "_LEASE_POLL", LEASE)
     monkeypatch.setattr(shards, "_WRITE_TIME", 1.0)
-    monkeypatch.setattr(logging.getLogger("anybatch"), "disabled", True)
+    monkeypatch.setattr(downloads, "_PAUSES", (1.0,))
+    monkeypatch.setattr(downloads, "SETTLING", LEASE)
+    for module in (downloads, lost):
+        monkeypatch.setattr(module, "GONE_AFTER", LEASE)
+    monkeypatch.setattr(lost, "_LOOK_EVERY", LEASE)
+    monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)
     ram = Path("/dev/shm")
     home = ram / f"anybatch-{os.getpid()}" if ram.is_dir() else tmp_path
     home.mkdir(exist_ok=True)

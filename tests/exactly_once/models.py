@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import httpx
 from upath import UPath
 
-from anybatch import Job, get_provider
+from anybatch import IncompleteListingError, Job, get_provider
 from anybatch.flow import Do, Flow, Sleep
 from anybatch.job import job_metadata
 from anybatch.ledger import Ledger, Step
@@ -19,8 +19,8 @@ from anybatch.shards import Submission
 from anybatch.submit import new_ledger, prepare, resume, stop, submit
 from tests.exactly_once.explore import Findings, explore
 from tests.exactly_once.stage import requests, write
+from tests.exactly_once.unreliable import UnreliableFake
 from tests.exactly_once.worlds import LEASE, START, Clock, World
-from tests.fakes.openai import OpenAIFake
 
 PRINT = "fingerprint"
 T = TypeVar("T")
@@ -46,17 +46,23 @@ class Model:
 
     def open(self, second: int = 0) -> World:
         """A new world; B has input number `second`, A the first."""
-        self.clock.now = START
-        fake = OpenAIFake(clock=self.clock)
-        fake.cancel_looks = None  # to look changes nothing
-        key = ("authorization", f"Bearer {fake.key}")
-        number, place = self._free_place()
-        world = World(fake, self.clock, place, key, is_create, torn_commits=self.store)
-        self._places[number] = place, world
+        world = self.new_world()
         if self.step is not None:
             self._write_ledger(world)
         self.begin(world, "A")
         self.begin(world, "B", second)
+        return world
+
+    def new_world(self) -> World:
+        """One in which nothing has been done yet."""
+        self.clock.now = START
+        fake = UnreliableFake(clock=self.clock)
+        fake.lag = self.lag
+        key = ("authorization", f"Bearer {fake.key}")
+        number, place = self._free_place()
+        world = World(fake, self.clock, place, key, is_create, torn_commits=self.store)
+        world.spoils = self.spoils
+        self._places[number] = place, world
         return world
 
     def _free_place(self) -> tuple[int, Path | UPath]:
@@ -122,6 +128,8 @@ class Model:
         assert [record.batch_id for record in ledger.current] == live
         assert world.fake.batches[live[0]].input_file_id == ledger.current[0].file_id
 
+    lag = 0.0  # seconds until a batch is in the provider's listing
+    spoils: str | None = None  # what is wrong with all answers of a kind
     same = True  # both attempts have the same input
     most = 3  # batches that may ever be created
 
@@ -129,6 +137,22 @@ class Model:
 def made(value: T | None) -> T:
     assert value is not None
     return value
+
+
+class ModelOfListings(Model):
+    """Batches are listed late, or the listing cannot be read; for good, where `spoils` says so."""
+
+    def check(self, world: World, number: int = 0) -> None:
+        if self.spoils is not None:
+            before = self.read(world)
+            third = world.run(self.begin(world, "blind"))
+            assert len(world.fake.batches) <= self.most, "a batch was bought again that is not in the listing"
+            if third.raised is not None:
+                assert isinstance(third.raised, IncompleteListingError), repr(third.raised)
+                assert made(before).shards[0].tries, "no create was begun"
+            world.spoils = None
+        self.clock.now += self.lag
+        super().check(world, number)
 
 
 class ModelOfRounds(Model):
@@ -191,8 +215,7 @@ def _id_of(returned: Any) -> str:
 def fair(world: World, step: tuple[str, str]) -> bool:
     """No time passes while another attempt is creating or writing: nobody is stopped for a whole lease."""
     name, kind = step
-    sleeper = world.attempts[name]
-    if kind != "go" or not isinstance(sleeper.effect, Sleep):
+    if kind != "go" or not isinstance((sleeper := world.attempts[name]).effect, Sleep):
         return True
     return not any(
         (other.has_claim or other.is_writing)
@@ -207,7 +230,8 @@ def only_a(world: World, step: tuple[str, str]) -> bool:
     return step[0] == "A" or step[1] in ("go", "deliver")
 
 
-def explored(model: Model, *faults: str, budget: int = 0, **options: Any) -> Findings:
+def explored(model: Model, *faults: str, budget: int = 0, least: int = 1, **options: Any) -> Findings:
+    """Explore a model; fails where it finds a fault, and where it finds fewer states than the `least`."""
     found = explore(
         options.pop("open_world", model.open),
         model.read,
@@ -217,5 +241,7 @@ def explored(model: Model, *faults: str, budget: int = 0, **options: Any) -> Fin
         **options,
     )
     assert not found.faults, found.faults[0]
-    assert found.endings > 1
+    assert found.endings > 0
+    print(f"{found.states} states, of which {found.endings} are endings")
+    assert found.states >= least, f"only {found.states} states were explored, not {least} and more"
     return found
