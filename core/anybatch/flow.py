@@ -265,7 +265,9 @@ class _Resumable:
         self._validator: str | None = None
         self._in_parts = True  # whether ranges make sense: of an encoded body, or for some servers, none do
         self._total: int | None = None
-        self._length: int | None = None  # of the whole, as the answer said with which the file was begun
+        # What the answer with which the file was begun said of the whole.
+        self._length: int | None = None
+        self._content_type: str | None = None
 
     def request(self) -> httpx.Request:
         # Ranges count encoded bytes, so the body must come as it is.
@@ -295,7 +297,8 @@ class _Resumable:
                     f"{response.request.url.host} sent a part of the file that was not asked for",
                     status_code=206,
                 )
-            if None not in (total, self._length) and total != self._length:
+            other_length = None not in (total, self._length) and total != self._length
+            if other_length or response.headers.get("content-type") != self._content_type:
                 self.restart()
                 raise ServerError(
                     f"{response.request.url.host} goes on with another file than it began with",
@@ -308,6 +311,7 @@ class _Resumable:
                 self._in_parts = False
             length = response.headers.get("content-length", "")
             self._length = int(length) if re.fullmatch(r"\d{1,18}", length) else None
+            self._content_type = response.headers.get("content-type")
         self._validator = etag if etag and not etag.startswith("W/") else None
 
     def end(self) -> None:

@@ -12,7 +12,8 @@ import pytest
 from anybatch import Client, Job, Outcome, Report
 from anybatch.local.transport import LocalTransport
 from anybatch.rows.downloads import Counted, Owed, is_loss, lacking
-from tests.exactly_once.stage import Stage, requests
+from tests.exactly_once.stage import QUICK, Stage, requests
+from tests.exactly_once.weather import CutStream
 from tests.fakes.faults import CutBody, Respond
 from tests.fakes.server import Reply, Request
 
@@ -23,7 +24,7 @@ PAGE = b"<html><body>Please log in to this gateway</body></html>"
 class Spoiling(LocalTransport):
     """The embedded provider, whose first result file comes spoiled."""
 
-    def __init__(self, path: Path, spoil: Callable[[bytes], bytes]) -> None:
+    def __init__(self, path: Path, spoil: Callable[[bytes], httpx.Response]) -> None:
         super().__init__(path)
         self.spoil, self.spoiled = spoil, 0
 
@@ -32,12 +33,12 @@ class Spoiling(LocalTransport):
         if not request.url.path.endswith("/content") or self.spoiled:
             return answer
         self.spoiled += 1
-        return httpx.Response(200, content=self.spoil(answer.read()), request=request)
+        return self.spoil(answer.read())
 
 
-def run_local(home: Path, model: str, spoil: Callable[[bytes], bytes]) -> Report:
+def run_local(home: Path, model: str, spoil: Callable[[bytes], httpx.Response]) -> Report:
     transport = Spoiling(home / "local.db", spoil)
-    with Client("local", client_args={"transport": transport}) as client:
+    with Client("local", client_args={"transport": transport}, retry=QUICK) as client:
         report = client.run(Job(input=requests(model, ROWS), output=home / "out", max_rounds=2), timeout=20)
     assert transport.spoiled == 1
     return report
@@ -48,7 +49,7 @@ def run_local(home: Path, model: str, spoil: Callable[[bytes], bytes]) -> Report
 
 def test_lines_of_expired_rows_make_up_for_no_answer(tmp_path: Path) -> None:
     """Of 8 rows 2 are answered and 6 expire: files of 6 lines do not hold the 2 that are counted."""
-    report = run_local(tmp_path, "local:echo?delay=0&expire=0.5&seed=3", lambda _: b"")
+    report = run_local(tmp_path, "local:echo?delay=0&expire=0.5&seed=3", lambda _: httpx.Response(200))
     first, second = report.batches
     assert (first.rows, second.rows) == (ROWS, ROWS - 2), "what was answered is not bought again"
     assert report.counts[Outcome.SUCCEEDED] == 2
@@ -56,7 +57,8 @@ def test_lines_of_expired_rows_make_up_for_no_answer(tmp_path: Path) -> None:
 
 def test_a_file_that_breaks_off_before_the_id_of_a_row(tmp_path: Path) -> None:
     """All rows have expired, so that no count speaks of them; half a line is not a stray one."""
-    report = run_local(tmp_path, "local:echo?delay=0&expire=1", lambda body: body[:30])
+    model = "local:echo?delay=0&expire=1"
+    report = run_local(tmp_path, model, lambda body: httpx.Response(200, content=body[:30]))
     assert (report.counts[Outcome.EXPIRED], report.unexpected) == (ROWS, 0)
     assert not (tmp_path / "out" / "stray.jsonl").exists()
 
@@ -110,6 +112,14 @@ def test_a_page_that_is_cut_is_not_joined_to_the_file(tmp_path: Path, after: int
         report = asyncio.run(arun()) if driver == "async" else stage.run(job)
         assert not pages
         stage.check_rounds(report, [6], job)
+
+
+@pytest.mark.parametrize("after", [5, 10, 20, 40])
+def test_nor_is_one_that_did_not_say_how_long_it_is(tmp_path: Path, after: int) -> None:
+    page = httpx.Response(200, headers={"content-type": "text/html"}, stream=CutStream(PAGE[:after]))
+    report = run_local(tmp_path, "local:echo?delay=0", lambda _: page)
+    assert [batch.rows for batch in report.batches] == [ROWS]
+    assert report.ok
 
 
 # --- a failure with status 200 ------------------------------------------------------------------------------
