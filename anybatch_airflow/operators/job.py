@@ -18,17 +18,7 @@ from anybatch_airflow.landing import land
 from anybatch_airflow.lineage import openlineage_facets
 from anybatch_airflow.links import BatchLink, ResultsLink, push_links
 from anybatch_airflow.operators.submitting import SubmittingOperator
-from anybatch_airflow.policies import (
-    DEFAULT_TIMEOUT,
-    Move,
-    began_by,
-    deadlines_of,
-    next_move,
-    one_of,
-    told_batches,
-    told_late,
-    utc,
-)
+from anybatch_airflow.policies import DEFAULT_TIMEOUT, batches_in_words, one_of, told_late, utc
 
 if TYPE_CHECKING:
     import os
@@ -36,10 +26,10 @@ if TYPE_CHECKING:
 
     from airflow.providers.common.compat.sdk import Context
 
-    from anybatch import Batch, Client, Job
+    from anybatch import Batch, Client, Job, Standing
     from anybatch.jobs.ledger import Ledger
+    from anybatch.jobs.policies import OnPartial, OnTimeout
     from anybatch_airflow.inputs import Prompt, Requests
-    from anybatch_airflow.policies import OnPartial, OnTimeout
 
 
 class AnyBatchOperator(SubmittingOperator):
@@ -190,20 +180,23 @@ class AnyBatchOperator(SubmittingOperator):
             before = dict(context)
             job = replace(job, input=self._requests(context))
             self._check_record(context, client, job)
-            batches = client.submit(job)  # which is when a generator of requests has come to its end
+            standing = client.submit(job)  # which is when a generator of requests has come to its end
             self._carried = Carried.of(self, self.source, context, before)
-            return self._go_on(context, client, job, batches, time.time())
+            return self._go_on(context, client, job, standing, time.time())
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
         """Resume after the trigger's event, on a worker again."""
+        from anybatch.jobs.policies import began_before
+
         self._carried = Carried.from_text((event or {}).get("then"))
         self._carried.restore(context)
         told = checked(event)
         with self._at_work(context) as (client, job):
             # What was submitted is on record: the input is not made a second time.
             job = self._recorded(job, told["batches"])
+            began = began_before(told["status"] == "timeout", time.time())
             # A batch that was late for the trigger is looked at again: it may have ended by now.
-            return self._go_on(context, client, job, client.resume(job), began_by(told, time.time()))
+            return self._go_on(context, client, job, client.resume(job), began)
 
     def on_kill(self) -> None:
         """Cancel the batches if the task instance is over; leave them to the next attempt if it is not."""
@@ -229,16 +222,17 @@ class AnyBatchOperator(SubmittingOperator):
                 yield client, job
 
     def _go_on(
-        self, context: Context, client: Client, job: Job, batches: Sequence[Batch], began: float
+        self, context: Context, client: Client, job: Job, standing: Standing, began: float
     ) -> dict[str, Any]:
         """Round by round, until there is nothing left to wait for; the waiting `began` then."""
+        from anybatch.jobs.policies import Move, deadlines_of, next_move
+
+        timeout = self.timeout.total_seconds()
         while True:
-            ledger = self._publish(context, client, job)
-            now = time.time()
-            deadlines = deadlines_of(batches, ledger, self.timeout, began, outlasts_lost=self._outlasts_lost)
-            running = [batch for batch in batches if batch.id in deadlines]
-            is_stopped = ledger.stopped_at is not None
-            match next_move(deadlines.values(), self.on_timeout, is_stopped=is_stopped, now=now):
+            self._publish(context, client, job)
+            now, running = time.time(), standing.running
+            deadlines = deadlines_of(standing, timeout, began, outlasts_lost=self._outlasts_lost)
+            match next_move(standing, deadlines, self.on_timeout, now):
                 case Move.LAND:
                     return self._collect(context, client, job)
                 case Move.WAIT:
@@ -257,10 +251,10 @@ class AnyBatchOperator(SubmittingOperator):
                     client.stop(job)
                 case Move.GIVE_UP:
                     raise AirflowException(
-                        f"cancelled and not ended within an hour: {told_batches(running)}. A retry lands "
+                        f"cancelled and not ended within an hour: {batches_in_words(running)}. A retry lands "
                         "what they have finished if they have ended by then."
                     )
-            batches = client.resume(job)
+            standing = client.resume(job)
 
     def _wait(self, client: Client, running: Sequence[Batch], deadlines: Mapping[str, float]) -> None:
         """Until all have ended or their deadlines have passed. Deferred there is no return."""
@@ -268,7 +262,7 @@ class AnyBatchOperator(SubmittingOperator):
         from anybatch_airflow.triggers import progress
 
         latest = utc(max(deadlines.values()))
-        self.log.info("waiting until %s at the latest: %s", latest, told_batches(running))
+        self.log.info("waiting until %s at the latest: %s", latest, batches_in_words(running))
         if self.deferrable:
             created = {batch.id: batch.created_at for batch in running}
             trigger = self.trigger(
@@ -312,7 +306,7 @@ class AnyBatchOperator(SubmittingOperator):
                 problems.append(f"{batch.id} was not cancelled: {type(error).__name__}: {error}")
         if not problems and all(batch.status == "completed" for batch in cancelled):
             return
-        told = [f"They were cancelled: {told_batches(cancelled)}"] if cancelled else []
+        told = [f"They were cancelled: {batches_in_words(cancelled)}"] if cancelled else []
         raise AirflowException(
             f"{'. '.join([late, *told, *problems])}. A retry or a clear keeps the rows that are finished and "
             "submits the rest again; raise `timeout` to wait longer."

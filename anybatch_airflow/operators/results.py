@@ -12,7 +12,7 @@ from anybatch_airflow.inputs import batch_ids, location, plain
 from anybatch_airflow.landing import land
 from anybatch_airflow.lineage import openlineage_facets
 from anybatch_airflow.links import BatchLink, ResultsLink, push_links
-from anybatch_airflow.policies import one_of, told_batches
+from anybatch_airflow.policies import batches_in_words, one_of
 
 if TYPE_CHECKING:
     import os
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from anybatch import Batch, BatchRecord, Client, Report, Row
     from anybatch.jobs.folder import JobFolder
+    from anybatch.jobs.policies import OnPartial
     from anybatch_airflow.inputs import BatchIds
-    from anybatch_airflow.policies import OnPartial
 
 
 class AnyBatchResultsOperator(OnAccount, BaseOperator):
@@ -258,7 +258,7 @@ def _refuse_job(folder: JobFolder) -> None:
 def _ended(batches: Sequence[Batch]) -> Sequence[Batch]:
     if running := [batch for batch in batches if not batch.status.is_terminal]:
         raise AirflowException(
-            f"{told_batches(running)}: there are results once a batch has ended. Put an AnyBatchSensor with "
-            "the same batch_id before this task."
+            f"{batches_in_words(running)}: there are results once a batch has ended. Put an AnyBatchSensor "
+            "with the same batch_id before this task."
         )
     return batches

@@ -104,9 +104,9 @@ def test_one_that_is_lost_while_a_worker_waits(world: World) -> None:
 
 def test_one_that_never_ends_being_cancelled(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The job counts its hour from its own first look at that, and is asked only when it is over."""
-    for name in ("anybatch.jobs.lost.STUCK_AFTER", "anybatch_airflow.policies.CANCEL_TIME"):
+    for name in ("anybatch.jobs.lost.STUCK_AFTER", "anybatch.jobs.policies.CANCEL_TIME"):
         monkeypatch.setattr(name, 1.0)
-    monkeypatch.setattr("anybatch_airflow.policies.FIRST_LOOK", 1.0)
+    monkeypatch.setattr("anybatch.jobs.policies.FIRST_LOOK", 1.0)
     world.ago = 2 * HOUR
     options = {**OPTIONS, "on_lost": "land", "on_timeout": "land_partial"}
     world.attempt(**options, timeout=3 * HOUR)

@@ -10,7 +10,7 @@ import math
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from ..models import BatchStatus, Outcome
+from ..states import BatchStatus, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -76,7 +76,7 @@ def deadline_of(batch: Batch, standing: Standing, timeout: float, began: float, 
     creation is when it was noted here, and its cancelling when that was first seen, or the waiting began:
     else nothing would ever be late.
     """
-    noted = standing.submitted.get(batch.id)
+    noted = standing.submitted.get(batch.id, standing.created_at)
     deadline = believed(batch.created_at, noted, began) + timeout
     if batch.status is BatchStatus.CANCELLING:
         since = standing.cancelling.get(batch.id)

@@ -16,9 +16,10 @@ class Standing(Sequence["Batch"]):
     """The batches of a job's current round as they stand; as a sequence it is those batches.
 
     `held` counts the shards that wait for room at the provider. `come_back_at` is when to go on even if no
-    batch has ended by then, `stopped_at` when the job was ended for good, both in unix seconds. `submitted`
-    and `cancelling` say for each batch id when that was noted here: a provider's own times may be absent, or
-    wrong. `landed`: the results are in place, and nothing is left to be done.
+    batch has ended by then, `stopped_at` when the job was ended for good, `created_at` when it was first
+    submitted, all in unix seconds. `submitted` and `cancelling` say for each batch id when that was noted
+    here: a provider's own times may be absent, or wrong. `landed`: the results are in place, and nothing is
+    left to be done.
     """
 
     batches: tuple[Batch, ...] = ()
@@ -26,6 +27,7 @@ class Standing(Sequence["Batch"]):
     come_back_at: float | None = None
     landed: bool = False
     stopped_at: float | None = None
+    created_at: float | None = None
     submitted: Mapping[str, float] = field(default_factory=dict)
     cancelling: Mapping[str, float] = field(default_factory=dict)
 
@@ -37,6 +39,7 @@ class Standing(Sequence["Batch"]):
             batches=tuple(batches),
             landed=ledger.landed_at is not None,
             stopped_at=ledger.stopped_at,
+            created_at=ledger.created_at,
             submitted={one: record.creating_at or ledger.created_at for one, record in noted},
             cancelling={one: record.cancelling_at for one, record in noted if record.cancelling_at},
         )
