@@ -88,7 +88,7 @@ def requests_from(
     if model is None:
         raise ConfigurationError("`prompt` makes requests of a table, and they need `model`")
     return build_requests(
-        value, prompt, model=model, id=id_column, endpoint=endpoint, system=system, **dict(body or {})
+        value, prompt, model=model, id_column=id_column, endpoint=endpoint, system=system, **dict(body or {})
     )
 
 

@@ -273,7 +273,7 @@ class BatchAssetComponent(dg.Component, dg.Model, dg.Resolvable):
             rows,
             self.prompt,
             model=self.model_name,
-            id=self.id_column,
+            id_column=self.id_column,
             endpoint=self.endpoint,
             system=self.system,
             **(self.body or {}),

@@ -289,7 +289,7 @@ def test_a_batch_that_is_over_at_once_is_collected_in_the_same_run(
 ) -> None:
     @dg.asset
     def joined(reviews: str) -> list[dict[str, Any]]:
-        return list(join_results([{"id": "a"}, {"id": "b"}], reviews, id="id"))
+        return list(join_results([{"id": "a"}, {"id": "b"}], reviews, id_column="id"))
 
     reviews = make_reviews(model="local:echo?delay=0")
     result = materialize(provider, instance, [*reviews, joined])
