@@ -111,7 +111,8 @@ OPTIONS: Final[tuple[Option, ...]] = (
     # --- the job
     Option(
         "input", "JobInput", REQUIRED, Part.JOB,
-        "The request lines: a JSONL file (a path or fsspec URL), or an iterable of request objects.",
+        "The request lines: a JSONL file (a path or fsspec URL), or in Python an iterable of request "
+        "objects.",
         in_fingerprint=True,
     ),
     Option(
@@ -201,8 +202,8 @@ OPTIONS: Final[tuple[Option, ...]] = (
     # --- waiting, and what is good enough
     Option(
         "timeout", "float | timedelta | None", None, Part.RUN,
-        "How long to wait, in seconds; the batches run on unless on_timeout says otherwise. Plain Python and "
-        "the command line count from now on, Airflow and Dagster from the creation of each round's batches.",
+        "How long to wait, in seconds: plain Python and the command line count from now on, Airflow and "
+        "Dagster from the creation of each round's batches.",
         in_pipelines=DEFAULT_TIMEOUT,
     ),
     Option(
