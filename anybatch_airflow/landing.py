@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from anybatch import Report
+    from anybatch.jobs.options import OnPartial
     from anybatch_airflow.hooks import AnyBatchHook
-    from anybatch_airflow.policies import OnPartial
 
 _NAMED = 5  # rows without a result that an error names
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
+
+from anybatch.jobs.options import wrong_choice
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
     from anybatch import Batch, Report
     from anybatch.jobs.ledger import Ledger
+    from anybatch.jobs.options import OnPartial, OnTimeout
 
-OnTimeout: TypeAlias = Literal["leave", "cancel", "land_partial"]
-OnPartial: TypeAlias = Literal["keep", "fail"]
-
-# What a provider may need, beyond its completion window, to write the files of a batch that ended.
-DEFAULT_TIMEOUT = timedelta(hours=26)
 # How long a provider may take to end a batch that it was asked to cancel.
 CANCEL_TIME = 3600.0
 # How much longer where `on_lost` may do without a batch that never ends it: the job counts that hour from its
@@ -46,10 +44,10 @@ def next_move(deadlines: Collection[float], on_timeout: OnTimeout, *, is_stopped
     return {"leave": Move.LEAVE, "cancel": Move.CANCEL, "land_partial": Move.STOP}[on_timeout]
 
 
-def one_of(name: str, value: Any, *known: str) -> Any:
-    """The value of an option, while the DAG is parsed; raises ValueError if it is none of those known."""
-    if value not in known:
-        raise ValueError(f"{name}: {' or '.join(map(repr, known))}, not {value!r}")
+def chosen(name: str, value: Any) -> Any:
+    """The value of an option, while the DAG is parsed; raises ValueError if it is none of its choices."""
+    if (wrong := wrong_choice(name, value)) is not None:
+        raise ValueError(wrong)
     return value
 
 

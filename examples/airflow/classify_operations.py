@@ -77,7 +77,7 @@ with DAG(
         task_id="classify",
         provider=PROVIDER,
         input=make_requests,
-        output_folder=OUTPUT + "/{{ run_id }}",
+        output=OUTPUT + "/{{ run_id }}",
         max_failed_ratio=0.05,
     )
 

@@ -15,7 +15,6 @@ from anybatch_airflow.account import waits_deferred
 from anybatch_airflow.inputs import batch_ids
 from anybatch_airflow.policies import (
     Move,
-    OnTimeout,
     deadline_of,
     deadlines_of,
     manifest_of,
@@ -29,9 +28,11 @@ from anybatch_airflow.triggers import conclusion
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from anybatch.jobs.options import OnTimeout
+
 HOUR = 3600
 NOW = 1_800_000_000
-XCOM = AnyBatchOperator(task_id="other", input=[], output_folder="o").output
+XCOM = AnyBatchOperator(task_id="other", input=[], output="o").output
 
 
 def batch(status: str, created_at: int | None = None, cancelling_at: int | None = None) -> Batch:
@@ -262,7 +263,7 @@ def test_deferrable_by_default(
     try:
         assert waits_deferred(given) is expected
         made = (
-            AnyBatchOperator(task_id="t", input=[], output_folder="o", deferrable=given),
+            AnyBatchOperator(task_id="t", input=[], output="o", deferrable=given),
             AnyBatchSensor(task_id="t", batch_id="b", deferrable=given),
             AnyBatchCancelOperator(task_id="t", batch_id="b", deferrable=given),
         )
@@ -276,4 +277,4 @@ def test_deferrable_by_default(
 def test_an_unknown_policy_breaks_the_dag_and_not_the_run(wrong: dict[str, Any], tmp_path: Path) -> None:
     [name] = wrong
     with pytest.raises(ValueError, match=f"^{name}: "):
-        AnyBatchOperator(task_id="t", input=[], output_folder=tmp_path, **wrong)
+        AnyBatchOperator(task_id="t", input=[], output=tmp_path, **wrong)
