@@ -16,20 +16,18 @@ from typing import Any, Concatenate, ParamSpec, TypeAlias
 import dagster as dg
 from dagster._utils.warnings import disable_dagster_warnings
 
-from .collect_step import CHECK, collect_results
-from .options import (
+from anybatch.jobs.options import (
     DEFAULT_TIMEOUT,
-    IdColumn,
-    JobOptions,
     OnChanged,
     OnLost,
     OnOrphan,
     OnPartial,
     OnTimeout,
     OnUntranslatable,
-    Prompt,
-    Value,
 )
+
+from .collect_step import CHECK, collect_results
+from .options import IdColumn, JobOptions, Prompt, Value
 from .resource import BatchResource
 from .submissions import RESULT, ROLE, SUBMIT
 from .submit_step import submit_requests

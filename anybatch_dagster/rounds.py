@@ -35,8 +35,9 @@ from .submissions import Submission, batch_asset_pairs, inherited_tags, planned_
 
 if TYPE_CHECKING:
     from anybatch import Job
+    from anybatch.jobs.options import OnLost, OnTimeout
 
-    from .options import JobOptions, OnLost, OnTimeout
+    from .options import JobOptions
     from .resource import BatchResource
 
 # How long a provider may take to end a batch that it was asked to cancel.
