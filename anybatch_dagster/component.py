@@ -111,7 +111,7 @@ class BatchAssetComponent(dg.Component, dg.Model, dg.Resolvable):
     max_failed_ratio: Annotated[
         float | None, told_of("max_failed_ratio", 0.01, more="What fails is the check `error_rate`.")
     ] = None
-    timeout: Annotated[float, told_of("timeout")] = DEFAULT_TIMEOUT.total_seconds()
+    timeout: Annotated[float, told_of("timeout")] = DEFAULT_TIMEOUT
     on_timeout: Annotated[OnTimeout, told_of("on_timeout")] = "leave"
     price: Annotated[tuple[float, float] | None, told_of("price", [0.075, 0.3])] = None
     value: Annotated[

@@ -10,7 +10,6 @@ import inspect
 import os
 import shutil
 import tempfile
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ if "AIRFLOW_HOME" not in os.environ:  # where Airflow, imported for its operator
 
 from anybatch import Client, build_requests, run_job
 from anybatch.cli import RUN_OPTIONS
-from anybatch.jobs.options import OPTIONS, REQUIRED, Option, Part, options_of
+from anybatch.jobs.options import DEFAULT_TIMEOUT, OPTIONS, REQUIRED, Option, Part, options_of
 from anybatch_airflow import AnyBatchOperator
 from anybatch_dagster import BatchResource, build_batch_assets
 
@@ -112,12 +111,13 @@ def _default(option: Option) -> str:
         return "required"
     if option.pipeline_default == option.default:
         return _shown(option.default)
-    return f"{_shown(option.default) or 'none'}; {_shown(option.pipeline_default)} in Airflow and Dagster"
+    here, there = (_shown(one) or "none" for one in (option.default, option.pipeline_default))
+    return f"{here}; {there} in Airflow and Dagster"
 
 
 def _shown(default: Any) -> str:
-    if isinstance(default, timedelta):
-        return f"{default.total_seconds() / 3600:g} h"
+    if default == DEFAULT_TIMEOUT:
+        return f"{default / 3600:g} h"
     return f"`{default}`" if default not in (None, {}) else ""
 
 

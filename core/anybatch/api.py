@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .client import AsyncClient, Client, OnProgress
 from .jobs.job import Job, JobInput
-from .jobs.options import OnChanged, OnLost, OnOrphan, OnUntranslatable
+from .jobs.options import OnChanged, OnLost, OnOrphan, OnPartial, OnTimeout, OnUntranslatable
 from .models import Batch, BatchResult, Page, Report
 from .providers.base import DEFAULT_WINDOW
 from .providers.keys import hides_key
@@ -207,6 +207,9 @@ def run_job(
     lease: float = 90.0,
     price: tuple[float, float] | None = None,
     timeout: float | None = None,
+    on_timeout: OnTimeout = "leave",
+    on_partial: OnPartial = "keep",
+    max_failed_ratio: float = 1.0,
     on_progress: OnProgress | None = None,
     api_key: str | None = None,
     api_base: str | None = None,
@@ -216,7 +219,8 @@ def run_job(
 
     The options are the fields of `Job`, the keywords of `Client.run` and the arguments of `Client`. Raises
     what these raise: ConfigurationError and InputError before anything is sent, DeadlineExceededError when
-    `timeout` is over, after which the same call goes on with the same batches.
+    `timeout` is over, after which the same call goes on with the same batches, RowsLackingError where results
+    have landed that `on_partial` or `max_failed_ratio` does not accept.
     """
     job = Job(
         input=input,
@@ -238,7 +242,14 @@ def run_job(
         price=price,
     )
     with Client(provider, api_key=api_key, api_base=api_base, client_args=client_args) as client:
-        return client.run(job, timeout=timeout, on_progress=on_progress)
+        return client.run(
+            job,
+            timeout=timeout,
+            on_timeout=on_timeout,
+            on_partial=on_partial,
+            max_failed_ratio=max_failed_ratio,
+            on_progress=on_progress,
+        )
 
 
 @hides_key
@@ -263,6 +274,9 @@ async def arun_job(
     lease: float = 90.0,
     price: tuple[float, float] | None = None,
     timeout: float | None = None,  # noqa: ASYNC109  the deadline is the provider's, not the task's
+    on_timeout: OnTimeout = "leave",
+    on_partial: OnPartial = "keep",
+    max_failed_ratio: float = 1.0,
     on_progress: OnProgress | None = None,
     api_key: str | None = None,
     api_base: str | None = None,
@@ -289,4 +303,11 @@ async def arun_job(
         price=price,
     )
     async with AsyncClient(provider, api_key=api_key, api_base=api_base, client_args=client_args) as client:
-        return await client.run(job, timeout=timeout, on_progress=on_progress)
+        return await client.run(
+            job,
+            timeout=timeout,
+            on_timeout=on_timeout,
+            on_partial=on_partial,
+            max_failed_ratio=max_failed_ratio,
+            on_progress=on_progress,
+        )

@@ -27,13 +27,12 @@ if TYPE_CHECKING:
 NO_ROW_SUCCEEDED = 3  # exit code
 
 # A key on a command line is seen by every process of the machine; a callable and the arguments of the HTTP
-# client cannot be written there; the rest is what `run_job` does not take.
-_NOT_HERE = frozenset(
-    ("api_key", "client_args", "on_progress", "deadline", "on_timeout", "on_partial", "max_failed_ratio")
-)
+# client cannot be written there; `run_job`, which begins now, takes no deadline.
+_NOT_HERE = frozenset(("api_key", "client_args", "on_progress", "deadline"))
 _POSITIONAL = ("input", "output")
 _METAVARS = {
     "lease": "SECONDS",
+    "max_failed_ratio": "SHARE",
     "max_rounds": "N",
     "price": ("INPUT", "OUTPUT"),
     "shard_requests": "N",

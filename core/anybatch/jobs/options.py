@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from enum import Enum
 from typing import Any, Final, Literal, TypeAlias, get_args
 
@@ -41,8 +40,9 @@ OnLost: TypeAlias = Literal["fail", "land", "resubmit"]
 OnPartial: TypeAlias = Literal["keep", "fail"]
 OnTimeout: TypeAlias = Literal["leave", "cancel", "land_partial"]
 
-# A provider may need two hours beyond its completion window to write the files of a batch that has ended.
-DEFAULT_TIMEOUT = timedelta(hours=26)
+DEFAULT_TIMEOUT = 26 * 3600.0
+"""Seconds for the batches of a round: the usual completion window, and what a provider needs to write the
+files of a batch that has ended."""
 
 
 class Part(Enum):
@@ -227,9 +227,10 @@ OPTIONS: Final[tuple[Option, ...]] = (
         choices=get_args(OnPartial),
     ),
     Option(
-        "max_failed_ratio", "float | None", None, Part.RUN,
+        "max_failed_ratio", "float", 1.0, Part.RUN,
         "Share of rows without a result above which the job counts as failed, once its results have landed; "
-        "left out, it counts as failed if no row succeeded.",
+        "Airflow and Dagster, where it is left out, count it as failed if no row succeeded.",
+        in_pipelines=None,
     ),
     # --- requests made of a table: another prompt makes other input
     Option(
