@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from anybatch import Report
-    from anybatch.jobs.policies import OnPartial
+    from anybatch.jobs.options import OnPartial
     from anybatch_airflow.hooks import AnyBatchHook
 
 _NAMED = 5  # rows without a result that an error names

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+
+from anybatch.jobs.options import wrong_choice
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -11,14 +13,13 @@ if TYPE_CHECKING:
     from anybatch import Batch, Report
 
 # The core's, which is not loaded while a DAG is parsed.
-DEFAULT_TIMEOUT = timedelta(hours=26)
 CANCEL_TIME = 3600.0
 
 
-def one_of(name: str, value: Any, *known: str) -> Any:
-    """The value of an option, while the DAG is parsed; raises ValueError if it is none of those known."""
-    if value not in known:
-        raise ValueError(f"{name}: {' or '.join(map(repr, known))}, not {value!r}")
+def chosen(name: str, value: Any) -> Any:
+    """The value of an option, while the DAG is parsed; raises ValueError if it is none of its choices."""
+    if (wrong := wrong_choice(name, value)) is not None:
+        raise ValueError(wrong)
     return value
 
 

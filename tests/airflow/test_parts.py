@@ -373,9 +373,7 @@ def created(ti: TaskInstance, fake: OpenAIFake) -> Callable[[int], str]:
 
 
 def land(ti: TaskInstance, place: Any, batch_id: Any, **kwargs: Any) -> dict[str, Any]:
-    operator = AnyBatchResultsOperator(
-        task_id="task", batch_id=batch_id, output_folder=place, **{**ON, **kwargs}
-    )
+    operator = AnyBatchResultsOperator(task_id="task", batch_id=batch_id, output=place, **{**ON, **kwargs})
     return operator.execute({"ti": ti})
 
 

@@ -12,7 +12,7 @@ from anybatch.jobs import policies
 from anybatch_airflow import AnyBatchCancelOperator, AnyBatchOperator, AnyBatchSensor
 from anybatch_airflow.account import waits_deferred
 from anybatch_airflow.inputs import batch_ids
-from anybatch_airflow.policies import CANCEL_TIME, DEFAULT_TIMEOUT, manifest_of, told
+from anybatch_airflow.policies import CANCEL_TIME, manifest_of, told
 from anybatch_airflow.sensors import can_start_from_trigger
 from anybatch_airflow.triggers import conclusion
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 HOUR = 3600
 NOW = 1_800_000_000
-XCOM = AnyBatchOperator(task_id="other", input=[], output_folder="o").output
+XCOM = AnyBatchOperator(task_id="other", input=[], output="o").output
 
 
 def report(rounds: int = 1, **counts: int) -> Report:
@@ -128,7 +128,7 @@ def test_deferrable_by_default(
     try:
         assert waits_deferred(given) is expected
         made = (
-            AnyBatchOperator(task_id="t", input=[], output_folder="o", deferrable=given),
+            AnyBatchOperator(task_id="t", input=[], output="o", deferrable=given),
             AnyBatchSensor(task_id="t", batch_id="b", deferrable=given),
             AnyBatchCancelOperator(task_id="t", batch_id="b", deferrable=given),
         )
@@ -142,8 +142,8 @@ def test_deferrable_by_default(
 def test_an_unknown_policy_breaks_the_dag_and_not_the_run(wrong: dict[str, Any], tmp_path: Path) -> None:
     [name] = wrong
     with pytest.raises(ValueError, match=f"^{name}: "):
-        AnyBatchOperator(task_id="t", input=[], output_folder=tmp_path, **wrong)
+        AnyBatchOperator(task_id="t", input=[], output=tmp_path, **wrong)
 
 
 def test_the_defaults_are_the_core_s() -> None:
-    assert (DEFAULT_TIMEOUT.total_seconds(), CANCEL_TIME) == (policies.DEFAULT_TIMEOUT, policies.CANCEL_TIME)
+    assert policies.CANCEL_TIME == CANCEL_TIME

@@ -163,7 +163,7 @@ def test_by_default_a_lost_batch_fails_the_asset_and_is_named(several: Several) 
 def test_a_batch_that_never_ends_being_cancelled_is_given_up_or_waited_for_as_on_lost_says(
     on_lost: str, several: Several, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Row A4b: the core takes it for lost when it has seen it for an hour; a stopped job buys nothing again."""
+    """Row A4b: the core takes it for lost when it has seen it for an hour; and a stopped job buys nothing."""
     several.fake.cancel_looks = None
     deployment = several.deploy(timeout=0, on_timeout="land_partial", on_lost=on_lost)
     deployment.run("texts_batch", "texts")

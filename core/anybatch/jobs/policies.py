@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import math
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 from ..states import BatchStatus, Outcome
+
+# What these policies decide by, declared with the other options, is theirs to give as well.
+from .options import DEFAULT_TIMEOUT as DEFAULT_TIMEOUT
+from .options import OnPartial as OnPartial
+from .options import OnTimeout as OnTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -18,11 +23,6 @@ if TYPE_CHECKING:
     from ..models import Batch, Report
     from .standing import Standing
 
-OnTimeout: TypeAlias = Literal["leave", "cancel", "land_partial"]
-OnPartial: TypeAlias = Literal["keep", "fail"]
-
-DEFAULT_TIMEOUT = 26 * 3600.0
-"""Seconds for the batches of a round: the usual window, and what a provider needs to write its files."""
 CANCEL_TIME = 3600.0
 """Seconds that a provider may take to end a batch that it was asked to cancel."""
 FIRST_LOOK = 300.0

@@ -17,14 +17,13 @@ from ..errors import (
 )
 from ..models import BatchStatus
 from .lost import STUCK_AFTER
+from .options import Part, options_of, wrong_choice
 from .policies import CANCEL_TIME, Move, OnPartial, OnTimeout, batches_in_words, next_move, rows_problem
 
 if TYPE_CHECKING:
     from ..models import Batch, Report
     from .job import Job
     from .standing import Standing
-
-_CHOICES = {"on_timeout": ("leave", "cancel", "land_partial"), "on_partial": ("keep", "fail")}
 
 
 @dataclass(frozen=True)
@@ -38,11 +37,9 @@ class Run:
     max_failed_ratio: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                raise ConfigurationError(
-                    f"{name}: {' or '.join(map(repr, known))}, not {getattr(self, name)!r}"
-                )
+        for one in options_of(Part.RUN):
+            if one.choices and (wrong := wrong_choice(one.name, getattr(self, one.name))):
+                raise ConfigurationError(wrong)
 
     def next(self, standing: Standing) -> Move:
         """What to do now."""
