@@ -19,6 +19,7 @@ from anybatch.providers import local
 from anybatch.providers.compatible import DIALECTS
 from tests.fakes.openai import OpenAIFake
 from tests.fakes.server import FakeServer
+from tests.pauses import shorten
 
 from .stack import airflow_stack
 
@@ -189,3 +190,9 @@ def world(ti: TaskInstance, tmp_path: Path, add_connection: Callable[..., str]) 
 def stack() -> ModuleType:
     """The module that starts a whole Airflow, shared with the demonstration."""
     return airflow_stack
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is minutes in life is not, in this process."""
+    shorten(monkeypatch)

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from anybatch.jobs import lost
 from anybatch.providers import base
-from anybatch.rows import downloads
+from tests.pauses import shorten
 
 from .world import MODES, Driver, LocalWorld, RemoteWorld, World, open_world
 
@@ -78,10 +77,5 @@ def surroundings(fast_folder: Path) -> Iterator[None]:
             patch.delenv(name)
         patch.setattr(tempfile, "tempdir", str(fast_folder))
         patch.setattr(base, "_ASK_AFTER", (0.01, 0.01, 0.01))
-        patch.setattr(downloads, "_PAUSES", (0.01,))
-        patch.setattr(downloads, "SETTLING", 0.1)
-        patch.setattr(downloads, "GONE_AFTER", 0.15)
-        patch.setattr(downloads, "DOUBT", 0.02)
-        patch.setattr(lost, "GONE_AFTER", 0.15)
-        patch.setattr(lost, "_LOOK_EVERY", 0.03)
+        shorten(patch)
         yield

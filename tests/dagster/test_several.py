@@ -2,7 +2,6 @@
 
 # No `from __future__ import annotations`: Dagster reads the annotations of the assets below.
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +53,8 @@ class Several:
 @pytest.fixture
 def several(gated: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Several]:
     """A provider whose word is believed at once: that a batch is gone, or never ends being cancelled."""
-    if find_spec("anybatch.lost"):
-        monkeypatch.setattr("anybatch.lost.GONE_AFTER", 0.0)
-        monkeypatch.setattr("anybatch.lost.STUCK_AFTER", 0.0)
+    monkeypatch.setattr("anybatch.jobs.lost.GONE_AFTER", 0.0)
+    monkeypatch.setattr("anybatch.jobs.lost.STUCK_AFTER", 0.0)
     fake = OpenAIFake()
     with FakeServer(fake) as server:
         yield Several(gated, server, fake, tmp_path)
@@ -183,7 +181,6 @@ def test_a_batch_that_never_ends_being_cancelled_is_given_up_or_waited_for_as_on
 @pytest.fixture
 def decided() -> None:
     """Skips what only a core can do that goes by `on_lost`."""
-    pytest.importorskip("anybatch.lost", reason="this core leaves on_lost to a later version")
 
 
 def figures(deployment: Deployment) -> dict[str, Any]:

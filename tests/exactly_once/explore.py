@@ -117,7 +117,7 @@ class Seen:
 def _mirrored(world: World, steps: Steps) -> Steps:
     names = list(world.attempts)
     other = dict(zip(names, reversed(names), strict=True))
-    return frozenset((other[name], kind) for name, kind in steps)
+    return frozenset((other.get(name, name), kind) for name, kind in steps)
 
 
 def _replayed(open_world: Callable[[], World], path: list[Step]) -> World:

@@ -410,6 +410,13 @@ def json_of(response: httpx.Response) -> dict[str, Any]:
             f"with something that is not a JSON object: {redact(response.text, request)[:200]!r}",
             status_code=response.status_code,
         )
+    if body.get("error") and not body.keys() & {"id", "data"}:
+        # Some servers, and gateways before them, report their failures with status 200.
+        raise ServerError(
+            f"{response.request.url.host} answered {response.request.method} {response.request.url.path} "
+            f"with an error: {redact(response.text, response.request)[:200]!r}",
+            status_code=response.status_code,
+        )
     response.extensions[_READ] = body
     return body
 
