@@ -251,7 +251,13 @@ class Client(_Shell):
         retry: RetryPolicy | None = None,
     ) -> None:
         super().__init__(provider, api_key=api_key, api_base=api_base, client_args=client_args, retry=retry)
-        self._http = httpx.Client(**self._http_args(self.provider.transport()))
+        transport = None if "transport" in self._given else self.provider.transport()
+        try:
+            self._http = httpx.Client(**self._http_args(transport))
+        except BaseException:  # an argument that httpx refuses
+            if transport is not None:
+                transport.close()
+            raise
 
     def _run(self, flow: Flow[T], batch_id: str | None = None, retry: RetryPolicy | None = None) -> T:
         return perform(self._told(flow, batch_id), self._http, retry or self.retry)
@@ -425,7 +431,15 @@ class AsyncClient(_Shell):
         retry: RetryPolicy | None = None,
     ) -> None:
         super().__init__(provider, api_key=api_key, api_base=api_base, client_args=client_args, retry=retry)
-        self._http = httpx.AsyncClient(**self._http_args(self.provider.atransport()))
+        transport = None if "transport" in self._given else self.provider.atransport()
+        try:
+            self._http = httpx.AsyncClient(**self._http_args(transport))
+        except BaseException:
+            # httpx has no way to close an asynchronous transport without a loop; those that open something
+            # when they are made, as that of `local`, can also be closed like a synchronous one.
+            if isinstance(transport, httpx.BaseTransport):
+                transport.close()
+            raise
 
     async def _run(self, flow: Flow[T], batch_id: str | None = None, retry: RetryPolicy | None = None) -> T:
         return await aperform(self._told(flow, batch_id), self._http, retry or self.retry)

@@ -369,8 +369,10 @@ class World:
             return type(attempt.raised), self._value(attempt.returned)
         frames = []
         for frame in attempt.frames():
-            names = frame.f_locals.keys() - OF_NO_ACCOUNT
-            local = {name: self._value(frame.f_locals[name]) for name in names}
+            variables = (
+                frame.f_locals.items()
+            )  # a dict, or from 3.13 on a proxy of one without set operations
+            local = {name: self._value(value) for name, value in variables if name not in OF_NO_ACCOUNT}
             frames.append((_name_of(frame), frame.f_lasti, tuple(sorted(local.items(), key=str))))
         return tuple(frames), self._age(attempt.wake), attempt.is_writing
 
