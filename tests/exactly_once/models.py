@@ -231,13 +231,17 @@ def only_a(world: World, step: tuple[str, str]) -> bool:
 
 
 def explored(model: Model, *faults: str, budget: int = 0, least: int = 1, **options: Any) -> Findings:
-    """Explore a model; fails where it finds a fault, and where it finds fewer states than the `least`."""
+    """Explore a model; fails where there is a fault, and where there are far fewer or more states than ever.
+
+    `least` is somewhat less than there are.
+    """
     found = explore(
         options.pop("open_world", model.open),
         model.read,
         options.pop("check", model.check),
         faults=frozenset(faults),
         budget=budget,
+        **({"most_states": 4 * least} if least > 1 else {}),
         **options,
     )
     assert not found.faults, found.faults[0]
