@@ -87,7 +87,7 @@ class Model:
     def _write_ledger(self, world: World) -> None:
         ledger = new_ledger(self.job, self.provider, self.plan, PRINT)
         if self.step is Step.UPLOADED:
-            file = world.fake._store_file("in.jsonl", "batch", self.inputs[0].read_bytes())  # type: ignore[attr-defined]
+            file = world.fake._store_file("in.jsonl", "batch", self.inputs[0].read_bytes())
             ledger = ledger.with_shard(
                 ledger.shards[0].model_copy(update={"step": Step.UPLOADED, "file_id": file.id})
             )
@@ -232,13 +232,17 @@ def only_a(world: World, step: tuple[str, str]) -> bool:
 
 
 def explored(model: Model, *faults: str, budget: int = 0, least: int = 1, **options: Any) -> Findings:
-    """Explore a model; fails where it finds a fault, and where it finds fewer states than the `least`."""
+    """Explore a model; fails where there is a fault, and where there are far fewer or more states than ever.
+
+    `least` is somewhat less than there are.
+    """
     found = explore(
         options.pop("open_world", model.open),
         model.read,
         options.pop("check", model.check),
         faults=frozenset(faults),
         budget=budget,
+        most_states=options.pop("most_states", 4 * least if least > 1 else 100_000),
         **options,
     )
     assert not found.faults, found.faults[0]

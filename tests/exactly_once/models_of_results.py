@@ -205,6 +205,7 @@ class ModelOfLoss(ModelOfResults):
 
     lost = "batch"
     row = "row-0"
+    does_without = False  # whether rows may land as missing
 
     def prepare(self, world: World) -> None:
         first = next(iter(world.fake.batches.values()))
@@ -222,7 +223,7 @@ class ModelOfLoss(ModelOfResults):
         return custom_id != self.row or "lost" not in world.happened
 
     def check_unanswered(self, world: World, custom_id: str, row: dict[str, Any]) -> None:
-        assert self.job.on_lost != "resubmit"
+        assert self.does_without, f"{custom_id} has landed as {row}"
         assert (row["outcome"], row["error"]["code"]) == ("missing", "results_lost")
         assert custom_id == self.row
         assert "lost" in world.happened
@@ -239,11 +240,12 @@ class ModelOfLoss(ModelOfResults):
         return answered
 
     def check(self, world: World, number: int = 0) -> None:
+        self.does_without = self.job.on_lost == "land"
         self.check_rows(world)
         last = self.land(world)
         if self.job.on_lost == "fail" and "lost" in world.happened and not self.landed(world):
             assert isinstance(last.raised, BatchLostError), repr(last.raised or last.returned)
-            last = self.land(world, on_lost="land")
+            last, self.does_without = self.land(world, on_lost="land"), True
         assert last.raised is None, repr(last.raised)
         self.check_rows(world)
 
@@ -282,6 +284,11 @@ class ModelOfStopMidway(ModelOfResults):
 
     def check_unanswered(self, world: World, custom_id: str, row: dict[str, Any]) -> None:
         assert (custom_id, row["outcome"]) == ("row-0", "cancelled"), row
+
+    def check(self, world: World, number: int = 0) -> None:
+        for attempt in world.attempts.values():
+            assert attempt.raised is None, f"{attempt.name} has raised {attempt.raised!r}"
+        super().check(world)
 
     def land(self, world: World, **changes: Any) -> Attempt:
         last = world.run(world.begin("C", stop_and_collect(self.job_in(world), self.provider)))
