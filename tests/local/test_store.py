@@ -76,8 +76,8 @@ def test_a_job_closes_what_it_opens(tmp_path, opened):
     with pytest.raises(InputError):
         run_job("local", [*lines, *lines], tmp_path / "again", api_base=base)
     table = [{"id": "row-2"}, {"id": "row-0"}, {"id": "row-1"}]
-    assert len(list(join_results(table, report, id="id"))) == 3
-    next(join_results(table, report, id="id"))  # and no further
+    assert len(list(join_results(table, report, id_column="id"))) == 3
+    next(join_results(table, report, id_column="id"))  # and no further
     list_batches("local", api_base=base)
     assert still_open(opened) == 0
 
