@@ -242,7 +242,7 @@ def explored(model: Model, *faults: str, budget: int = 0, least: int = 1, **opti
         options.pop("check", model.check),
         faults=frozenset(faults),
         budget=budget,
-        most_states=options.pop("most_states", 4 * least if least > 1 else 100_000),
+        most_states=options.pop("most_states", 8 * least if least > 1 else 100_000),
         **options,
     )
     assert not found.faults, found.faults[0]

@@ -102,7 +102,7 @@ def loss(model: Callable[..., Any], what: str, on_lost: str, **more: Any) -> Mod
 
 def test_a_batch_that_is_gone_fails_the_job(model: Callable[..., Any]) -> None:
     """At any time; nothing is bought, with more rounds neither, and the other rows can be landed."""
-    explored(loss(model, "batch", "fail", max_rounds=2), alike=True, least=300)
+    explored(loss(model, "batch", "fail", max_rounds=2), alike=True, least=900)
 
 
 def test_a_batch_that_is_gone_is_done_without(model: Callable[..., Any]) -> None:

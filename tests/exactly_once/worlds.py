@@ -386,6 +386,10 @@ class World:
                 return f"{number}.{list(known).index(text)}"
         return text
 
+    def _patience(self, record: ShardRecord) -> bool | None:
+        """Whether a batch that answers 404 has done so for long enough; None where it does not."""
+        return None if record.gone_at is None else self.clock.now - record.gone_at >= LEASE
+
     def _value(self, value: Any) -> Any:
         if not isinstance(value, Ledger):
             return self._plain_value(value)
@@ -413,7 +417,7 @@ class World:
                 names = tuple(
                     self._name(name or "") for name in (value.file_id, value.batch_id, value.attempt)
                 )
-                where = value.round, value.shard, value.ended is not None, self._age(value.gone_at or 0.0)
+                where = value.round, value.shard, value.ended is not None, self._patience(value)
                 return where, value.step, value.tries, names, self._age(value.creating_at or 0.0)
             case list() | tuple():
                 return tuple(map(self._value, value))
