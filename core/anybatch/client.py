@@ -126,11 +126,10 @@ class _Shell:
             content, models = yield from do(
                 lambda: _one_batch(provider, batch_file(input_file_path), endpoint, spooled)
             )
-            new = NewBatch(
-                content, endpoint, completion_window, metadata or {}, options, models, uuid.uuid4().hex
-            )
+            key = f"anybatch-{uuid.uuid4().hex}"
+            new = NewBatch(content, endpoint, completion_window, metadata or {}, options, models, key)
             since = time.time()
-            file_id = yield from provider.upload(new.content, options)
+            file_id = yield from provider.upload(new)
             return (yield from provider.create_once(new, file_id, since=since))
 
     def _wait(self, batch_id: str, deadline: float | None, on_progress: OnProgress | None) -> Flow[Batch]:
@@ -203,8 +202,8 @@ def _one_batch(
             str(path),
             provider,
             endpoint,
-            content=path if provider.verbatim else spooled,
-            spool=None if provider.verbatim else spool,
+            content=path if provider.codec.verbatim else spooled,
+            spool=None if provider.codec.verbatim else spool,
         )
     if len(plan.shards) != 1:
         limits = provider.limits
