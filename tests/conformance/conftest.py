@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from anybatch.jobs import lost
-from anybatch.providers import base
-from anybatch.rows import downloads
+from anybatch.testing import shorten_pauses
 
 from .world import MODES, Driver, LocalWorld, RemoteWorld, World, open_world
 
@@ -77,11 +75,5 @@ def surroundings(fast_folder: Path) -> Iterator[None]:
         for name in filter(NOT_OURS.fullmatch, list(os.environ)):
             patch.delenv(name)
         patch.setattr(tempfile, "tempdir", str(fast_folder))
-        patch.setattr(base, "_ASK_AFTER", (0.01, 0.01, 0.01))
-        patch.setattr(downloads, "_PAUSES", (0.01,))
-        patch.setattr(downloads, "SETTLING", 0.1)
-        patch.setattr(downloads, "GONE_AFTER", 0.15)
-        patch.setattr(downloads, "DOUBT", 0.02)
-        patch.setattr(lost, "GONE_AFTER", 0.15)
-        patch.setattr(lost, "_LOOK_EVERY", 0.03)
+        shorten_pauses(patch)
         yield

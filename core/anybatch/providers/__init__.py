@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .account import Account
     from .auth import HeaderAuth, HostAuth
     from .base import NewBatch, Provider, Sought
-    from .calls import delete, get, post, wait_until
+    from .calls import delete, get, post, post_lines, wait_until
     from .codec import BareCodec, Codec, OpenAICodec
     from .content import Content
     from .saving import download_files, get_without, result_file, save_lines, save_member, save_pages
@@ -54,6 +54,7 @@ __all__ = [
     "get_provider",
     "get_without",
     "post",
+    "post_lines",
     "provider_names",
     "result_file",
     "save_lines",
@@ -70,7 +71,7 @@ _HOMES = {
         "account": ("Account",),
         "auth": ("HeaderAuth", "HostAuth"),
         "base": ("NewBatch", "Provider", "Sought"),
-        "calls": ("delete", "get", "post", "wait_until"),
+        "calls": ("delete", "get", "post", "post_lines", "wait_until"),
         "codec": ("BareCodec", "Codec", "OpenAICodec"),
         "content": ("Content",),
         "saving": (

@@ -8,15 +8,12 @@ lost cannot be looked up. Source: Anthropic API reference, "Message Batches".
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
-import httpx
-
-from ..flow import CHUNK, Flow, ask
+from ..flow import Flow
 from ..models import Batch, BatchStatus, Body, Outcome, Page, RequestCounts, Row, RowError
 from .base import DEFAULT_WINDOW, NewBatch, Provider
-from .calls import delete, get, json_of, post
+from .calls import delete, get, post, post_lines
 from .codec import Codec
 from .messages import error_status, from_message, original_id, safe_id, to_messages
 from .reading import entries_of, failed_row, id_of, page_of, unix_time
@@ -26,8 +23,6 @@ from .traits import AccountSpec, Limits, Lookup, Results, Traits
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
-
-    from .content import Content
 
 CHAT, NATIVE = "/v1/chat/completions", "/v1/messages"
 
@@ -101,10 +96,8 @@ class Anthropic(Provider):
         yield
 
     def create(self, new: NewBatch, file_id: str | None) -> Flow[Batch]:
-        stream = InlineRequests(new.content)
-        headers = {"content-type": "application/json", "content-length": str(stream.size)}
-        request = httpx.Request("POST", self.url("/v1/messages/batches"), headers=headers, stream=stream)
-        return parse_batch((yield from ask(request, json_of, repeatable=False, large=True)))
+        url = self.url("/v1/messages/batches")
+        return parse_batch((yield from post_lines(url, new.content, head=b'{"requests":[', tail=b"]}")))
 
     def retrieve(self, batch_id: str) -> Flow[Batch]:
         return parse_batch((yield from get(self.url("/v1/messages/batches/{}", batch_id))))
@@ -133,30 +126,6 @@ class Anthropic(Provider):
     def delete_files(self, batch: Batch, *, only_input: bool = False) -> Flow[None]:
         if not only_input:  # the results are part of the batch, and go with it
             yield from delete(self.url("/v1/messages/batches/{}", batch.id))
-
-
-class InlineRequests(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """`{"requests": [ … ]}` around the lines of a shard, streamed from its file; can be sent again."""
-
-    _HEAD, _TAIL = b'{"requests":[', b"]}"
-
-    def __init__(self, content: Content) -> None:
-        self._content = content
-        # Every line ends in a newline; between two lines it becomes a comma, after the last it goes.
-        self.size = content.size - 1 + len(self._HEAD) + len(self._TAIL)
-
-    def __iter__(self) -> Iterator[bytes]:
-        yield self._HEAD
-        left = self._content.size - 1
-        with self._content.open() as file:
-            while left and (block := file.read(min(CHUNK, left))):
-                left -= len(block)
-                yield block.replace(b"\n", b",")  # JSON text holds no bare newline
-        yield self._TAIL
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for block in self:
-            yield block
 
 
 def parse_batch(raw: dict[str, Any]) -> Batch:

@@ -11,6 +11,7 @@ import httpx
 from ..errors import BadRequestError, NotFoundError, ServerError
 from ..flow import Flow, T, ask, send, sleep
 from ..retry import redact
+from .content import Content, LinesBody
 
 # Where an answer keeps what it was read as: `ask` reads it twice.
 _READ = "anybatch.json"
@@ -62,6 +63,14 @@ def post(
     """POST JSON and receive JSON."""
     request = httpx.Request("POST", url, json=body, headers=headers)
     return (yield from ask(request, json_of, repeatable=repeatable, repeat_conflict=repeat_conflict))
+
+
+def post_lines(url: str, content: Content, *, head: bytes, tail: bytes) -> Flow[dict[str, Any]]:
+    """POST a shard inside a JSON body, as the list between `head` and `tail`: a create, sent once."""
+    body = LinesBody(content, head, tail)
+    headers = {"content-type": "application/json", "content-length": str(body.size)}
+    request = httpx.Request("POST", url, headers=headers, stream=body)
+    return (yield from ask(request, json_of, repeatable=False, large=True))
 
 
 def delete(url: str, *, repeat_conflict: bool = True) -> Flow[None]:
