@@ -1,4 +1,7 @@
-"""The tests that the package of docs/providers.md would bring: copied beside it, and run there."""
+"""The tests that the package of docs/providers.md would bring: a fake of its server, and the suite.
+
+They are copied beside the package and run there; the fake also serves jobs through Airflow and Dagster.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,14 @@ STATES = {
 }
 
 
-class AcmeFake:
-    """Acme's server, in memory."""
+ENDS_AT_ONCE = BatchStatus.COMPLETED
 
-    def __init__(self) -> None:
+
+class AcmeFake:
+    """Acme's server, in memory; with `ends`, jobs end so as soon as they are looked at."""
+
+    def __init__(self, ends: BatchStatus | None = None) -> None:
+        self.ends = ends
         self.jobs: dict[str, dict[str, Any]] = {}
         self.rows: dict[str, list[dict[str, Any]]] = {}
         self.key = "test-key"
@@ -52,6 +59,8 @@ class AcmeFake:
                 size = int(request.url.params.get("limit") or 20)
                 return self.page("jobs", newest_first, request, size)
             case "GET", ["jobs", job_id] if job_id in self.jobs:
+                if self.ends is not None and self.jobs[job_id]["state"] == "waiting":
+                    self.end(job_id, self.ends)
                 return httpx.Response(200, json=self.jobs[job_id])
             case "POST", ["jobs", job_id, "stop"] if job_id in self.jobs:
                 if self.jobs[job_id]["state"] not in ("waiting", "stopping"):
