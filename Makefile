@@ -10,13 +10,14 @@ OLDER_RUNS := $(OLDER:%=airflow-%)
 OLDER_PACKAGES := apache-airflow-providers-openlineage pandas pytest pytest-asyncio
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-dagster test check bench bench-airflow deployment wheel clean airflow-versions $(OLDER_RUNS)
+.PHONY: help demo demo-dagster test check options bench bench-airflow deployment wheel clean airflow-versions $(OLDER_RUNS)
 
 help:
 	@echo "make demo          the main job on a real Airflow (throw-away, SQLite) and the embedded provider"
 	@echo "make demo-dagster  the same under the Dagster daemon"
 	@echo "make test          the test suite"
 	@echo "make check         ruff, mypy --strict, pyright"
+	@echo "make options       docs/options.md anew from the table of options"
 	@echo "make wheel         build the wheel and test it in an environment of its own"
 	@echo "make deployment    the slower suites: real Airflow and Dagster deployments"
 	@echo "make airflow-versions  the Airflow tests on the older Airflows that are supported: $(OLDER)"
@@ -47,6 +48,9 @@ check: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/pyright
+
+options: $(READY)
+	$(BIN)/python docs/make_options.py
 
 wheel: $(READY)
 	$(BIN)/python -m pytest tests/packaging -m "deployment or not deployment"

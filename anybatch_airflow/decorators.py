@@ -104,8 +104,8 @@ def anybatch_task(
     """Turn a function that returns requests into a task that submits, waits and lands.
 
     The function returns a list or an iterator of requests, the path or URL of a file, or, with `prompt=…`, a
-    table. `kwargs` are those of `AnyBatchOperator`, without `input`; with `multiple_outputs` each member of
-    the manifest is an XCom of its own as well.
+    table. `kwargs` are those of `AnyBatchOperator`, without `input`, and `help()` lists them; with
+    `multiple_outputs` each member of the manifest is an XCom of its own as well.
     """
     return task_decorator_factory(
         python_callable=python_callable,
@@ -114,3 +114,14 @@ def anybatch_task(
         decorated_operator_class=_AnyBatchDecoratedOperator,
         **kwargs,
     )
+
+
+def _with_options_of_the_operator() -> inspect.Signature:
+    """The decorator's own two arguments, and those of `AnyBatchOperator` without `input`."""
+    own = [one for one in inspect.signature(anybatch_task).parameters.values() if one.name != "kwargs"]
+    options = inspect.signature(AnyBatchOperator.__init__).parameters
+    theirs = [one for name, one in options.items() if name not in ("self", "input")]
+    return inspect.Signature([*own, *theirs], return_annotation="TaskDecorator")
+
+
+anybatch_task.__signature__ = _with_options_of_the_operator()  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import os
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         "str | os.PathLike[str] | Iterable[Mapping[str, Any]] | Callable[..., Any] | XComArg"
     )
     Prompt: TypeAlias = "str | Callable[[dict[str, Any]], Any]"
+    IdColumn: TypeAlias = "str | Callable[[dict[str, Any]], object]"
 
 
 class Hidden:
@@ -47,6 +48,41 @@ class InputField:
         operator._input = plain(value) if is_shown(value) else Hidden(value)
 
 
+class HasOutput:
+    """An operator with the option `output`, kept as `output_folder`.
+
+    On every operator of Airflow's, `output` is what the task will push, as an XCom for other tasks. So the
+    attribute and the templated field are named otherwise than the argument. Airflow 3.3 takes the two for one
+    in a single place: an XCom given to `.partial` makes its task an upstream one if a templated field has
+    the argument's name.
+    """
+
+    output_folder: Any
+
+    def __new__(cls, *_args: Any, **kwargs: Any) -> Self:
+        _refuse_old_name(cls, kwargs)
+        return super().__new__(cls)
+
+    @classmethod
+    def partial(cls, **kwargs: Any) -> Any:
+        """As on any operator; an XCom is no folder for all mapped tasks, since each needs its own."""
+        _refuse_old_name(cls, kwargs)
+        output = kwargs.get("output")
+        if not is_path(output) and hasattr(type(output), "resolve"):
+            raise TypeError(
+                f"{cls.__name__}.partial(output=…): an XCom would be one folder for all mapped tasks, and "
+                "each needs its own; give it to .expand(output=…), or a path with {{ ti.map_index }} in it"
+            )
+        return super().partial(**kwargs)  # type: ignore[misc]  # the operator's
+
+
+def _refuse_old_name(operator: type, kwargs: Mapping[str, Any]) -> None:
+    # Looked at before `__init__`, where Airflow would say no more than that `output` is missing.
+    if "output_folder" in kwargs:
+        name = getattr(operator, "custom_operator_name", operator.__name__)
+        raise TypeError(f"{name}: the folder is given as `output`, not `output_folder`")
+
+
 def is_shown(value: Any) -> bool:
     """Whether Airflow may see an input as it is: a path, or the XCom that will be one or be hidden."""
     # Of the type: a frame may have a column of that name, and would be rendered and stored.
@@ -68,7 +104,7 @@ def requests_from(
     value: Any,
     *,
     prompt: Prompt | None,
-    id_column: str | Callable[[dict[str, Any]], object] | None,
+    id_column: IdColumn | None,
     model: str | None,
     endpoint: str,
     system: str | None,
@@ -88,7 +124,7 @@ def requests_from(
     if model is None:
         raise ConfigurationError("`prompt` makes requests of a table, and they need `model`")
     return build_requests(
-        value, prompt, model=model, id=id_column, endpoint=endpoint, system=system, **dict(body or {})
+        value, prompt, model=model, id_column=id_column, endpoint=endpoint, system=system, **dict(body or {})
     )
 
 

@@ -8,7 +8,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, Asset
 
 from anybatch_airflow.account import task_instance
 from anybatch_airflow.lineage import report_lineage
-from anybatch_airflow.policies import manifest_of, told, too_many_failed
+from anybatch_airflow.policies import manifest_of, told
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from anybatch import Report
+    from anybatch.jobs.options import OnPartial
     from anybatch_airflow.hooks import AnyBatchHook
-    from anybatch_airflow.policies import OnPartial
 
 _NAMED = 5  # rows without a result that an error names
 
@@ -40,10 +40,12 @@ def land(operator: Lander, context: Context, report: Report, *, source: object =
 
     `source` is the path the requests came from, if there is one.
     """
+    from anybatch.jobs.policies import rows_problem
+
     operator.manifest = manifest = manifest_of(report)
     operator.log.info("%s; results in %s", told(report), report.results)
     report_lineage(operator.hook(), source, manifest)
-    if problem := too_many_failed(report, operator.max_failed_ratio, operator.on_partial):
+    if problem := rows_problem(report, operator.on_partial, operator.max_failed_ratio):
         # A task that fails returns nothing, yet one that runs after it all the same may want to know.
         task_instance(context).xcom_push(key="return_value", value=manifest)
         # The results are final: a retry would read the same report.

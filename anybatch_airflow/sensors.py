@@ -19,7 +19,7 @@ from airflow.providers.common.compat.sdk import (
 from anybatch_airflow.account import OnAccount, checked, final_errors, task_instance, waits_deferred
 from anybatch_airflow.inputs import batch_ids
 from anybatch_airflow.links import BatchLink, push_links
-from anybatch_airflow.policies import described, told_batches, utc
+from anybatch_airflow.policies import batches_in_words, described, utc
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -133,7 +133,7 @@ class AnyBatchSensor(OnAccount, BaseSensorOperator):
             self.log.warning("still waiting: %s", error)
             return PokeReturnValue(is_done=False)
         if not all(batch.status.is_terminal for batch in batches):
-            self.log.info("%s", told_batches(batches))
+            self.log.info("%s", batches_in_words(batches))
             return PokeReturnValue(is_done=False)
         return PokeReturnValue(is_done=True, xcom_value=self._accepted(described(batches)))
 
@@ -169,7 +169,7 @@ class AnyBatchSensor(OnAccount, BaseSensorOperator):
             return self._defer(unseen, deadline, pause=None if may_pass else self.poke_interval)
         if all(batch.status.is_terminal for batch in batches):
             return self._accepted(described(batches))
-        self.log.info("waiting until %s at the latest: %s", utc(deadline), told_batches(batches))
+        self.log.info("waiting until %s at the latest: %s", utc(deadline), batches_in_words(batches))
         created = {batch.id: batch.created_at for batch in batches}
         return self._defer(created, deadline)
 

@@ -16,20 +16,18 @@ from typing import Any, Concatenate, ParamSpec, TypeAlias
 import dagster as dg
 from dagster._utils.warnings import disable_dagster_warnings
 
-from .collect_step import CHECK, collect_results
-from .options import (
+from anybatch.jobs.options import (
     DEFAULT_TIMEOUT,
-    IdColumn,
-    JobOptions,
     OnChanged,
     OnLost,
     OnOrphan,
     OnPartial,
     OnTimeout,
     OnUntranslatable,
-    Prompt,
-    Value,
 )
+
+from .collect_step import CHECK, collect_results
+from .options import IdColumn, JobOptions, Prompt, Value
 from .resource import BatchResource
 from .submissions import RESULT, ROLE, SUBMIT
 from .submit_step import submit_requests
@@ -133,7 +131,7 @@ def build_batch_assets(
     model, endpoint, completion_window, metadata, options, on_orphan, on_changed, on_untranslatable, on_lost,
     shard_requests, price
                       as in `anybatch.Job`; `metadata` goes to the provider, `definition_metadata` to Dagster
-    prompt, id_column, system, body  as `prompt`, `id`, `system` and the other parameters of
+    prompt, id_column, system, body  as `prompt`, `id_column`, `system` and the other parameters of
                       `anybatch.build_requests`
     output            folder or URL under which the job folders lie; default: the resource's
     max_rounds        how often a row may be submitted, as in `anybatch.Job`. Between two rounds nothing is

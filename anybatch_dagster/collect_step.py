@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from anybatch import AnyBatchError, BatchStatus, NotFoundError
+from anybatch.jobs.policies import Move, batches_in_words, next_move, rows_problem
 
 from . import submissions
 from .inputs import run_partitions
-from .metadata import counts_of, error_rate, part_metadata, result_metadata
+from .metadata import error_rate, part_metadata, result_metadata
 from .rounds import (
-    CANCEL_TIME,
-    Next,
+    deadline_of,
     failure,
     final_errors,
     identity,
-    may_be_lost,
-    next_step,
     park_result,
     record_round,
     submission_facts,
@@ -28,7 +27,7 @@ from .rounds import (
 from .values import Made, hand_over, make_value, split_report
 
 if TYPE_CHECKING:
-    from anybatch import Batch, Client, Job, Report
+    from anybatch import Batch, Client, Job, Report, Standing
 
     from .options import JobOptions
     from .resource import BatchResource
@@ -51,9 +50,9 @@ def collect_results(
     resource: BatchResource = getattr(context.resources, options.resource_key)
     job = options.job((), str(submission.facts.folder), identity(submit_key, partitions))
     with final_errors(), resource.client() as client:
-        batches = client.resume(job)
-        if any(not batch.status.is_terminal for batch in batches):
-            _go_on_waiting(context, options, client, job, submission, batches)
+        standing = client.resume(job)
+        if not standing.is_over:
+            _go_on_waiting(context, options, client, job, submission, standing)
             return
         report = client.collect(job)
         made = _make_values(context, options, report, partitions)
@@ -61,12 +60,10 @@ def collect_results(
     invalid = sum(one.invalid for one in made.values())
     if context.selected_asset_check_keys:
         yield _check_result(report, result_key, options.max_failed_ratio, made)
-    lacking = round(error_rate(report, invalid) * report.rows)
-    if options.on_partial == "fail" and lacking:
+    problem = rows_problem(report, options.on_partial, 1.0, invalid=invalid)
+    if problem is not None:
         raise failure(
-            f"{lacking:,} of {report.rows:,} rows have no result ({counts_of(report, invalid)}), which "
-            f"on_partial='fail' does not accept; the others are in {report.results}",
-            metadata={"anybatch/results": report.results},
+            f"{problem}; the others are in {report.results}", metadata={"anybatch/results": report.results}
         )
     if result_key in context.selected_asset_keys:
         if _is_parted(options, partitions):
@@ -107,35 +104,28 @@ def _go_on_waiting(
     client: Client,
     job: Job,
     submission: Submission,
-    batches: Sequence[Batch],
+    standing: Standing,
 ) -> None:
     """Write down what is waited for now, and see that something waits for it; or fail at the deadline."""
     now, before = time.time(), submission.facts
-    facts = submission_facts(client, job, options, batches, now)
-    running = [batch for batch in batches if not batch.status.is_terminal]
-    told = ", ".join(f"{batch.id} is {batch.status.value}" for batch in running)
-    ledger = job.ledger()
-    is_stopped = ledger is not None and ledger.stopped_at is not None
-    what = next_step(
-        now,
-        facts.deadline or now,
-        options.on_timeout,
-        is_stopped=is_stopped,
-        is_given_time=may_be_lost(running, options.on_lost),
-    )
-    if what is Next.CANCEL:
+    facts = submission_facts(client, job, options, standing, now)
+    running, told = standing.running, batches_in_words(standing.running)
+    deadlines = {batch.id: facts.deadline or now for batch in running}
+    move = next_move(standing, deadlines, options.on_timeout, now)
+    if move is Move.CANCEL:
         _cancel(context, client, running)
         raise failure(
             f"{told}. The deadline has passed, and it was cancelled. Materialize this asset again to keep "
             "the rows that were finished and to submit the others once more."
         )
-    if what is Next.GIVE_UP:
+    if move in (Move.LEAVE, Move.GIVE_UP):
         raise failure(
             f"{told}. The deadline has passed; it is left running. Materialize this asset again to take the "
             "results once it has ended, or raise `timeout`."
         )
-    if what in (Next.LAND_PARTIAL, Next.WAIT_ON):
-        facts = facts.model_copy(update={"deadline": now + CANCEL_TIME})
+    if move is Move.STOP:
+        stopped = replace(standing, stopped_at=now)
+        facts = facts.model_copy(update={"deadline": deadline_of(stopped, options, now)})
     if facts != before:
         submission = record_round(context, submission.asset_key, submission.partitions, job, facts)
     parked = park_result(context, submission)
@@ -143,7 +133,7 @@ def _go_on_waiting(
     if parked is None and not submissions.is_waited_for(context.instance, submission, besides=run_id):
         # The sensor makes one run of a submission, and this is it: only what is submitted anew is waited for.
         record_round(context, submission.asset_key, submission.partitions, job, facts)
-    if what is Next.LAND_PARTIAL:  # only now: a process that is killed before leaves something that waits
+    if move is Move.STOP:  # only now: a process that is killed before leaves something that waits
         client.stop(job)  # and not just a cancel: another attempt would submit the cancelled rows again
         context.log.warning(
             f"{told}. The deadline has passed: it is cancelled, and what it finished is taken"
@@ -225,7 +215,7 @@ def _check_result(
     invalid = sum(one.invalid for one in made.values())
     examples = [example for one in made.values() for example in one.examples][:5]
     rate = error_rate(report, invalid)
-    passed = rate <= max_failed_ratio if max_failed_ratio is not None else rate < 1 or not report.rows
+    passed = rows_problem(report, "keep", max_failed_ratio, invalid=invalid) is None
     counts = {f"anybatch/{outcome.value}": count for outcome, count in report.counts.items() if count}
     told: dict[str, Any] = {**counts, "anybatch/error_rate": rate}
     if invalid:

@@ -14,6 +14,15 @@ from dagster.components.core.component_tree import TestComponentTree
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from anybatch import Report, build_requests
+from anybatch.jobs.options import (
+    DEFAULT_TIMEOUT,
+    OnChanged,
+    OnLost,
+    OnOrphan,
+    OnPartial,
+    OnTimeout,
+    OnUntranslatable,
+)
 
 from .assets import BatchAssets, build_batch_assets
 from .component_scaffolder import BatchScaffolder
@@ -27,9 +36,11 @@ from .component_schema import (
     ResolvedRetryPolicy,
     ResolvedTable,
     ResolvedText,
+    text_of,
     told,
+    told_of,
 )
-from .options import OnChanged, OnLost, OnOrphan, OnPartial, OnTimeout, OnUntranslatable, ValueName
+from .options import ValueName
 from .sensor import build_batch_sensor
 
 _PARTITION = "{partition}"
@@ -55,25 +66,17 @@ class BatchAssetComponent(dg.Component, dg.Model, dg.Resolvable):
         examples=["raw/reviews", {"file": "reviews.csv"}],
     )
     prompt: ResolvedText = Field(
-        description="Prompt template, or the file that holds it. `{column}` is the row's value, `{{` and "
-        "`}}` are braces; it is no Jinja template.",
+        description=text_of("prompt", "Here a text, or the file that holds it; `{{` and `}}` are braces."),
         examples=["What is this review about? {text}", {"file": "prompt.md"}],
     )
-    system: Annotated[ResolvedText | None, told("System prompt, or the file that holds it.")] = None
-    id_column: Annotated[
-        str | None,
-        told(
-            "Column with the rows' ids; `row-1`, `row-2`, … if left out, which are only as stable as the "
-            "table's order.",
-            "review_id",
-        ),
+    system: Annotated[
+        ResolvedText | None, told_of("system", more="Here a text, or the file that holds it.")
     ] = None
+    id_column: Annotated[str | None, told_of("id_column", "review_id")] = None
     model_name: ResolvedModelName = Field(
-        alias="model", description="Name of the model.", examples=["gpt-4o-mini"]
+        alias="model", description=text_of("model"), examples=["gpt-4o-mini"]
     )
-    body: Annotated[
-        ResolvedBody | None, told("The other parameters of every request.", {"max_tokens": 200})
-    ] = None
+    body: Annotated[ResolvedBody | None, told_of("body", {"max_tokens": 200})] = None
 
     # --- the account
     resource_key: Annotated[str, told("Key of the `BatchResource`.")] = "anybatch"
@@ -87,63 +90,30 @@ class BatchAssetComponent(dg.Component, dg.Model, dg.Resolvable):
     ] = None
 
     # --- the job
-    endpoint: Annotated[str, told("Endpoint of the requests.")] = "/v1/chat/completions"
-    completion_window: Annotated[str, told("How long the provider may take.")] = "24h"
-    metadata: Annotated[dict[str, str] | None, told("Metadata of the batch, for the provider.")] = None
-    options: Annotated[dict[str, Any] | None, told("The provider's own options of a batch.")] = None
+    endpoint: Annotated[str, told_of("endpoint")] = "/v1/chat/completions"
+    completion_window: Annotated[str, told_of("completion_window")] = "24h"
+    metadata: Annotated[dict[str, str] | None, told_of("metadata")] = None
+    options: Annotated[dict[str, Any] | None, told_of("options")] = None
     output: Annotated[
-        str | None, told("Folder or URL under which the job folders lie; the resource's if left out.")
-    ] = None
-    on_orphan: Annotated[
-        OnOrphan,
-        told("What to do where a create got no answer and the provider offers no way to ask."),
-    ] = "fail"
-    on_changed: Annotated[
-        OnChanged,
-        told("What to do where other requests were submitted before."),
-    ] = "cancel_and_resubmit"
-    on_untranslatable: Annotated[
-        OnUntranslatable, told("What to do with a parameter that the provider has no word for.")
-    ] = "fail"
-    on_lost: Annotated[
-        OnLost,
+        str | None,
         told(
-            "What to do where a batch or a result file is gone at the provider, or shorter than the provider "
-            "counts: fail, land what there is, or resubmit, which buys the lost rows again."
-        ),
-    ] = "fail"
-    shard_requests: Annotated[
-        int | None,
-        told(
-            "How many requests one batch may hold at most, below the provider's own limit; in force from a "
-            "job's first submission on.",
-            10_000,
+            "Folder or URL under which each job has a folder of its own, for its record and its results; the "
+            "resource's if left out."
         ),
     ] = None
-    max_rounds: Annotated[
-        int, told("How often a row may be submitted, where it failed for a reason that may pass.", 3)
-    ] = 1
-    on_partial: Annotated[
-        OnPartial, told("What to do with results where some rows have none: keep them, or fail.")
-    ] = "keep"
+    on_orphan: Annotated[OnOrphan, told_of("on_orphan")] = "fail"
+    on_changed: Annotated[OnChanged, told_of("on_changed")] = "cancel_and_resubmit"
+    on_untranslatable: Annotated[OnUntranslatable, told_of("on_untranslatable")] = "fail"
+    on_lost: Annotated[OnLost, told_of("on_lost")] = "fail"
+    shard_requests: Annotated[int | None, told_of("shard_requests", 10_000)] = None
+    max_rounds: Annotated[int, told_of("max_rounds", 3)] = 1
+    on_partial: Annotated[OnPartial, told_of("on_partial")] = "keep"
     max_failed_ratio: Annotated[
-        float | None,
-        told(
-            "Share of rows without a result above which the check `error_rate` fails; if left out, it fails "
-            "when no row succeeded.",
-            0.01,
-        ),
+        float | None, told_of("max_failed_ratio", 0.01, more="What fails is the check `error_rate`.")
     ] = None
-    timeout: Annotated[float, told("Seconds from creation on that the batch is waited for.")] = 26 * 3600.0
-    on_timeout: Annotated[
-        OnTimeout,
-        told(
-            "What to do with a batch that has not ended by then: leave it, cancel it, or land what there is."
-        ),
-    ] = "leave"
-    price: Annotated[
-        tuple[float, float] | None, told("USD for a million input and output tokens.", [0.075, 0.3])
-    ] = None
+    timeout: Annotated[float, told_of("timeout")] = DEFAULT_TIMEOUT
+    on_timeout: Annotated[OnTimeout, told_of("on_timeout")] = "leave"
+    price: Annotated[tuple[float, float] | None, told_of("price", [0.075, 0.3])] = None
     value: Annotated[
         ValueName | type[BaseModel] | Callable[[Report], Any],
         told("Value of the result asset, for the assets downstream.", of=ValueName),
@@ -273,7 +243,7 @@ class BatchAssetComponent(dg.Component, dg.Model, dg.Resolvable):
             rows,
             self.prompt,
             model=self.model_name,
-            id=self.id_column,
+            id_column=self.id_column,
             endpoint=self.endpoint,
             system=self.system,
             **(self.body or {}),

@@ -21,6 +21,7 @@ from pydantic import Field
 from upath import UPath
 
 from anybatch import LLMProvider
+from anybatch.jobs.options import option
 from anybatch.providers import get_provider, provider_names
 
 from .resource import BatchResource
@@ -37,6 +38,15 @@ def told(description: str, *examples: Any, of: Any = None) -> dg.Resolver:
         description=description, examples=list(examples) or None, model_field_type=of
     )
     return resolver
+
+
+def told_of(name: str, *examples: Any, more: str = "", of: Any = None) -> dg.Resolver:
+    """What a field is told to be that is an option of a job: the option's own sentence, and `more`."""
+    return told(text_of(name, more), *examples, of=of)
+
+
+def text_of(name: str, more: str = "") -> str:
+    return f"{option(name).text} {more}".rstrip()
 
 
 class File(dg.Model):

@@ -55,7 +55,7 @@ def _lines(given: Any, options: JobOptions) -> Any:
         given,
         options.prompt,
         model=options.model,
-        id=options.id_column,
+        id_column=options.id_column,
         endpoint=options.endpoint,
         system=options.system,
         **options.body,

@@ -163,7 +163,7 @@ def preview_table(results: str) -> str:
     rows = list(islice(read_landed(UPath(results)), PREVIEW_ROWS))
     ids = [{"custom_id": row.custom_id} for row in rows]
     lines = ["| custom_id | outcome | answer |", "|---|---|---|"]
-    for line in join_results(ids, rows, id="custom_id"):
+    for line in join_results(ids, rows, id_column="custom_id"):
         answer = line["content"] if line["error"] is None else line["error"]
         lines.append(f"| {' | '.join(map(_cell, (line['custom_id'], line['outcome'], answer)))} |")
     return "\n".join(lines)

@@ -5,32 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import dagster as dg
 from pydantic import BaseModel
 
 from anybatch import Job, Report
+from anybatch.jobs.options import (
+    OnChanged,
+    OnLost,
+    OnOrphan,
+    OnPartial,
+    OnTimeout,
+    OnUntranslatable,
+    Part,
+    options_of,
+    wrong_choice,
+)
 
-OnOrphan: TypeAlias = Literal["fail", "resubmit"]
-OnChanged: TypeAlias = Literal["cancel_and_resubmit", "fail"]
-OnUntranslatable: TypeAlias = Literal["fail", "drop"]
-OnLost: TypeAlias = Literal["fail", "land", "resubmit"]
-OnPartial: TypeAlias = Literal["keep", "fail"]
-OnTimeout: TypeAlias = Literal["leave", "cancel", "land_partial"]
 ValueName: TypeAlias = Literal["path", "rows", "dataframe", "arrow", "none"]
 Value: TypeAlias = ValueName | type[BaseModel] | Callable[[Report], Any]
 Prompt: TypeAlias = str | Callable[[dict[str, Any]], Any]
 IdColumn: TypeAlias = str | Callable[[dict[str, Any]], object]
 
-# What a provider may need, beyond its completion window, to write the files of a batch that ended.
-DEFAULT_TIMEOUT = timedelta(hours=26)
-
-_CHOICES = {
-    "on_partial": ("keep", "fail"),
-    "on_timeout": ("leave", "cancel", "land_partial"),
-}
-_VALUES = ("path", "rows", "dataframe", "arrow", "none")
+_VALUES = get_args(ValueName)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +60,9 @@ class JobOptions:
     value: Value = field(repr=False)
 
     def __post_init__(self) -> None:
-        for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                raise _invalid(f"{name}: {' or '.join(map(repr, known))}, not {getattr(self, name)!r}")
+        for one in options_of(Part.JOB, Part.RUN):
+            if one.choices and (wrong := wrong_choice(one.name, getattr(self, one.name))):
+                raise _invalid(wrong)
         value: Any = self.value
         fits = issubclass(value, BaseModel) if isinstance(value, type) else callable(value)
         if not fits and value not in _VALUES:

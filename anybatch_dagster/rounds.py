@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
-from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -15,9 +13,7 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from anybatch import (
     APIError,
-    Batch,
     BatchFailedError,
-    BatchStatus,
     Client,
     ConfigurationError,
     InputError,
@@ -26,6 +22,7 @@ from anybatch import (
     ServerError,
     TransportError,
 )
+from anybatch.jobs.policies import deadlines_of
 from anybatch.providers.consoles import console_url
 
 from .gate import IN_FLIGHT, Gate
@@ -34,70 +31,16 @@ from .metadata import SubmissionMetadata
 from .submissions import Submission, batch_asset_pairs, inherited_tags, planned_assets, waiting_assets
 
 if TYPE_CHECKING:
-    from anybatch import Job
+    from anybatch import Job, Standing
 
-    from .options import JobOptions, OnLost, OnTimeout
+    from .options import JobOptions
     from .resource import BatchResource
 
-# How long a provider may take to end a batch that it was asked to cancel.
-CANCEL_TIME = 3600.0
 
-
-# --- deciding ----------------------------------------------------------------------------------------------
-
-
-def deadline_of(
-    batches: Sequence[Batch], timeout: timedelta, now: float, stopped_at: float | None = None
-) -> float:
-    """Until when to wait for these batches, unix seconds: `timeout` after their creation, whoever asks.
-
-    A batch that is being cancelled has an hour for that, so that a new attempt, which needs its finished
-    rows, is not stopped by a deadline that is over. So have those of a job that was stopped.
-    """
-    if stopped_at is not None:
-        return stopped_at + CANCEL_TIME
-    deadline = min((batch.created_at or now for batch in batches), default=now) + timeout.total_seconds()
-    ends = [
-        (batch.cancelling_at or now) + CANCEL_TIME
-        for batch in batches
-        if batch.status is BatchStatus.CANCELLING
-    ]
-    return max([deadline, *ends])
-
-
-class Next(Enum):
-    """What a result asset does about batches that still run."""
-
-    WAIT = auto()
-    WAIT_ON = auto()  # as long again as a batch may take to be cancelled
-    GIVE_UP = auto()  # fail, and leave them running
-    CANCEL = auto()  # cancel them, and fail
-    LAND_PARTIAL = auto()  # stop the job, wait until they have ended, and take what there is
-
-
-def next_step(
-    now: float, deadline: float, on_timeout: OnTimeout, *, is_stopped: bool, is_given_time: bool = False
-) -> Next:
-    """`is_stopped`: they were cancelled for their results already, and had their time to end.
-
-    `is_given_time`: they have more of it (see `may_be_lost`).
-    """
-    if now < deadline:
-        return Next.WAIT
-    if is_given_time:
-        return Next.WAIT_ON
-    if is_stopped:
-        return Next.GIVE_UP
-    return {"leave": Next.GIVE_UP, "cancel": Next.CANCEL, "land_partial": Next.LAND_PARTIAL}[on_timeout]
-
-
-def may_be_lost(running: Sequence[Batch], on_lost: OnLost) -> bool:
-    """Whether all that still run are being cancelled, and the job can do without one that never ends so.
-
-    `Client.resume` has just seen them, and decides when it has seen them for an hour: at its next call it no
-    longer returns them. So this does not put off a deadline for ever.
-    """
-    return on_lost != "fail" and all(batch.status is BatchStatus.CANCELLING for batch in running)
+def deadline_of(standing: Standing, options: JobOptions, now: float) -> float | None:
+    """Until when to wait for what runs, unix seconds; None where nothing does."""
+    seconds, outlasts_lost = options.timeout.total_seconds(), options.on_lost != "fail"
+    return min(deadlines_of(standing, seconds, now, outlasts_lost=outlasts_lost).values(), default=None)
 
 
 # --- the record of a submission ----------------------------------------------------------------------------
@@ -107,7 +50,7 @@ def submission_facts(
     client: Client,
     job: Job,
     options: JobOptions,
-    batches: Sequence[Batch],
+    standing: Standing,
     now: float,
 ) -> SubmissionMetadata:
     """What is written down of the batches of the current round; none where the results have landed."""
@@ -115,7 +58,7 @@ def submission_facts(
     assert ledger is not None  # there is one since submit()
     current = [record.batch_id for record in ledger.current if record.batch_id]
     # A job that was stopped may have landed with a round that never had a batch: then those of all rounds.
-    ids = [batch.id for batch in batches] or current or ledger.batch_ids
+    ids = [batch.id for batch in standing] or current or ledger.batch_ids
     console = console_url(client.account.api_base, ids)
     return SubmissionMetadata(
         batches=", ".join(ids),
@@ -125,7 +68,7 @@ def submission_facts(
         endpoint=ledger.endpoint,
         requests=ledger.rows,
         resource=options.resource_key,
-        deadline=deadline_of(batches, options.timeout, now, ledger.stopped_at) if batches else None,
+        deadline=deadline_of(standing, options, now),
         on_timeout=options.on_timeout,
         round=ledger.round + 1,
         console=dg.MetadataValue.url(console) if console else None,

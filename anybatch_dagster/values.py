@@ -85,7 +85,7 @@ def landed_rows(report: Report) -> Iterator[Row]:
 def answers(report: Report) -> Iterator[dict[str, Any]]:
     """Each row's custom_id, outcome, content (a chat's text, an embedding's vector …) and error."""
     ids = ({"custom_id": row.custom_id} for row in landed_rows(report))
-    yield from join_results(ids, report.results, id="custom_id")
+    yield from join_results(ids, report.results, id_column="custom_id")
 
 
 def _objects(model: type[BaseModel], report: Report) -> Made:

@@ -53,7 +53,7 @@ def main() -> None:
     model = options.model or MODELS.get(options.provider, "gpt-4o-mini")
 
     requests = build_requests(
-        TABLE, QUESTION, model=model, id="operation_id", system=SYSTEM, response_format=ANSWER
+        TABLE, QUESTION, model=model, id_column="operation_id", system=SYSTEM, response_format=ANSWER
     )
     with Client(options.provider) as client:
         report = client.run(Job(input=requests, output=options.output), on_progress=show)
@@ -65,7 +65,7 @@ def main() -> None:
     with joined.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(join_results(TABLE, report, id="operation_id", parse="json"))
+        writer.writerows(join_results(TABLE, report, id_column="operation_id", parse="json"))
 
     with joined.open(newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)

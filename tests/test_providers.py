@@ -133,7 +133,16 @@ FOR_AUTHORS = """
 def test_names_for_authors_are_there() -> None:
     assert providers.__all__ == FOR_AUTHORS.split()
     assert dir(providers) == sorted(FOR_AUTHORS.split())
-    assert testing.__all__ == ["MODES", "QUICK", "Driver", "Fake", "ProviderSuite", "Wire", "shorten_pauses"]
+    assert testing.__all__ == [
+        "MODES",
+        "QUICK",
+        "Driver",
+        "Fake",
+        "ProviderSuite",
+        "Wire",
+        "serve",
+        "shorten_pauses",
+    ]
     for name in providers.__all__:
         assert getattr(providers, name) is not None
 

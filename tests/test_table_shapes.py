@@ -186,10 +186,10 @@ FLATTENED: dict[str, Callable[[], Any]] = {
 def test_each_row_becomes_one_request(make: Callable[[], Any]) -> None:
     """G2: a list of frames gave one request a frame, of lists of texts."""
     assert list(read_rows(make())) == ROWS
-    lines = list(build_requests(make(), "{id}: {text}", model="m", id="id"))
+    lines = list(build_requests(make(), "{id}: {text}", model="m", id_column="id"))
     assert [line["body"]["messages"][0]["content"] for line in lines] == ["a: red", "b: green", "c: blue"]
     good = (Row(row["id"], Outcome.SUCCEEDED, Body({}), None, 200) for row in ROWS)
-    assert [row["outcome"] for row in join_results(make(), good, id="id")] == ["succeeded"] * 3
+    assert [row["outcome"] for row in join_results(make(), good, id_column="id")] == ["succeeded"] * 3
 
 
 def test_rows_count_through_all_parts() -> None:
@@ -230,7 +230,7 @@ def test_memory_does_not_grow_with_the_number_of_chunks() -> None:
             yield [{"id": str(n), "text": "x" * 1000} for n in range(start, start + 100)]
 
     tracemalloc.start()
-    count = sum(1 for _ in build_requests(chunks(), "{text}", model="m", id="id"))
+    count = sum(1 for _ in build_requests(chunks(), "{text}", model="m", id_column="id"))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert count == 20_000
@@ -514,7 +514,7 @@ BUNDLED: dict[str, Callable[[], Any]] = {
     "lists": lambda: [LINES[:1], [], LINES[1:]],
     "generators": lambda: (iter([line]) for line in LINES),
     "several tables": lambda: [build_requests([row], lambda _: {"messages": LINES[0]["body"]["messages"]},
-                                              model="m", id="id") for row in ROWS],
+                                              model="m", id_column="id") for row in ROWS],
     "Series": lambda: pandas.Series(LINES),
     "mappings": lambda: [collections.ChainMap(line) for line in LINES],
 }  # fmt: skip
@@ -601,7 +601,7 @@ RESULTS = [Row(row["id"], Outcome.SUCCEEDED, Body({}), None, 200) for row in ROW
     ],
 )
 def test_results_of_several_batches(make: Callable[[], Any]) -> None:
-    assert [row["outcome"] for row in join_results(ROWS, make(), id="id")] == ["succeeded"] * 3
+    assert [row["outcome"] for row in join_results(ROWS, make(), id_column="id")] == ["succeeded"] * 3
 
 
 @pytest.mark.parametrize(
@@ -619,7 +619,7 @@ def test_results_of_several_batches(make: Callable[[], Any]) -> None:
 )
 def test_what_are_no_results(results: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        list(join_results(ROWS, results, id="id"))
+        list(join_results(ROWS, results, id_column="id"))
 
 
 def test_shapes_never_need_their_packages() -> None:

@@ -196,7 +196,9 @@ def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_request_lines() -> None:
-    lines = build_requests(ROWS[:1], "Who is {name}?", model="m", id="id", system="Be brief.", max_tokens=9)
+    lines = build_requests(
+        ROWS[:1], "Who is {name}?", model="m", id_column="id", system="Be brief.", max_tokens=9
+    )
     assert list(lines) == [
         {
             "custom_id": "a",
@@ -335,7 +337,7 @@ SOME_ID = uuid.UUID(int=5)
     ],
 )
 def test_ids(id: Any, row: dict[str, Any], expected: str) -> None:
-    (line,) = build_requests([row], "Hi", model="m", id=id)
+    (line,) = build_requests([row], "Hi", model="m", id_column=id)
     assert line["custom_id"] == expected
 
 
@@ -343,16 +345,24 @@ def test_ids(id: Any, row: dict[str, Any], expected: str) -> None:
 def test_ids_that_are_none(value: Any) -> None:
     table = [{"k": "x"}, {"k": value}]
     with pytest.raises(InputError, match="row 2, column 'k': a custom_id is text that is not empty, not"):
-        list(build_requests(table, "Hi", model="m", id="k"))
+        list(build_requests(table, "Hi", model="m", id_column="k"))
     with pytest.raises(InputError, match="row 2: a custom_id is text"):
-        list(build_requests(table, "Hi", model="m", id=lambda row: row["k"]))
+        list(build_requests(table, "Hi", model="m", id_column=lambda row: row["k"]))
 
 
 def test_no_such_id_column() -> None:
     with pytest.raises(
         InputError, match="row 1, column 'key': there is no such column; there are 'id', 'name', 'age'"
     ):
-        list(build_requests(ROWS, "Hi", model="m", id="key"))
+        list(build_requests(ROWS, "Hi", model="m", id_column="key"))
+
+
+def test_the_old_name_of_the_id_column_is_refused() -> None:
+    """`**body` would take it, and send it to the model in every request."""
+    with pytest.raises(ConfigurationError, match="is `id_column`, not `id`"):
+        build_requests(ROWS, "Hi", model="m", id="id")
+    with pytest.raises(TypeError, match="'id'"):
+        join_results(ROWS, [], id="id")  # type: ignore[call-arg]
 
 
 def test_requests_are_made_one_by_one() -> None:
@@ -367,8 +377,8 @@ def test_memory_does_not_grow_with_the_table(tmp_path: Path) -> None:
         file.write("id,text\n")
         file.writelines(f"{n},{'x' * 2000}\n" for n in range(5000))
     tracemalloc.start()
-    written = write_jsonl(tmp_path / "out.jsonl", build_requests(path, "{text}", model="m", id="id"))
-    joined = join_results(path, (good(str(n)) for n in reversed(range(5000))), id="id")
+    written = write_jsonl(tmp_path / "out.jsonl", build_requests(path, "{text}", model="m", id_column="id"))
+    joined = join_results(path, (good(str(n)) for n in reversed(range(5000))), id_column="id")
     matched = sum(row["outcome"] == "succeeded" for row in joined)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -423,7 +433,7 @@ JOINED = [
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_join_in_any_order(order: tuple[int, ...]) -> None:
-    assert list(join_results(ROWS, [RESULTS[n] for n in order], id="id")) == JOINED
+    assert list(join_results(ROWS, [RESULTS[n] for n in order], id_column="id")) == JOINED
 
 
 def test_join_landed_results(tmp_path: Path) -> None:
@@ -435,12 +445,12 @@ def test_join_landed_results(tmp_path: Path) -> None:
     )  # fmt: skip
     results: list[Any] = [path, str(path), tmp_path, UPath(tmp_path), report, BatchResult(RESULTS)]
     for source in results:
-        assert list(join_results(ROWS, source, id="id")) == JOINED
+        assert list(join_results(ROWS, source, id_column="id")) == JOINED
 
 
 def test_join_results_that_have_not_landed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"results\.jsonl.*\n.*it appears once the job is done"):
-        list(join_results(ROWS, tmp_path, id="id"))
+        list(join_results(ROWS, tmp_path, id_column="id"))
 
 
 @pytest.mark.parametrize(
@@ -455,7 +465,7 @@ def test_join_results_that_have_not_landed(tmp_path: Path) -> None:
     ],
 )
 def test_every_row_comes_out_once(results: list[str], outcomes: list[str]) -> None:
-    joined = list(join_results(ROWS, [good(custom_id) for custom_id in results], id="id"))
+    joined = list(join_results(ROWS, [good(custom_id) for custom_id in results], id_column="id"))
     assert [row["id"] for row in joined] == ["a", "b", "c"]
     assert [row["outcome"] for row in joined] == outcomes
     assert {row["error"] for row in joined if row["outcome"] == "missing"} <= {
@@ -473,12 +483,12 @@ def test_join_by_row_number_as_built() -> None:
 def test_the_wrong_table(table: Any, id: str | None) -> None:
     for results in (RESULTS, RESULTS[::-1]):
         with pytest.raises(ConfigurationError, match="none of the results belongs to a row of this table"):
-            list(join_results(table, results, id=id))
+            list(join_results(table, results, id_column=id))
 
 
 def test_join_is_lazy() -> None:
     endless = ({"id": str(n)} for n in itertools.count())
-    joined = join_results(endless, (good(str(n)) for n in itertools.count()), id="id")
+    joined = join_results(endless, (good(str(n)) for n in itertools.count()), id_column="id")
     assert next(joined)["content"] == "about 0"
     assert next(joined)["content"] == "about 1"
 
@@ -516,7 +526,7 @@ def test_join_is_lazy() -> None:
 def test_content(body: dict[str, Any], content: Any) -> None:
     rows = [Row("a", Outcome.SUCCEEDED, Body(body), None, 200), good("b")]
     for results in (rows, rows[::-1]):
-        first, _ = join_results(ROWS[:2], results, id="id")
+        first, _ = join_results(ROWS[:2], results, id_column="id")
         assert (first["content"], first["error"]) == (content, None)
 
 
@@ -532,14 +542,14 @@ def test_content(body: dict[str, Any], content: Any) -> None:
 )
 def test_refusal(body: dict[str, Any]) -> None:
     results = [Row("a", Outcome.SUCCEEDED, Body(body), None, 200)]
-    (row,) = join_results(ROWS[:1], results, id="id", parse="json")
+    (row,) = join_results(ROWS[:1], results, id_column="id", parse="json")
     assert (row["outcome"], row["content"], row["error"]) == ("succeeded", None, "the model refused: No.")
 
 
 def test_parse_json() -> None:
     answers = ['{"mood": "good", "n": [1]}', "{", '["x"]']
     results = [good(row["id"], answer) for row, answer in zip(ROWS, answers, strict=True)]
-    first, second, third = join_results(ROWS, results, id="id", parse="json", prefix="llm_")
+    first, second, third = join_results(ROWS, results, id_column="id", parse="json", prefix="llm_")
     assert first == {
         **ROWS[0], "llm_outcome": "succeeded", "llm_content": answers[0], "llm_error": None,
         "llm_mood": "good", "llm_n": [1],
@@ -553,7 +563,7 @@ def test_parse_with_a_function() -> None:
     def parse(content: str) -> dict[str, Any]:
         return {"word": content.split()[1], "first": {"about a": 1}[content]}
 
-    first, second, _ = join_results(ROWS, [good("a"), good("b"), RESULTS[2]], id="id", parse=parse)
+    first, second, _ = join_results(ROWS, [good("a"), good("b"), RESULTS[2]], id_column="id", parse=parse)
     assert (first["word"], first["first"], first["error"]) == ("a", 1, None)
     assert second["error"] == "content could not be parsed: KeyError: 'about b'"
     assert "word" not in second
@@ -569,7 +579,9 @@ def test_parse_with_a_function() -> None:
     ],
 )
 def test_no_column_is_overwritten(row: dict[str, Any], answer: str, prefix: str, clash: str) -> None:
-    joined = join_results([{"id": "a", **row}], [good("a", answer)], id="id", parse="json", prefix=prefix)
+    joined = join_results(
+        [{"id": "a", **row}], [good("a", answer)], id_column="id", parse="json", prefix=prefix
+    )
     with pytest.raises(
         ConfigurationError, match=f"row 1 would get a second column {clash}: pass another prefix"
     ):

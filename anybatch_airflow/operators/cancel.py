@@ -11,7 +11,7 @@ from airflow.providers.common.compat.sdk import AirflowException, BaseOperator
 from anybatch_airflow.account import OnAccount, checked, final_errors, task_instance, waits_deferred
 from anybatch_airflow.inputs import batch_ids
 from anybatch_airflow.links import BatchLink, push_links
-from anybatch_airflow.policies import CANCEL_TIME, described, told_batches, utc
+from anybatch_airflow.policies import CANCEL_TIME, batches_in_words, described, utc
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -72,7 +72,7 @@ class AnyBatchCancelOperator(OnAccount, BaseOperator):
             ids = batch_ids(self.batch_id)
             push_links(task_instance(context), batches=self.hook().console_url(client, ids))
             batches = self._cancel(client, ids)
-            self.log.info("%s", told_batches(batches))
+            self.log.info("%s", batches_in_words(batches))
             running = [batch for batch in batches if not batch.status.is_terminal]
             if self.wait_for_end and running:
                 batches = self._wait(client, batches, running)

@@ -10,7 +10,7 @@ from anybatch_airflow.account import final_errors, job_id, task_instance
 from anybatch_airflow.lineage import openlineage_facets
 from anybatch_airflow.links import BatchLink, push_links
 from anybatch_airflow.operators.submitting import SubmittingOperator
-from anybatch_airflow.policies import told_batches
+from anybatch_airflow.policies import batches_in_words
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -69,10 +69,10 @@ class AnyBatchCreateOperator(SubmittingOperator):
             if others:
                 self.log.warning(
                     "there are more batches with the marks of this task: %s. Cancel them if they are not "
-                    "another deployment's", told_batches(others),
+                    "another deployment's", batches_in_words(others),
                 )  # fmt: skip
             push_links(ti, batches=self.hook().console_url(client, ids))
-        self.log.info("%s", told_batches(batches))
+        self.log.info("%s", batches_in_words(batches))
         return ids
 
     def _folder(self, context: Context, client: Client, scratch: Path, found: list[Batch]) -> TaskStateFolder:

@@ -6,43 +6,34 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
+from anybatch.jobs.options import DEFAULT_TIMEOUT
 from anybatch_airflow.account import checked, final_errors, task_instance, waits_deferred
 from anybatch_airflow.carried import Carried
-from anybatch_airflow.inputs import is_path, location, plain
+from anybatch_airflow.inputs import HasOutput, is_path, location, plain
 from anybatch_airflow.kill import KillGuard
 from anybatch_airflow.landing import land
 from anybatch_airflow.lineage import openlineage_facets
 from anybatch_airflow.links import BatchLink, ResultsLink, push_links
 from anybatch_airflow.operators.submitting import SubmittingOperator
-from anybatch_airflow.policies import (
-    DEFAULT_TIMEOUT,
-    Move,
-    began_by,
-    deadlines_of,
-    next_move,
-    one_of,
-    told_batches,
-    told_late,
-    utc,
-)
+from anybatch_airflow.policies import batches_in_words, chosen, told_late, utc
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from airflow.providers.common.compat.sdk import Context
 
-    from anybatch import Batch, Client, Job
+    from anybatch import Batch, Client, Job, Standing
     from anybatch.jobs.ledger import Ledger
-    from anybatch_airflow.inputs import Prompt, Requests
-    from anybatch_airflow.policies import OnPartial, OnTimeout
+    from anybatch.jobs.options import OnChanged, OnLost, OnOrphan, OnPartial, OnTimeout, OnUntranslatable
+    from anybatch_airflow.inputs import IdColumn, Prompt, Requests
 
 
-class AnyBatchOperator(SubmittingOperator):
+class AnyBatchOperator(HasOutput, SubmittingOperator):
     """Submits requests as batches, waits without a worker slot, lands the results, returns a manifest.
 
     The job's identity is dag, task, run and map index, after the option `[anybatch] deployment` where that is
@@ -66,9 +57,10 @@ class AnyBatchOperator(SubmittingOperator):
         instead. Requests themselves are never rendered, as text in a prompt must not be run as a template,
         nor stored in the metadata database, nor is what `.partial(input=…)` is given; `.expand(input=…)`
         does store its literals there, so map over paths.
-    :param output_folder: A folder of the job's own that all workers see, local or `s3://conn_id@bucket/…`,
-        for its record, results.jsonl and report.json: one per task instance, `…/{{ run_id }}`, with
-        `{{ ti.map_index }}` if it is mapped.
+    :param output: A folder of the job's own that all workers see, local or `s3://conn_id@bucket/…`, for its
+        record, results.jsonl and report.json: one per task instance, `…/{{ run_id }}`, with
+        `{{ ti.map_index }}` if it is mapped. The templated field, and the attribute, is `output_folder`, as
+        `output` is what every operator calls its XCom.
     :param endpoint: OpenAI's path (`/v1/chat/completions`, …) or the provider's own.
     :param prompt: Makes requests of a table, `input`: a CSV, TSV, JSONL or Parquet file, a DataFrame or
         dicts. A template like "Sum up: {text}", whose fields are columns and which is never Jinja, or a
@@ -124,10 +116,10 @@ class AnyBatchOperator(SubmittingOperator):
         self,
         *,
         input: Requests,
-        output_folder: str | os.PathLike[str],
+        output: str | os.PathLike[str],
         endpoint: str = "/v1/chat/completions",
         prompt: Prompt | None = None,
-        id_column: str | Callable[[dict[str, Any]], object] | None = None,
+        id_column: IdColumn | None = None,
         system: str | None = None,
         body: Mapping[str, Any] | None = None,
         model: str | None = None,
@@ -137,10 +129,10 @@ class AnyBatchOperator(SubmittingOperator):
         completion_window: str = "24h",
         metadata: Mapping[str, str] | None = None,
         options: Mapping[str, Any] | None = None,
-        on_orphan: Literal["fail", "resubmit"] = "fail",
-        on_changed: Literal["cancel_and_resubmit", "fail"] = "cancel_and_resubmit",
-        on_untranslatable: Literal["fail", "drop"] = "fail",
-        on_lost: Literal["fail", "land", "resubmit"] = "fail",
+        on_orphan: OnOrphan = "fail",
+        on_changed: OnChanged = "cancel_and_resubmit",
+        on_untranslatable: OnUntranslatable = "fail",
+        on_lost: OnLost = "fail",
         shard_requests: int | None = None,
         max_rounds: int = 1,
         on_partial: OnPartial = "keep",
@@ -171,15 +163,15 @@ class AnyBatchOperator(SubmittingOperator):
             on_untranslatable=on_untranslatable,
             **kwargs,
         )
-        self.output_folder = plain(output_folder)
-        self.on_lost: Literal["fail", "land", "resubmit"] = on_lost
+        self.output_folder = plain(output)
+        self.on_lost: OnLost = on_lost
         self.shard_requests = shard_requests
         self.max_rounds = max_rounds
-        self.on_partial = one_of("on_partial", on_partial, "keep", "fail")
+        self.on_partial = chosen("on_partial", on_partial)
         self.max_failed_ratio = max_failed_ratio
         self.price = price
         self.timeout = timeout if isinstance(timeout, timedelta) else timedelta(seconds=timeout)
-        self.on_timeout = one_of("on_timeout", on_timeout, "leave", "cancel", "land_partial")
+        self.on_timeout = chosen("on_timeout", on_timeout)
         self.deferrable = waits_deferred(deferrable)
         self.min_defer_seconds = min_defer_seconds
         self.manifest: dict[str, Any] | None = None
@@ -190,20 +182,23 @@ class AnyBatchOperator(SubmittingOperator):
             before = dict(context)
             job = replace(job, input=self._requests(context))
             self._check_record(context, client, job)
-            batches = client.submit(job)  # which is when a generator of requests has come to its end
+            standing = client.submit(job)  # which is when a generator of requests has come to its end
             self._carried = Carried.of(self, self.source, context, before)
-            return self._go_on(context, client, job, batches, time.time())
+            return self._go_on(context, client, job, standing, time.time())
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
         """Resume after the trigger's event, on a worker again."""
+        from anybatch.jobs.policies import began_before
+
         self._carried = Carried.from_text((event or {}).get("then"))
         self._carried.restore(context)
         told = checked(event)
         with self._at_work(context) as (client, job):
             # What was submitted is on record: the input is not made a second time.
             job = self._recorded(job, told["batches"])
+            began = began_before(told["status"] == "timeout", time.time())
             # A batch that was late for the trigger is looked at again: it may have ended by now.
-            return self._go_on(context, client, job, client.resume(job), began_by(told, time.time()))
+            return self._go_on(context, client, job, client.resume(job), began)
 
     def on_kill(self) -> None:
         """Cancel the batches if the task instance is over; leave them to the next attempt if it is not."""
@@ -229,16 +224,17 @@ class AnyBatchOperator(SubmittingOperator):
                 yield client, job
 
     def _go_on(
-        self, context: Context, client: Client, job: Job, batches: Sequence[Batch], began: float
+        self, context: Context, client: Client, job: Job, standing: Standing, began: float
     ) -> dict[str, Any]:
         """Round by round, until there is nothing left to wait for; the waiting `began` then."""
+        from anybatch.jobs.policies import Move, deadlines_of, next_move
+
+        timeout = self.timeout.total_seconds()
         while True:
-            ledger = self._publish(context, client, job)
-            now = time.time()
-            deadlines = deadlines_of(batches, ledger, self.timeout, began, outlasts_lost=self._outlasts_lost)
-            running = [batch for batch in batches if batch.id in deadlines]
-            is_stopped = ledger.stopped_at is not None
-            match next_move(deadlines.values(), self.on_timeout, is_stopped=is_stopped, now=now):
+            self._publish(context, client, job)
+            now, running = time.time(), standing.running
+            deadlines = deadlines_of(standing, timeout, began, outlasts_lost=self._outlasts_lost)
+            match next_move(standing, deadlines, self.on_timeout, now):
                 case Move.LAND:
                     return self._collect(context, client, job)
                 case Move.WAIT:
@@ -257,10 +253,10 @@ class AnyBatchOperator(SubmittingOperator):
                     client.stop(job)
                 case Move.GIVE_UP:
                     raise AirflowException(
-                        f"cancelled and not ended within an hour: {told_batches(running)}. A retry lands "
+                        f"cancelled and not ended within an hour: {batches_in_words(running)}. A retry lands "
                         "what they have finished if they have ended by then."
                     )
-            batches = client.resume(job)
+            standing = client.resume(job)
 
     def _wait(self, client: Client, running: Sequence[Batch], deadlines: Mapping[str, float]) -> None:
         """Until all have ended or their deadlines have passed. Deferred there is no return."""
@@ -268,7 +264,7 @@ class AnyBatchOperator(SubmittingOperator):
         from anybatch_airflow.triggers import progress
 
         latest = utc(max(deadlines.values()))
-        self.log.info("waiting until %s at the latest: %s", latest, told_batches(running))
+        self.log.info("waiting until %s at the latest: %s", latest, batches_in_words(running))
         if self.deferrable:
             created = {batch.id: batch.created_at for batch in running}
             trigger = self.trigger(
@@ -312,7 +308,7 @@ class AnyBatchOperator(SubmittingOperator):
                 problems.append(f"{batch.id} was not cancelled: {type(error).__name__}: {error}")
         if not problems and all(batch.status == "completed" for batch in cancelled):
             return
-        told = [f"They were cancelled: {told_batches(cancelled)}"] if cancelled else []
+        told = [f"They were cancelled: {batches_in_words(cancelled)}"] if cancelled else []
         raise AirflowException(
             f"{'. '.join([late, *told, *problems])}. A retry or a clear keeps the rows that are finished and "
             "submits the rest again; raise `timeout` to wait longer."
@@ -382,7 +378,7 @@ def _no_record(job: Job, batches: Iterable[str], more: str = "") -> AirflowFailE
     return AirflowFailException(
         f"{job.folder.path} has no record of this task's batches{known and f', {known}'}. Either it was "
         "removed, or it is not a folder that all workers see, but a disk of each worker's or pod's own: let "
-        "output_folder be in an object store or on a shared disk. The batches were left as they are: "
+        "output be in an object store or on a shared disk. The batches were left as they are: "
         "AnyBatchResultsOperator lands what they have finished. To submit all rows again, and pay again, "
         f"cancel them, or set on_orphan='resubmit'.{more}"
     )

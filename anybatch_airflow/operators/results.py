@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, BaseOperator
 
 from anybatch_airflow.account import OnAccount, final_errors, job_id, task_instance
-from anybatch_airflow.inputs import batch_ids, location, plain
+from anybatch_airflow.inputs import HasOutput, batch_ids, location, plain
 from anybatch_airflow.landing import land
 from anybatch_airflow.lineage import openlineage_facets
 from anybatch_airflow.links import BatchLink, ResultsLink, push_links
-from anybatch_airflow.policies import one_of, told_batches
+from anybatch_airflow.policies import batches_in_words, chosen
 
 if TYPE_CHECKING:
     import os
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
     from anybatch import Batch, BatchRecord, Client, Report, Row
     from anybatch.jobs.folder import JobFolder
+    from anybatch.jobs.options import OnPartial
     from anybatch_airflow.inputs import BatchIds
-    from anybatch_airflow.policies import OnPartial
 
 
-class AnyBatchResultsOperator(OnAccount, BaseOperator):
+class AnyBatchResultsOperator(HasOutput, OnAccount, BaseOperator):
     """Lands the rows of ended batches as results.jsonl and report.json; returns the same manifest as a job.
 
     For batches of `AnyBatchCreateOperator`, or of another system. Every row is counted: one that the
@@ -41,8 +41,9 @@ class AnyBatchResultsOperator(OnAccount, BaseOperator):
     Put an `AnyBatchSensor` before it: a batch that still runs fails the task (a retry may find it ended).
 
     :param batch_id: One id or several; the XCom of another task, or a template.
-    :param output_folder: Where results.jsonl and report.json go: a folder of this task's own, local or
-        `s3://conn_id@bucket/…`. What an earlier run of the task has put there is replaced.
+    :param output: Where results.jsonl and report.json go: a folder of this task's own, local or
+        `s3://conn_id@bucket/…`. What an earlier run of the task has put there is replaced. The templated
+        field, and the attribute, is `output_folder`.
     :param endpoint: The dialect of the bodies, where the batch does not tell it: on Anthropic, `/v1/messages`
         gives native ones.
     :param conn_id: Airflow connection; may be left out if `provider` is given.
@@ -69,7 +70,7 @@ class AnyBatchResultsOperator(OnAccount, BaseOperator):
         self,
         *,
         batch_id: BatchIds,
-        output_folder: str | os.PathLike[str],
+        output: str | os.PathLike[str],
         endpoint: str | None = None,
         conn_id: str | None = None,
         provider: str | None = None,
@@ -81,12 +82,12 @@ class AnyBatchResultsOperator(OnAccount, BaseOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.batch_id = batch_id
-        self.output_folder = plain(output_folder)
+        self.output_folder = plain(output)
         self.endpoint = endpoint
         self.conn_id = conn_id
         self.provider = provider
         self.api_base = api_base
-        self.on_partial: OnPartial = one_of("on_partial", on_partial, "keep", "fail")
+        self.on_partial: OnPartial = chosen("on_partial", on_partial)
         self.max_failed_ratio = max_failed_ratio
         self.price = price
         self.manifest: dict[str, Any] | None = None
@@ -250,15 +251,13 @@ def _refuse_job(folder: JobFolder) -> None:
     from anybatch import ConfigurationError
 
     if (ledger := folder.read()) is not None:
-        raise ConfigurationError(
-            f"{folder.path} holds job {ledger.job!r}; give output_folder a folder of its own"
-        )
+        raise ConfigurationError(f"{folder.path} holds job {ledger.job!r}; give `output` a folder of its own")
 
 
 def _ended(batches: Sequence[Batch]) -> Sequence[Batch]:
     if running := [batch for batch in batches if not batch.status.is_terminal]:
         raise AirflowException(
-            f"{told_batches(running)}: there are results once a batch has ended. Put an AnyBatchSensor with "
-            "the same batch_id before this task."
+            f"{batches_in_words(running)}: there are results once a batch has ended. Put an AnyBatchSensor "
+            "with the same batch_id before this task."
         )
     return batches

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
@@ -10,12 +10,13 @@ from anybatch_airflow.account import OnAccount, job_id, task_instance
 from anybatch_airflow.inputs import Hidden, InputField, is_path, is_shown, read_input, requests_from
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Collection, Mapping
 
     from airflow.providers.common.compat.sdk import Context
 
     from anybatch import Job
-    from anybatch_airflow.inputs import Prompt, Requests
+    from anybatch.jobs.options import OnChanged, OnOrphan, OnUntranslatable
+    from anybatch_airflow.inputs import IdColumn, Prompt, Requests
 
 
 class SubmittingOperator(OnAccount, BaseOperator):
@@ -43,7 +44,7 @@ class SubmittingOperator(OnAccount, BaseOperator):
         input: Requests,
         endpoint: str = "/v1/chat/completions",
         prompt: Prompt | None = None,
-        id_column: str | Callable[[dict[str, Any]], object] | None = None,
+        id_column: IdColumn | None = None,
         system: str | None = None,
         body: Mapping[str, Any] | None = None,
         model: str | None = None,
@@ -53,9 +54,9 @@ class SubmittingOperator(OnAccount, BaseOperator):
         completion_window: str = "24h",
         metadata: Mapping[str, str] | None = None,
         options: Mapping[str, Any] | None = None,
-        on_orphan: Literal["fail", "resubmit"] = "fail",
-        on_changed: Literal["cancel_and_resubmit", "fail"] = "cancel_and_resubmit",
-        on_untranslatable: Literal["fail", "drop"] = "fail",
+        on_orphan: OnOrphan = "fail",
+        on_changed: OnChanged = "cancel_and_resubmit",
+        on_untranslatable: OnUntranslatable = "fail",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -72,9 +73,9 @@ class SubmittingOperator(OnAccount, BaseOperator):
         self.completion_window = completion_window
         self.metadata = metadata
         self.options = options
-        self.on_orphan: Literal["fail", "resubmit"] = on_orphan
-        self.on_changed: Literal["cancel_and_resubmit", "fail"] = on_changed
-        self.on_untranslatable: Literal["fail", "drop"] = on_untranslatable
+        self.on_orphan: OnOrphan = on_orphan
+        self.on_changed: OnChanged = on_changed
+        self.on_untranslatable: OnUntranslatable = on_untranslatable
 
     @classmethod
     def partial(cls, **kwargs: Any) -> Any:

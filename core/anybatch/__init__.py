@@ -43,12 +43,14 @@ if TYPE_CHECKING:
         Problem,
         QuotaError,
         RateLimitError,
+        RowsLackingError,
         ServerError,
         TransportError,
         UnknownOptionError,
         UnknownProviderError,
     )
     from .jobs.job import Job
+    from .jobs.standing import Standing
     from .models import (
         Batch,
         BatchRecord,
@@ -105,7 +107,9 @@ __all__ = [
     "RetryPolicy",
     "Row",
     "RowError",
+    "RowsLackingError",
     "ServerError",
+    "Standing",
     "TokenUsage",
     "TransportError",
     "UnknownOptionError",
@@ -173,12 +177,14 @@ _MODULES = {
         "Problem",
         "QuotaError",
         "RateLimitError",
+        "RowsLackingError",
         "ServerError",
         "TransportError",
         "UnknownOptionError",
         "UnknownProviderError",
     ),
     "jobs.job": ("Job",),
+    "jobs.standing": ("Standing",),
     "models": (
         "Batch",
         "BatchRecord",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .client import AsyncClient, Client, OnProgress
 from .jobs.job import Job, JobInput
+from .jobs.options import OnChanged, OnLost, OnOrphan, OnPartial, OnTimeout, OnUntranslatable
 from .models import Batch, BatchResult, Page, Report
 from .providers import split_settings
 from .providers.base import DEFAULT_WINDOW
@@ -220,19 +221,65 @@ def run_job(
     input: JobInput,
     output: str | os.PathLike[str] | UPath,
     *,
+    endpoint: str = "/v1/chat/completions",
+    id: str | None = None,
+    model: str | None = None,
+    completion_window: str = DEFAULT_WINDOW,
+    metadata: Mapping[str, str] | None = None,
+    options: Mapping[str, Any] | None = None,
+    on_orphan: OnOrphan = "fail",
+    on_changed: OnChanged = "cancel_and_resubmit",
+    on_untranslatable: OnUntranslatable = "fail",
+    on_lost: OnLost = "fail",
+    shard_requests: int | None = None,
+    max_rounds: int = 1,
+    restart: str | None = None,
+    lease: float = 90.0,
+    price: tuple[float, float] | None = None,
     timeout: float | None = None,
+    on_timeout: OnTimeout = "leave",
+    on_partial: OnPartial = "keep",
+    max_failed_ratio: float = 1.0,
     on_progress: OnProgress | None = None,
     api_key: str | None = None,
     api_base: str | None = None,
     client_args: ClientArgs = None,
-    **job: Any,
 ) -> Report:
     """From requests to landed results: submit (once, however often this is called), wait, collect.
 
-    `job` are the further fields of `Job`: endpoint, model, completion_window, metadata, …
+    The options are the fields of `Job`, the keywords of `Client.run` and the arguments of `Client`. Raises
+    what these raise: ConfigurationError and InputError before anything is sent, DeadlineExceededError when
+    `timeout` is over, after which the same call goes on with the same batches, RowsLackingError where results
+    have landed that `on_partial` or `max_failed_ratio` does not accept.
     """
+    job = Job(
+        input=input,
+        output=output,
+        endpoint=endpoint,
+        id=id,
+        model=model,
+        completion_window=completion_window,
+        metadata=metadata or {},
+        options=options or {},
+        on_orphan=on_orphan,
+        on_changed=on_changed,
+        on_untranslatable=on_untranslatable,
+        on_lost=on_lost,
+        shard_requests=shard_requests,
+        max_rounds=max_rounds,
+        restart=restart,
+        lease=lease,
+        price=price,
+    )
     with Client(provider, api_key=api_key, api_base=api_base, client_args=client_args) as client:
-        return client.run(Job(input=input, output=output, **job), timeout=timeout, on_progress=on_progress)
+        return client.run(
+            job,
+            timeout=timeout,
+            on_timeout=on_timeout,
+            on_partial=on_partial,
+            max_failed_ratio=max_failed_ratio,
+            on_progress=on_progress,
+        )
 
 
 @hides_key
@@ -241,15 +288,56 @@ async def arun_job(
     input: JobInput,
     output: str | os.PathLike[str] | UPath,
     *,
+    endpoint: str = "/v1/chat/completions",
+    id: str | None = None,
+    model: str | None = None,
+    completion_window: str = DEFAULT_WINDOW,
+    metadata: Mapping[str, str] | None = None,
+    options: Mapping[str, Any] | None = None,
+    on_orphan: OnOrphan = "fail",
+    on_changed: OnChanged = "cancel_and_resubmit",
+    on_untranslatable: OnUntranslatable = "fail",
+    on_lost: OnLost = "fail",
+    shard_requests: int | None = None,
+    max_rounds: int = 1,
+    restart: str | None = None,
+    lease: float = 90.0,
+    price: tuple[float, float] | None = None,
     timeout: float | None = None,  # noqa: ASYNC109  the deadline is the provider's, not the task's
+    on_timeout: OnTimeout = "leave",
+    on_partial: OnPartial = "keep",
+    max_failed_ratio: float = 1.0,
     on_progress: OnProgress | None = None,
     api_key: str | None = None,
     api_base: str | None = None,
     client_args: ClientArgs = None,
-    **job: Any,
 ) -> Report:
     """`run_job`, awaited."""
+    job = Job(
+        input=input,
+        output=output,
+        endpoint=endpoint,
+        id=id,
+        model=model,
+        completion_window=completion_window,
+        metadata=metadata or {},
+        options=options or {},
+        on_orphan=on_orphan,
+        on_changed=on_changed,
+        on_untranslatable=on_untranslatable,
+        on_lost=on_lost,
+        shard_requests=shard_requests,
+        max_rounds=max_rounds,
+        restart=restart,
+        lease=lease,
+        price=price,
+    )
     async with AsyncClient(provider, api_key=api_key, api_base=api_base, client_args=client_args) as client:
         return await client.run(
-            Job(input=input, output=output, **job), timeout=timeout, on_progress=on_progress
+            job,
+            timeout=timeout,
+            on_timeout=on_timeout,
+            on_partial=on_partial,
+            max_failed_ratio=max_failed_ratio,
+            on_progress=on_progress,
         )

@@ -7,12 +7,14 @@ rest, 130 for Ctrl-C. A job whose results have landed ends in 0, unless not one 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
+from .jobs.options import REQUIRED, Option, Part, options_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,6 +25,23 @@ if TYPE_CHECKING:
 
 
 NO_ROW_SUCCEEDED = 3  # exit code
+
+# A key on a command line is seen by every process of the machine; a callable and the arguments of the HTTP
+# client cannot be written there; `run_job`, which begins now, takes no deadline.
+_NOT_HERE = frozenset(("api_key", "client_args", "on_progress", "deadline"))
+_POSITIONAL = ("input", "output")
+_METAVARS = {
+    "lease": "SECONDS",
+    "max_failed_ratio": "SHARE",
+    "max_rounds": "N",
+    "price": ("INPUT", "OUTPUT"),
+    "shard_requests": "N",
+    "timeout": "SECONDS",
+}
+_TEXTS = "Mapping[str, str]"  # the type of an option whose values are text, also where they look like JSON
+RUN_OPTIONS = tuple(
+    option for option in options_of(Part.JOB, Part.ACCOUNT, Part.RUN) if option.name not in _NOT_HERE
+)
 
 
 class UsageError(Exception):
@@ -61,41 +80,8 @@ def _parser() -> argparse.ArgumentParser:
         help="submit a JSONL file as a job, wait, and land its results in a folder",
         epilog=f"Exit code {NO_ROW_SUCCEEDED}: the results have landed, and no row succeeded.",
     )
-    run.add_argument("input", help="JSONL file of request lines, a path or fsspec URL")
-    run.add_argument("output", help="the job's own folder; the same folder continues the same job")
-    run.add_argument("--provider", required=True, help="openai, anthropic, mistral, local, …")
-    run.add_argument("--endpoint", default="/v1/chat/completions", help="default: %(default)s")
-    run.add_argument("--model", help="the model of all lines, where they name none")
-    run.add_argument("--completion-window", default="24h", help="default: %(default)s")
-    run.add_argument("--metadata", action="append", default=[], metavar="KEY=VALUE", help="may be repeated")
-    run.add_argument("--api-base", help="the provider's address; for local, sqlite:///absolute/path.db")
-    run.add_argument(
-        "--max-rounds", type=int, default=1, metavar="N",
-        help="how often a row may be submitted, if it failed in a way that may pass (default: %(default)s)",
-    )  # fmt: skip
-    run.add_argument(
-        "--on-orphan", choices=("fail", "resubmit"), default="fail",
-        help="where a lost create may have left a batch that cannot be looked up (default: %(default)s)",
-    )  # fmt: skip
-    run.add_argument(
-        "--on-changed", choices=("cancel_and_resubmit", "fail"), default="cancel_and_resubmit",
-        help="where the folder's job had other input or options (default: %(default)s)",
-    )  # fmt: skip
-    run.add_argument(
-        "--on-lost", choices=("fail", "land", "resubmit"), default="fail",
-        help="where a batch or its results are gone at the provider: stop, land the other rows, or buy these "
-        "rows again (default: %(default)s)",
-    )  # fmt: skip
-    run.add_argument(
-        "--shard-requests", type=int, metavar="N", help="at most so many requests a batch (default: as many "
-        "as the provider takes)",
-    )  # fmt: skip
-    run.add_argument(
-        "--restart", metavar="TEXT", help="submit the same input once more, once for each such text"
-    )
-    run.add_argument(
-        "--timeout", type=float, metavar="SECONDS", help="stop waiting after so long; the batch goes on"
-    )
+    for option in RUN_OPTIONS:
+        run.add_argument(_flag(option), **_argument(option))
     run.set_defaults(command=_run)
 
     status = commands.add_parser("status", help="what is on record of a job")
@@ -124,39 +110,74 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _flag(option: Option) -> str:
+    """What the user writes for an option; the two places of a job are given without a name."""
+    return option.name if option.name in _POSITIONAL else f"--{option.name.replace('_', '-')}"
+
+
+def _argument(option: Option) -> dict[str, Any]:
+    """What argparse is told of an option."""
+    told: dict[str, Any] = {"help": _help(option)}
+    if option.name in _POSITIONAL:
+        return told
+    told["required"] = option.default is REQUIRED
+    if option.type.startswith("Mapping["):
+        return told | {"action": "append", "default": [], "metavar": "KEY=VALUE"}
+    told["default"] = None if option.default is REQUIRED else option.default
+    if option.choices:
+        return told | {"choices": option.choices}
+    if option.name in _METAVARS:
+        told["metavar"] = _METAVARS[option.name]
+    if option.type.startswith("tuple["):
+        return told | {"nargs": 2, "type": float}
+    kind = option.type.partition(" ")[0]
+    return told | {"type": {"int": int, "float": float}.get(kind, str)}
+
+
+def _help(option: Option) -> str:
+    text = option.text.replace("%", "%%")
+    if option.type.startswith("Mapping["):
+        as_json = "" if option.type == _TEXTS else " A VALUE that is JSON is taken as such."
+        return f"{text} May be repeated.{as_json}"
+    return text if option.default in (None, REQUIRED) else f"{text} Default: %(default)s."
+
+
 def _run(options: argparse.Namespace) -> int:
     from . import Outcome, run_job
 
     if options.provider == "local":
         _database(options.api_base)
-    metadata = dict(_pair(text) for text in options.metadata)
-    report = run_job(
-        options.provider,
-        options.input,
-        options.output,
-        endpoint=options.endpoint,
-        model=options.model,
-        completion_window=options.completion_window,
-        metadata=metadata,
-        max_rounds=options.max_rounds,
-        on_orphan=options.on_orphan,
-        on_changed=options.on_changed,
-        on_lost=options.on_lost,
-        shard_requests=options.shard_requests,
-        restart=options.restart,
-        api_base=options.api_base,
-        timeout=options.timeout,
-        on_progress=_progress,
-    )
+    given = {option.name: _value(option, getattr(options, option.name)) for option in RUN_OPTIONS}
+    report = run_job(**given, on_progress=_progress)
     print(_told(report))
     return 0 if report.counts.get(Outcome.SUCCEEDED) else NO_ROW_SUCCEEDED
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _value(option: Option, given: Any) -> Any:
+    """An option as `run_job` takes it."""
+    if option.type.startswith("Mapping["):
+        pairs = (_pair(option, text) for text in given)
+        return {key: value if option.type == _TEXTS else _json(value) for key, value in pairs}
+    return tuple(given) if isinstance(given, list) else given
+
+
+def _pair(option: Option, text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not (key and equals):
-        raise UsageError(f"--metadata {text}: expected KEY=VALUE")
+        raise UsageError(f"{_flag(option)} {text}: expected KEY=VALUE")
     return key, value
+
+
+def _json(text: str) -> Any:
+    """The value as JSON where it is JSON, so that numbers and objects can be given, else the text."""
+    try:
+        return json.loads(text, parse_constant=_no_json)
+    except ValueError:
+        return text
+
+
+def _no_json(text: str) -> None:
+    raise ValueError(f"{text} is no JSON, although Python reads it")
 
 
 def _progress(batch: Batch) -> None:

@@ -23,7 +23,9 @@ from .errors import AnyBatchError, ConfigurationError, DeadlineExceededError, No
 from .flow import TIMEOUT, Flow, T, aperform, do, perform, sleep
 from .jobs.collect import collect, ended_batch
 from .jobs.job import Job
-from .jobs.lost import STUCK_AFTER
+from .jobs.policies import Move, OnPartial, OnTimeout
+from .jobs.running import Run
+from .jobs.standing import Standing
 from .jobs.submit import resume, stop, submit
 from .models import Batch, BatchStatus, Page, Report, Row
 from .polling.pace import Trouble, Verdict, before_deadline, next_interval, pause_after, verdict
@@ -225,41 +227,15 @@ def _deadline(timeout: float | None, deadline: float | None) -> float | None:
     return time.time() + timeout if timeout is not None else deadline
 
 
+def _pause_after(error: AnyBatchError, provider: Provider) -> float:
+    """Seconds before the job is asked for after a wait that was passed over: what answered 404 may be there
+    at the next look."""
+    return provider.poll_seconds[0] if isinstance(error, NotFoundError) else 0.0
+
+
 def _polling(retry: RetryPolicy) -> RetryPolicy:
     """For a look at a waiting batch: whoever waits looks again anyhow, but has a deadline."""
     return replace(retry, attempts=min(retry.attempts, 2))
-
-
-def _all_ended(batches: Sequence[Batch]) -> bool:
-    return all(batch.status.is_terminal for batch in batches)
-
-
-def _may_go_on(job: Job, ended: Sequence[Batch]) -> bool:
-    """Whether rows may be submitted again; else asking would cost a request for each batch."""
-    if job.max_rounds > 1 or job.on_lost != "fail":
-        return True
-    return any(batch.status is BatchStatus.CANCELLED for batch in ended)
-
-
-def _wait_until(job: Job, end: float | None) -> float | None:
-    """Until when to wait before the job is looked at as a whole; `end` is the caller's deadline.
-
-    A batch that is lost, or never ends being cancelled, may be done without: that is decided on the way.
-    """
-    if job.on_lost == "fail":
-        return end
-    look = time.time() + STUCK_AFTER
-    return look if end is None else min(end, look)
-
-
-def _may_pass_over(job: Job, error: AnyBatchError, end: float | None) -> bool:
-    """Whether the job goes on after a wait that ended so: `on_lost` decides about what is gone, and a
-    deadline that is not the caller's is none."""
-    if job.on_lost == "fail":
-        return False
-    if isinstance(error, DeadlineExceededError):
-        return end is None or time.time() < end
-    return isinstance(error, NotFoundError)
 
 
 class Client(_Shell):
@@ -284,7 +260,13 @@ class Client(_Shell):
         super().__init__(
             provider, api_key=api_key, api_base=api_base, client_args=client_args, retry=retry, **settings
         )
-        self._http = httpx.Client(**self._http_args(self.provider.transport()))
+        transport = None if "transport" in self._given else self.provider.transport()
+        try:
+            self._http = httpx.Client(**self._http_args(transport))
+        except BaseException:  # an argument that httpx refuses
+            if transport is not None:
+                transport.close()
+            raise
 
     def _run(self, flow: Flow[T], batch_id: str | None = None, retry: RetryPolicy | None = None) -> T:
         return perform(self._told(flow, batch_id), self._http, retry or self.retry)
@@ -353,30 +335,29 @@ class Client(_Shell):
         provider = self.provider.with_options(options)
         return self._run(self._download(provider, batch_id, Path(directory)), batch_id)
 
-    def submit(self, job: Job) -> Sequence[Batch]:
+    def submit(self, job: Job) -> Standing:
         """Begin or re-attach an attempt: see that every row that is to have one has its batch.
 
-        Returns the batches of the current round as they stand; [] where the results have landed and nothing
-        is left to submit.
+        Where the results have landed and nothing is left to submit, there is no batch in what it returns.
         """
         return self._run(submit(job, self.provider))
 
-    def resume(self, job: Job) -> Sequence[Batch]:
+    def resume(self, job: Job) -> Standing:
         """Go on with a job on record; to be called, by any process, when batches of it have ended.
 
-        Returns the batches of the current round as they stand, and where all have ended and rows are to be
-        submitted again those of the next round, which it creates. Where all it returns have ended (or [], the
-        results having landed) there is nothing left to wait for. `Job.input` may be `()`.
+        Where all have ended and rows are to be submitted again, it submits those in a new round. Once what it
+        returns `is_over` there is nothing left to wait for, and `collect` has the results. `Job.input` may be
+        `()`.
         """
         return self._run(resume(job, self.provider))
 
-    def stop(self, job: Job) -> Sequence[Batch]:
+    def stop(self, job: Job) -> Standing:
         """Cancel what runs of a job for good: rows that are not finished are not submitted again.
 
-        Returns the current round's batches as they stand then; where it has landed already that is [], and
-        nothing is done. Once they have ended `collect` (or `run`) lands what was finished, and the other rows
-        as `cancelled`. Can be repeated. To submit those rows after all: once it has landed, with a higher
-        `Job.max_rounds`, or at any time the whole input with `Job.restart`. `Job.input` may be `()`.
+        Where it has landed already nothing is done. Once its batches have ended `collect` (or `run`) lands
+        what was finished, and the other rows as `cancelled`. Can be repeated. To submit those rows after all:
+        once it has landed, with a higher `Job.max_rounds`, or at any time the whole input with `Job.restart`.
+        `Job.input` may be `()`.
         """
         return self._run(stop(job, self.provider))
 
@@ -390,30 +371,48 @@ class Client(_Shell):
         *,
         timeout: float | None = None,
         deadline: float | None = None,
+        on_timeout: OnTimeout = "leave",
+        on_partial: OnPartial = "keep",
+        max_failed_ratio: float = 1.0,
         on_progress: OnProgress | None = None,
     ) -> Report:
-        """Submit, wait, collect: from requests to landed results, however many rounds that takes."""
-        end = _deadline(timeout, deadline)
-        batches = self.submit(job)
-        while not _all_ended(batches):
-            ended = self._wait_for_all(job, batches, end, on_progress)
-            batches = self.resume(job) if _may_go_on(job, ended) else ended
-        return self.collect(job)
+        """Submit, wait, collect: from requests to landed results, however many rounds that takes.
 
-    def _wait_for_all(
-        self, job: Job, batches: Sequence[Batch], end: float | None, on_progress: OnProgress | None
-    ) -> Sequence[Batch]:
-        ended = [batch for batch in batches if batch.status.is_terminal]
-        until = _wait_until(job, end)
-        for batch in batches:
-            if not batch.status.is_terminal:
-                try:
-                    ended.append(self.wait(batch.id, deadline=until, on_progress=on_progress))
-                except AnyBatchError as error:
-                    if not _may_pass_over(job, error, end):
-                        raise
-                    time.sleep(self.provider.poll_seconds[0])  # it may be there at the next look
-        return ended
+        `timeout` is in seconds from now, `deadline` in unix seconds. At that time `on_timeout` says what
+        becomes of batches that still run: "leave" and "cancel" raise DeadlineExceededError, and the next run
+        takes up what there is; "land_partial" stops the job, and what was finished lands. RowsLackingError
+        where, once all has landed, rows have no result: any at all with on_partial="fail", or a larger share
+        than `max_failed_ratio`.
+        """
+        run = Run(job, _deadline(timeout, deadline), on_timeout, on_partial, max_failed_ratio)
+        standing = self.submit(job)
+        while True:
+            match run.next(standing):
+                case Move.LAND:
+                    return run.judged(self.collect(job))
+                case Move.WAIT:
+                    standing = self._wait_for_all(run, standing, on_progress)
+                case Move.STOP:
+                    standing = self.stop(job)
+                case Move.CANCEL:
+                    for batch in standing.running:
+                        self.cancel(batch.id)
+                    raise run.late(standing)
+                case Move.LEAVE | Move.GIVE_UP:
+                    raise run.late(standing)
+
+    def _wait_for_all(self, run: Run, standing: Standing, on_progress: OnProgress | None) -> Standing:
+        ended = [batch for batch in standing if batch.status.is_terminal]
+        until = run.wait_until(standing)
+        for batch in standing.running:
+            try:
+                ended.append(self.wait(batch.id, deadline=until, on_progress=on_progress))
+            except AnyBatchError as error:
+                if not run.may_pass_over(error):
+                    raise
+                time.sleep(_pause_after(error, self.provider))
+        after = run.after(standing, ended)
+        return self.resume(run.job) if after is None else after
 
     def check(self) -> str:
         """One cheap call that needs the key: a sentence on success, the error otherwise."""
@@ -448,7 +447,15 @@ class AsyncClient(_Shell):
         super().__init__(
             provider, api_key=api_key, api_base=api_base, client_args=client_args, retry=retry, **settings
         )
-        self._http = httpx.AsyncClient(**self._http_args(self.provider.atransport()))
+        transport = None if "transport" in self._given else self.provider.atransport()
+        try:
+            self._http = httpx.AsyncClient(**self._http_args(transport))
+        except BaseException:
+            # httpx has no way to close an asynchronous transport without a loop; those that open something
+            # when they are made, as that of `local`, can also be closed like a synchronous one.
+            if isinstance(transport, httpx.BaseTransport):
+                transport.close()
+            raise
 
     async def _run(self, flow: Flow[T], batch_id: str | None = None, retry: RetryPolicy | None = None) -> T:
         return await aperform(self._told(flow, batch_id), self._http, retry or self.retry)
@@ -517,15 +524,15 @@ class AsyncClient(_Shell):
         provider = self.provider.with_options(options)
         return await self._run(self._download(provider, batch_id, Path(directory)), batch_id)
 
-    async def submit(self, job: Job) -> Sequence[Batch]:
+    async def submit(self, job: Job) -> Standing:
         """See `Client.submit`."""
         return await self._run(submit(job, self.provider))
 
-    async def resume(self, job: Job) -> Sequence[Batch]:
+    async def resume(self, job: Job) -> Standing:
         """See `Client.resume`."""
         return await self._run(resume(job, self.provider))
 
-    async def stop(self, job: Job) -> Sequence[Batch]:
+    async def stop(self, job: Job) -> Standing:
         """See `Client.stop`."""
         return await self._run(stop(job, self.provider))
 
@@ -539,38 +546,51 @@ class AsyncClient(_Shell):
         *,
         timeout: float | None = None,  # noqa: ASYNC109  the deadline is the provider's, not the task's
         deadline: float | None = None,
+        on_timeout: OnTimeout = "leave",
+        on_partial: OnPartial = "keep",
+        max_failed_ratio: float = 1.0,
         on_progress: OnProgress | None = None,
     ) -> Report:
         """See `Client.run`."""
-        end = _deadline(timeout, deadline)
-        batches = await self.submit(job)
-        while not _all_ended(batches):
-            ended = await self._wait_for_all(job, batches, end, on_progress)
-            batches = await self.resume(job) if _may_go_on(job, ended) else ended
-        return await self.collect(job)
+        run = Run(job, _deadline(timeout, deadline), on_timeout, on_partial, max_failed_ratio)
+        standing = await self.submit(job)
+        while True:
+            match run.next(standing):
+                case Move.LAND:
+                    return run.judged(await self.collect(job))
+                case Move.WAIT:
+                    standing = await self._wait_for_all(run, standing, on_progress)
+                case Move.STOP:
+                    standing = await self.stop(job)
+                case Move.CANCEL:
+                    for batch in standing.running:
+                        await self.cancel(batch.id)
+                    raise run.late(standing)
+                case Move.LEAVE | Move.GIVE_UP:
+                    raise run.late(standing)
 
-    async def _wait_for_all(
-        self, job: Job, batches: Sequence[Batch], end: float | None, on_progress: OnProgress | None
-    ) -> Sequence[Batch]:
-        until = _wait_until(job, end)
+    async def _wait_for_all(self, run: Run, standing: Standing, on_progress: OnProgress | None) -> Standing:
+        until = run.wait_until(standing)
 
         async def wait(batch: Batch) -> Batch | None:
             try:
                 return await self.wait(batch.id, deadline=until, on_progress=on_progress)
             except AnyBatchError as error:
-                if not _may_pass_over(job, error, end):
+                if not run.may_pass_over(error):
                     raise
-                await asyncio.sleep(self.provider.poll_seconds[0])  # it may be there at the next look
+                await asyncio.sleep(_pause_after(error, self.provider))
                 return None
 
         try:
             async with asyncio.TaskGroup() as group:
-                waits = [group.create_task(wait(batch)) for batch in batches if not batch.status.is_terminal]
+                waits = [group.create_task(wait(batch)) for batch in standing.running]
         except ExceptionGroup as errors:
             # One wait that fails ends the others; callers expect the error itself, as from `Client.run`.
             raise errors.exceptions[0] from None
-        ended = [task.result() for task in waits]
-        return [*(one for one in batches if one.status.is_terminal), *(one for one in ended if one)]
+        ended = [one for one in (task.result() for task in waits) if one is not None]
+        before = [batch for batch in standing if batch.status.is_terminal]
+        after = run.after(standing, [*before, *ended])
+        return await self.resume(run.job) if after is None else after
 
     async def check(self) -> str:
         """See `Client.check`."""

@@ -21,6 +21,7 @@ AnyBatchError
 ├── BatchFailedError               the provider refused the batch as a whole
 ├── DeadlineExceededError          also a TimeoutError
 └── JobError
+    ├── RowsLackingError           the results have landed, and too many rows have none
     ├── OrphanError                a batch may be running that nobody can look up
     ├── InputChangedError          same job, other input, and on_changed="fail" or rows to submit again
     └── LedgerConflictError        the folder is another job's, or another attempt took over
@@ -32,6 +33,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from .models import Report
 
 
 class AnyBatchError(Exception):
@@ -234,6 +237,17 @@ class DeadlineExceededError(AnyBatchError, TimeoutError):
 
 class JobError(AnyBatchError):
     """A job cannot go on by itself."""
+
+
+class RowsLackingError(JobError):
+    """The results have landed, and more rows have none than `on_partial` or `max_failed_ratio` accepts.
+
+    `report` tells what there is. To run the job again reads the same report.
+    """
+
+    def __init__(self, message: str, *, report: Report | None = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class OrphanError(JobError):

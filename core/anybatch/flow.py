@@ -265,6 +265,9 @@ class _Resumable:
         self._validator: str | None = None
         self._in_parts = True  # whether ranges make sense: of an encoded body, or for some servers, none do
         self._total: int | None = None
+        # What the answer with which the file was begun said of the whole.
+        self._length: int | None = None
+        self._content_type: str | None = None
 
     def request(self) -> httpx.Request:
         # Ranges count encoded bytes, so the body must come as it is.
@@ -279,7 +282,8 @@ class _Resumable:
     def begin(self, response: httpx.Response) -> None:
         """Take up the answer: go on where the file ends, or from the start where the server cannot.
 
-        Raises ServerError for a part that was not asked for: taken for the whole, it would lose rows.
+        Raises ServerError for a part that was not asked for, or is one of another file: taken for the whole,
+        or joined to the page of a gateway, it would lose rows.
         """
         self._total = None
         etag = response.headers.get("etag", "")
@@ -293,11 +297,21 @@ class _Resumable:
                     f"{response.request.url.host} sent a part of the file that was not asked for",
                     status_code=206,
                 )
+            other_length = None not in (total, self._length) and total != self._length
+            if other_length or response.headers.get("content-type") != self._content_type:
+                self.restart()
+                raise ServerError(
+                    f"{response.request.url.host} goes on with another file than it began with",
+                    status_code=206,
+                )
             self._total = total
         else:
             self.restart()
             if response.headers.get("content-encoding", "identity") != "identity":
                 self._in_parts = False
+            length = response.headers.get("content-length", "")
+            self._length = int(length) if re.fullmatch(r"\d{1,18}", length) else None
+            self._content_type = response.headers.get("content-type")
         self._validator = etag if etag and not etag.startswith("W/") else None
 
     def end(self) -> None:

@@ -4,31 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Annotated, Any, TypeAlias, overload
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-
-class BatchStatus(StrEnum):
-    """OpenAI's batch statuses, and `unknown` for a word that no one knows yet (never taken as an end)."""
-
-    VALIDATING = "validating"
-    FAILED = "failed"
-    IN_PROGRESS = "in_progress"
-    FINALIZING = "finalizing"
-    COMPLETED = "completed"
-    EXPIRED = "expired"
-    CANCELLING = "cancelling"
-    CANCELLED = "cancelled"
-    UNKNOWN = "unknown"
-
-    @property
-    def is_terminal(self) -> bool:
-        return self in _TERMINAL
-
-
-_TERMINAL = frozenset({BatchStatus.FAILED, BatchStatus.COMPLETED, BatchStatus.EXPIRED, BatchStatus.CANCELLED})
+from .states import BatchStatus as BatchStatus
+from .states import Outcome as Outcome
 
 
 class _Frozen(BaseModel):
@@ -133,17 +114,6 @@ class Page(Sequence[Batch]):
 
     def __repr__(self) -> str:
         return f"Page({list(self._batches)!r}, next_cursor={self.next_cursor!r}, has_more={self.has_more})"
-
-
-class Outcome(StrEnum):
-    """How one request ended; every request ends in exactly one of these."""
-
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    EXPIRED = "expired"
-    CANCELLED = "cancelled"
-    MISSING = "missing"
-    INVALID = "invalid"  # reserved: an answer that does not fit the schema it was asked for
 
 
 class Body(dict[str, Any]):

@@ -61,7 +61,7 @@ def make_requests() -> Iterator[dict[str, Any]]:
     from anybatch import build_requests
 
     return build_requests(
-        TABLE, QUESTION, model=MODEL, id="operation_id", system=SYSTEM, response_format=ANSWER
+        TABLE, QUESTION, model=MODEL, id_column="operation_id", system=SYSTEM, response_format=ANSWER
     )
 
 
@@ -77,7 +77,7 @@ with DAG(
         task_id="classify",
         provider=PROVIDER,
         input=make_requests,
-        output_folder=OUTPUT + "/{{ run_id }}",
+        output=OUTPUT + "/{{ run_id }}",
         max_failed_ratio=0.05,
     )
 
@@ -90,7 +90,7 @@ with DAG(
         table = results.with_name("joined.csv")
         categories: Counter[str] = Counter()
         with table.open("w", newline="", encoding="utf-8") as file:
-            rows = join_results(TABLE, results, id="operation_id", parse="json")
+            rows = join_results(TABLE, results, id_column="operation_id", parse="json")
             columns = ["operation_id", "service", "operation", "category", "summary", "outcome", "error"]
             writer = csv.DictWriter(file, columns, extrasaction="ignore")
             writer.writeheader()

@@ -27,7 +27,7 @@ with DAG("decorated", is_paused_upon_creation=False, tags=["anybatch", "example"
         model=os.environ.get("ANYBATCH_MODEL", "local:echo?delay=5"),
         prompt="Sum up in one sentence: {description}",
         id_column="operation_id",
-        output_folder=OUTPUT + "/summaries/{{ run_id }}/{{ ti.map_index }}",
+        output=OUTPUT + "/summaries/{{ run_id }}/{{ ti.map_index }}",
     )
     def summaries(service: str) -> Iterator[dict[str, Any]]:
         """The operations of one service."""

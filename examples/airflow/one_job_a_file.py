@@ -37,6 +37,6 @@ with DAG("one_job_a_file", is_paused_upon_creation=False, tags=["anybatch", "exa
     AnyBatchOperator.partial(
         task_id="run",
         provider=PROVIDER,
-        output_folder=OUTPUT + "/facts/{{ run_id }}/{{ ti.map_index }}",
+        output=OUTPUT + "/facts/{{ run_id }}/{{ ti.map_index }}",
         map_index_template="{{ task.input }}",
     ).expand(input=export())

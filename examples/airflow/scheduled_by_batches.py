@@ -33,6 +33,6 @@ with DAG(
         """The batches this run is for; events that come close together make one run."""
         payloads = [event.extra["payload"] for event in triggering_asset_events[nightly]]
         ids = dict.fromkeys(payload["batch_id"] for payload in payloads)
-        return [{"batch_id": one, "output_folder": f"{OUTPUT}/nightly/{one}"} for one in ids]
+        return [{"batch_id": one, "output": f"{OUTPUT}/nightly/{one}"} for one in ids]
 
     AnyBatchResultsOperator.partial(task_id="land", provider=PROVIDER).expand_kwargs(batches())

@@ -49,7 +49,7 @@ with DAG("spend_no_more", is_paused_upon_creation=False, tags=["anybatch", "exam
         task_id="land",
         provider=PROVIDER,
         batch_id=submit.output,
-        output_folder=OUTPUT + "/no_more/{{ run_id }}",
+        output=OUTPUT + "/no_more/{{ run_id }}",
         max_failed_ratio=1,  # whatever there is
     )
     submit >> wait >> cancel >> land

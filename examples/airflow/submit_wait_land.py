@@ -36,6 +36,6 @@ with DAG("submit_wait_land", is_paused_upon_creation=False, tags=["anybatch", "e
         task_id="land",
         provider=PROVIDER,
         batch_id=submit.output,
-        output_folder=OUTPUT + "/squares/{{ run_id }}",
+        output=OUTPUT + "/squares/{{ run_id }}",
     )
     submit >> wait >> land

@@ -64,7 +64,7 @@ def operations() -> list[dict[str, str]]:
 def operation_kinds(operations: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
     """What each operation does, by a model; the row's own id comes back with its answer."""
     yield from build_requests(
-        operations, QUESTION, model=MODEL, id="operation_id", system=SYSTEM, response_format=ANSWER
+        operations, QUESTION, model=MODEL, id_column="operation_id", system=SYSTEM, response_format=ANSWER
     )
 
 
@@ -73,7 +73,7 @@ def classified_operations(
     operations: list[dict[str, str]], operation_kinds: str
 ) -> dg.MaterializeResult[list[dict[str, Any]]]:
     """The table with the answers beside its rows, those without an answer included."""
-    rows = list(join_results(operations, operation_kinds, id="operation_id", parse="json"))
+    rows = list(join_results(operations, operation_kinds, id_column="operation_id", parse="json"))
     categories = Counter(row.get("category") or "none" for row in rows)
     return dg.MaterializeResult(value=rows, metadata={"dagster/row_count": len(rows), **categories})
 

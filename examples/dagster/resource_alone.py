@@ -22,7 +22,7 @@ ENDPOINT = "/v1/embeddings"
 @dg.asset
 def embeddings_batch(anybatch: BatchResource) -> dg.MaterializeResult[str]:
     """Create: a batch of embeddings; its id is the asset's value."""
-    lines = build_requests(WORDS, "{word}", model="local:embed?delay=5", id="word", endpoint=ENDPOINT)
+    lines = build_requests(WORDS, "{word}", model="local:embed?delay=5", id_column="word", endpoint=ENDPOINT)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "words.jsonl")
         write_jsonl(path, lines)

@@ -18,6 +18,7 @@ import pytest
 from anybatch.providers import local
 from anybatch.providers.compatible import DIALECTS
 from anybatch.providers.openai import Dialect
+from anybatch.testing import shorten_pauses
 from tests.fakes.openai import OpenAIFake
 from tests.fakes.server import FakeServer
 
@@ -194,3 +195,9 @@ def world(ti: TaskInstance, tmp_path: Path, add_connection: Callable[..., str]) 
 def stack() -> ModuleType:
     """The module that starts a whole Airflow, shared with the demonstration."""
     return airflow_stack
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is minutes in life is not, in this process."""
+    shorten_pauses(monkeypatch)

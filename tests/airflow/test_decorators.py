@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from airflow.sdk import DAG, Asset, task
 
 from anybatch import Client
 from anybatch_airflow import AnyBatchOperator
+from anybatch_airflow.decorators import anybatch_task
 
 from .versions import DagSerialization
 
@@ -29,7 +31,7 @@ def decorate(tmp_path: Path, api_base: str) -> Callable[..., Any]:
     """`decorate(max_rounds=2)(function)`: the decorated function, to be called inside a DAG."""
 
     def make(**kwargs: Any) -> Any:
-        defaults = {"provider": "local", "api_base": api_base, "output_folder": tmp_path / "out"}
+        defaults = {"provider": "local", "api_base": api_base, "output": tmp_path / "out"}
         return task.anybatch(**{**defaults, "deferrable": False, **kwargs})
 
     return make
@@ -48,6 +50,15 @@ def test_it_is_an_operator_of_ours(decorate: Callable[..., Any]) -> None:
     assert "input" not in operator.template_fields
     assert {"op_args", "op_kwargs", "output_folder"} <= set(operator.template_fields)
     assert [link.name for link in operator.operator_extra_links] == ["Batch at the provider", "Results"]
+
+
+def test_it_tells_its_options() -> None:
+    parameters = inspect.signature(anybatch_task).parameters
+    options = inspect.signature(AnyBatchOperator.__init__).parameters
+    assert list(parameters)[:2] == ["python_callable", "multiple_outputs"]
+    assert list(parameters)[2:] == [name for name in options if name not in ("self", "input")]
+    with pytest.raises(TypeError, match=r"^@task\.anybatch: the folder is given as `output`"):
+        operator_of(anybatch_task(output_folder="o")(list))
 
 
 @pytest.mark.parametrize("kind", ["list", "iterator", "path", "str"])
@@ -166,7 +177,7 @@ def test_arguments_are_in_the_context_in_every_phase(
     after = resumed(operator_of(requests, "de", rows=2), context, wait_out(caught.value))
     assert (after["rows"], after["map_index"]) == (2, "de/2")
     # A clear of the landed task, and one that waits on its slot.
-    for kwargs in ({}, {"deferrable": False, "output_folder": tmp_path / "other"}):
+    for kwargs in ({}, {"deferrable": False, "output": tmp_path / "other"}):
         landed = operator_of(requests.override(**kwargs), "de", rows=2)
         again = {name: context[name] for name in ("ti", "run_id", "map_index_template")}
         assert landed.execute(again)["rows"] == 2
@@ -256,7 +267,7 @@ def test_no_request_is_stored(
 ) -> None:
     with DAG("shown", schedule=None) as dag:
 
-        @decorate(output_folder="out/{{ ti.map_index }}")
+        @decorate(output="out/{{ ti.map_index }}")
         def requests(rows: int) -> list[dict[str, Any]]:
             return make_requests(rows, prompt=SECRET)
 

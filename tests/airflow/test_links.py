@@ -130,10 +130,8 @@ def test_a_resumed_run_that_fails_at_once_keeps_the_link(monkeypatch: pytest.Mon
 def test_a_serialized_dag_has_the_links_without_our_code(make_requests: Callable[..., Any]) -> None:
     """What the API server has: names and XCom keys."""
     with DAG("linked", schedule=None) as dag:
-        AnyBatchOperator(task_id="job", provider="local", input=make_requests(1), output_folder="out")
-        AnyBatchOperator.partial(task_id="mapped", provider="local", output_folder="o").expand(
-            input=["a", "b"]
-        )
+        AnyBatchOperator(task_id="job", provider="local", input=make_requests(1), output="out")
+        AnyBatchOperator.partial(task_id="mapped", provider="local", output="o").expand(input=["a", "b"])
     stored = DagSerialization.to_dict(dag)
     json.dumps(stored)
     expected = {"Batch at the provider": BATCH_URL, "Results": RESULTS_URL}

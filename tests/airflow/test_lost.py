@@ -20,16 +20,14 @@ if TYPE_CHECKING:
 
     from .world import World
 
-pytest.importorskip("anybatch.lost", reason="the core decides about lost batches there")
-
 OPTIONS: dict[str, Any] = {"shard_requests": 2, "min_defer_seconds": 0}
 
 
 @pytest.fixture(autouse=True)
 def _gone_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A quarter of an hour has passed."""
-    monkeypatch.setattr("anybatch.lost.GONE_AFTER", 0.0)
-    monkeypatch.setattr("anybatch.downloads.GONE_AFTER", 0.0)
+    monkeypatch.setattr("anybatch.jobs.lost.GONE_AFTER", 0.0)
+    monkeypatch.setattr("anybatch.rows.downloads.GONE_AFTER", 0.0)
 
 
 def event_of(trigger: AnyBatchTrigger) -> dict[str, Any]:
@@ -106,9 +104,9 @@ def test_one_that_is_lost_while_a_worker_waits(world: World) -> None:
 
 def test_one_that_never_ends_being_cancelled(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The job counts its hour from its own first look at that, and is asked only when it is over."""
-    for name in ("anybatch.lost.STUCK_AFTER", "anybatch_airflow.policies.CANCEL_TIME"):
+    for name in ("anybatch.jobs.lost.STUCK_AFTER", "anybatch.jobs.policies.CANCEL_TIME"):
         monkeypatch.setattr(name, 1.0)
-    monkeypatch.setattr("anybatch_airflow.policies.FIRST_LOOK", 1.0)
+    monkeypatch.setattr("anybatch.jobs.policies.FIRST_LOOK", 1.0)
     world.ago = 2 * HOUR
     options = {**OPTIONS, "on_lost": "land", "on_timeout": "land_partial"}
     world.attempt(**options, timeout=3 * HOUR)
@@ -127,7 +125,8 @@ def test_where_nothing_of_the_account_answers_nothing_is_done_without(world: Wor
     world.attempt(on_lost="land", input=requests(2), **OPTIONS)
     [only] = world.created
     world.fake.batches.clear()
+    world.fake.files.clear()
     event = {"status": "ended", "batches": {only: {"lost": "NotFoundError"}}, "message": ""}
-    with pytest.raises(NotFoundError, match="nothing else of this account answers"):
+    with pytest.raises(NotFoundError, match="nothing else of the job answers"):
         world.woken(event, on_lost="land", **OPTIONS)
     assert not (world.out / "results.jsonl").exists()

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, TaskDeferred
-from airflow.sdk import DAG, BaseOperator
+from airflow.sdk import DAG, BaseOperator, XComArg
 from upath import UPath
 
 from anybatch import Client, Job
-from anybatch_airflow import AnyBatchOperator
+from anybatch_airflow import AnyBatchOperator, AnyBatchResultsOperator
 from anybatch_airflow.account import job_id
 from anybatch_airflow.inputs import Hidden
 
@@ -33,7 +33,7 @@ SECRET = "the text of a prompt {{ ti }}"
 @pytest.fixture
 def make_operator(tmp_path: Path, api_base: str) -> Callable[..., AnyBatchOperator]:
     def make(**kwargs: Any) -> AnyBatchOperator:
-        defaults = {"provider": "local", "api_base": api_base, "output_folder": tmp_path / "out"}
+        defaults = {"provider": "local", "api_base": api_base, "output": tmp_path / "out"}
         return AnyBatchOperator(**{"task_id": "task", **defaults, "min_defer_seconds": 0, **kwargs})
 
     return make
@@ -242,7 +242,7 @@ def test_paths_and_object_stores(
     root = f"{scheme}{tmp_path}"
     place = UPath(f"{root}/in.jsonl") if scheme else Path(f"{root}/in.jsonl")
     place.write_text("".join(json.dumps(request) + "\n" for request in make_requests(4, "delay=0")))
-    operator = make_operator(input=f"{root}/in.jsonl", output_folder=f"{root}/job", deferrable=False)
+    operator = make_operator(input=f"{root}/in.jsonl", output=f"{root}/job", deferrable=False)
     assert operator.execute(context)["results"].endswith("/job/results.jsonl")
     landed = UPath(f"{root}/job/results.jsonl") if scheme else Path(f"{root}/job/results.jsonl")
     assert len(landed.read_text().splitlines()) == 4
@@ -251,7 +251,7 @@ def test_paths_and_object_stores(
 def test_a_path_is_rendered_and_a_prompt_never_is(
     make_operator: Callable[..., AnyBatchOperator], make_requests: MakeRequests
 ) -> None:
-    operator = make_operator(input="/in/{{ run_id }}.jsonl", output_folder="/out/{{ run_id }}")
+    operator = make_operator(input="/in/{{ run_id }}.jsonl", output="/out/{{ run_id }}")
     operator.render_template_fields({"run_id": "r1"})
     assert (operator.input, operator.output_folder) == ("/in/r1.jsonl", "/out/r1")
     requests = make_requests(2, prompt=SECRET)
@@ -261,6 +261,42 @@ def test_a_path_is_rendered_and_a_prompt_never_is(
         operator.render_template_fields({"run_id": "r1"})
         assert isinstance(operator.input, Hidden)
         assert operator.input.value is given
+
+
+def test_the_folder_is_an_argument_and_the_xcom_stays_an_attribute() -> None:
+    """Airflow's operators call `output` what the task will push, so the folder is kept by another name."""
+    with DAG("named", schedule=None, default_args={"output": "/out/{{ ds }}"}) as dag:
+        make = BaseOperator(task_id="make")
+        AnyBatchOperator(task_id="by_default", input=[])
+        by_xcom = AnyBatchOperator(task_id="by_xcom", input=[], output=make.output)
+        later = AnyBatchOperator(task_id="later", input=[])
+        later.output_folder = make.output
+        AnyBatchResultsOperator(task_id="land", batch_id=by_xcom.output)
+        AnyBatchOperator.partial(task_id="mapped", input=[]).expand(output=make.output)
+        AnyBatchResultsOperator.partial(task_id="each").expand_kwargs(make.output)
+    assert by_xcom.downstream_task_ids == {"land"}
+    assert make.downstream_task_ids == {"by_xcom", "later", "mapped", "each"}
+    by_xcom.output_folder = "/x"
+    assert isinstance(by_xcom.output, XComArg)
+    stored = {one["__var"]["task_id"]: one["__var"] for one in DagSerialization.to_dict(dag)["dag"]["tasks"]}
+    assert stored["by_default"]["output_folder"] == stored["land"]["output_folder"] == "/out/{{ ds }}"
+    assert dag.task_dict["each"].unmap({"output": "/a", "batch_id": "b"}).output_folder == "/a"
+
+
+@pytest.mark.parametrize("operator", [AnyBatchOperator, AnyBatchResultsOperator])
+def test_the_folder_s_old_name_is_refused(operator: Any) -> None:
+    given = {"task_id": "t", "output_folder": "o"}
+    for make in (operator, operator.partial):
+        with pytest.raises(TypeError, match="is given as `output`, not `output_folder`"):
+            make(**given)
+
+
+def test_one_folder_for_all_mapped_tasks_is_refused_where_airflow_would_not_wait_for_it() -> None:
+    with DAG("mapped", schedule=None):
+        make = BaseOperator(task_id="make")
+        with pytest.raises(TypeError, match=r"give it to \.expand\(output="):
+            AnyBatchOperator.partial(task_id="job", output=make.output)
+        AnyBatchOperator.partial(task_id="path", output=Path("/o")).expand(input=["a"])
 
 
 def test_requests_from_an_xcom_are_hidden_once_they_are_there(

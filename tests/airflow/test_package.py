@@ -32,7 +32,7 @@ def requests():
 
 
 with DAG("acme_job"):
-    AnyBatchOperator(task_id="job", conn_id="acme", input=requests, output_folder="OUT", shard_requests=2)
+    AnyBatchOperator(task_id="job", conn_id="acme", input=requests, output="OUT", shard_requests=2)
 """
 
 

@@ -36,10 +36,10 @@ def parse():
         AnyBatchSensor,
     )
     with DAG("parsed", schedule=None):
-        AnyBatchOperator(task_id="job", input="in.jsonl", output_folder="out")
+        AnyBatchOperator(task_id="job", input="in.jsonl", output="out")
         AnyBatchCreateOperator(task_id="create", input="in.jsonl")
         AnyBatchSensor(task_id="sensor", batch_id="batch_1")
-        AnyBatchResultsOperator(task_id="results", batch_id="batch_1", output_folder="out")
+        AnyBatchResultsOperator(task_id="results", batch_id="batch_1", output="out")
         AnyBatchCancelOperator(task_id="cancel", batch_id="batch_1")
     seconds = time.process_time() - began
     print(json.dumps({"seconds": seconds, "early": early, "new": sorted(set(sys.modules) - before)}))
@@ -52,6 +52,8 @@ for _ in range(int(sys.argv[1])):
 """
 
 _HEAVY = ("anybatch", "httpx", "sqlalchemy", "upath", "fsspec", "pandas", "openlineage", "tenacity", "orjson")
+# The table of options alone, for the operators' defaults and choices.
+_LIGHT = {"anybatch", "anybatch._version", "anybatch.jobs", "anybatch.jobs.options"}
 _OURS = ("triggers", "events", "hooks", "diagnosis")
 
 
@@ -78,6 +80,6 @@ def test_parsing_a_dag_imports_little(measured: list[dict[str, Any]]) -> None:
     [first, *_] = measured
     assert first["early"] == []  # the provider info is read while Airflow reads its configuration
     new = first["new"]
-    assert [name for name in new if name.split(".")[0] in _HEAVY] == []
+    assert [name for name in new if name.split(".")[0] in _HEAVY and name not in _LIGHT] == []
     assert [name for name in new if name in {f"anybatch_airflow.{module}" for module in _OURS}] == []
     assert "anybatch_airflow.operators.job" in new

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -91,14 +90,6 @@ def requests(rows: int = 3, model: str = "gpt-x") -> list[dict[str, Any]]:
 def _no_pause_after_a_claim(monkeypatch: pytest.MonkeyPatch) -> None:
     """The store of these tests shows a write at once, where a real one may take a moment."""
     monkeypatch.setattr("anybatch.jobs.shard._WRITE_TIME", 0.0)
-
-
-@pytest.fixture(autouse=True)
-def _files_are_believed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What result files lack is not asked for again, for minutes."""
-    for home in ("anybatch.collect", "anybatch.downloads"):
-        if importlib.util.find_spec(home) and hasattr(importlib.import_module(home), "SETTLING"):
-            monkeypatch.setattr(f"{home}.SETTLING", 0.0)
 
 
 @pytest.fixture
@@ -382,9 +373,7 @@ def created(ti: TaskInstance, fake: OpenAIFake) -> Callable[[int], str]:
 
 
 def land(ti: TaskInstance, place: Any, batch_id: Any, **kwargs: Any) -> dict[str, Any]:
-    operator = AnyBatchResultsOperator(
-        task_id="task", batch_id=batch_id, output_folder=place, **{**ON, **kwargs}
-    )
+    operator = AnyBatchResultsOperator(task_id="task", batch_id=batch_id, output=place, **{**ON, **kwargs})
     return operator.execute({"ti": ti})
 
 

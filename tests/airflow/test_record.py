@@ -255,11 +255,11 @@ def test_requests_of_a_mapped_task_are_not_in_the_serialized_dag() -> None:
     given = [{"custom_id": "a", "body": {"content": SECRET}}]
     with DAG("mapped", schedule=None) as dag:
         for number, value in enumerate((given, lambda: given, "/in/{{ ds }}.jsonl")):
-            AnyBatchOperator.partial(task_id=f"task_{number}", input=value).expand(output_folder=["a", "b"])
+            AnyBatchOperator.partial(task_id=f"task_{number}", input=value).expand(output=["a", "b"])
         AnyBatchCreateOperator.partial(task_id="create", input=given).expand(model=["a", "b"])
     stored = json.dumps(DagSerialization.to_dict(dag))
     assert "the text of a prompt" not in stored
     assert "<1 requests>" in stored
     assert "/in/{{ ds }}.jsonl" in stored
-    one: Any = dag.task_dict["task_0"].unmap({"output_folder": "a"})
+    one: Any = dag.task_dict["task_0"].unmap({"output": "a"})
     assert (one.input.value, one.output_folder) == (given, "a")

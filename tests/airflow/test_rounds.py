@@ -210,7 +210,7 @@ def test_land_partial_fails_where_the_provider_never_ends_the_batch(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch_id = timed_out(world)
-    monkeypatch.setattr("anybatch_airflow.policies.CANCEL_TIME", 0.0)  # the hour is over
+    monkeypatch.setattr("anybatch.jobs.policies.CANCEL_TIME", 0.0)  # the hour is over
     for waking in (lambda: world.woken(LATE, on_timeout="land_partial"), world.attempt):
         with pytest.raises(AirflowException, match=f"not ended within an hour: {batch_id} is cancelling"):
             waking()
@@ -257,6 +257,7 @@ def test_a_cancelling_without_a_time_and_an_end_is_given_up(
         client.cancel(world.fake.last.id)  # by a person, or on_kill
     trigger = world.attempt()
     assert trigger.deadlines[world.fake.last.id] == pytest.approx(time.time() + HOUR, abs=30)
+    monkeypatch.setattr("anybatch.jobs.policies.CANCEL_TIME", 0.0)  # the hour is over
     with pytest.raises(AirflowException, match="not ended at the deadline"):
         world.woken(LATE)
 

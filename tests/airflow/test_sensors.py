@@ -187,7 +187,7 @@ def test_a_template_waits_for_a_worker_where_no_triggerer_renders_it(
 
 def test_an_xcom_is_known_to_a_worker_only(make_sensor: Callable[..., AnyBatchSensor]) -> None:
     with DAG("xcom", schedule=None):
-        other = AnyBatchOperator(task_id="other", input=[], output_folder="o")
+        other = AnyBatchOperator(task_id="other", input=[], output="o")
         sensor = make_sensor(batch_id=other.output, start_from_trigger=True)
     assert sensor.start_from_trigger is False
     assert other in sensor.get_direct_relatives(upstream=True)

@@ -35,7 +35,7 @@ class World:
         fake.clock = lambda: time.time() - self.ago
 
     def operator(self, **kwargs: Any) -> AnyBatchOperator:
-        defaults = {"conn_id": self.conn_id, "output_folder": self.out, "timeout": HOUR, "input": requests(4)}
+        defaults = {"conn_id": self.conn_id, "output": self.out, "timeout": HOUR, "input": requests(4)}
         return AnyBatchOperator(**{"task_id": "task", **defaults, **kwargs})
 
     @property

@@ -14,7 +14,8 @@ PUBLIC = """
     BatchLostError BatchNotCompleteError BatchRecord BatchResult BatchStatus Body Client ConfigurationError
     CreateOutcomeUnknownError DeadlineExceededError IncompleteListingError InputChangedError InputError Job
     JobError LLMProvider LedgerConflictError MissingKeyError NotFoundError OrphanError Outcome Page Problem
-    QuotaError RateLimitError Report RequestCounts RetryPolicy Row RowError ServerError TokenUsage
+    QuotaError RateLimitError Report RequestCounts RetryPolicy Row RowError RowsLackingError ServerError
+    Standing TokenUsage
     TransportError UnknownOptionError UnknownProviderError __version__ acancel_batch acreate_batch
     alist_batches aretrieve_batch aretrieve_batch_results arun_job build_requests cancel_batch
     create_batch get_provider join_results list_batches provider_names retrieve_batch

@@ -65,7 +65,7 @@ def test_a_running_job(world: RemoteWorld, driver: Driver, tmp_path: Path, max_r
     answered = [one for one, outcome in found.outcomes.items() if outcome == Outcome.SUCCEEDED]
     assert found.outcomes == expected(answered)
     assert [batch.id for batch in report.batches] == [first.id]
-    assert driver.stop(job) == []
+    assert list(driver.stop(job)) == []
     costs_nothing(world, driver, job)
 
 
@@ -91,7 +91,7 @@ def test_a_job_of_which_nothing_was_created(world: RemoteWorld, driver: Driver, 
     world.server.fail("POST", CREATES, Respond(400, {"error": {"message": "not now"}}))
     with pytest.raises(Exception, match="not now"):
         driver.submit(job)
-    assert driver.stop(job) == []
+    assert list(driver.stop(job)) == []
     report = driver.run(job, timeout=10)
     assert landed(job, report, IDS).outcomes == expected([])
     assert world.fake.batches == {}
@@ -149,7 +149,7 @@ def test_what_has_landed_stays(world: RemoteWorld, driver: Driver, tmp_path: Pat
     job = world.job(tmp_path)
     report = driver.run(job, timeout=10)
     before = len(world.calls)
-    assert driver.stop(job) == []
+    assert list(driver.stop(job)) == []
     assert (driver.collect(job), len(world.calls)) == (report, before)
 
 
@@ -201,7 +201,7 @@ def test_a_later_round_of_which_nothing_was_created(
     world.server.fail("POST", CREATES, Respond(400, {"error": {"message": "not now"}}), skip=1)
     with pytest.raises(Exception, match="not now"):
         driver.run(job, timeout=10)
-    assert driver.stop(job) == []
+    assert list(driver.stop(job)) == []
     found = landed(job, driver.run(job, timeout=10), IDS)
     assert found.outcomes == dict.fromkeys(IDS, Outcome.SUCCEEDED) | dict.fromkeys(IDS[5:], Outcome.EXPIRED)
 
@@ -294,7 +294,7 @@ def test_what_was_begun_with_earlier_input_is_cancelled_too(
         driver.submit(replace(job, restart="again"))
     world.server.clear_faults()
     assert len(world.fake.live_batches()) == 1
-    assert driver.stop(job) == []
+    assert list(driver.stop(job)) == []
     assert world.fake.live_batches() == []
 
 

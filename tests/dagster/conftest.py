@@ -27,6 +27,7 @@ from dagster._core.storage.runs import InMemoryRunStorage
 
 from anybatch import AsyncClient, Client, RetryPolicy
 from anybatch.local.transport import LocalTransport
+from anybatch.testing import shorten_pauses
 from anybatch_dagster import BatchResource, build_batch_sensor
 from anybatch_dagster.gate import Gate
 
@@ -288,3 +289,9 @@ class Deployment:
 def request(custom_id: str, text: str = "hello", model: str = "local:echo?delay=60") -> dict[str, Any]:
     body = {"model": model, "messages": [{"role": "user", "content": text}]}
     return {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is minutes in life is not, in this process."""
+    shorten_pauses(monkeypatch)

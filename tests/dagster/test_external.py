@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import pytest
 
-from anybatch import Batch, BatchStatus, errors, write_jsonl
+from anybatch import Batch, BatchStatus, write_jsonl
 from anybatch_dagster import BatchResource, build_external_batch_sensor, external
 from anybatch_dagster.external import Seen
 from tests.fakes.faults import Respond
@@ -213,9 +213,6 @@ def test_more_pages_than_a_tick_reads_do_not_make_the_rest_old_news(
     assert batches(listing.tick(newest, oldest)) == ["b1"]
 
 
-@pytest.mark.skipif(
-    not hasattr(errors, "IncompleteListingError"), reason="this core takes such a page for the last one"
-)
 def test_a_listing_that_cannot_be_read_on_is_named_and_makes_nothing_old_news(
     listing: Listed, capsys: pytest.CaptureFixture[str]
 ) -> None:

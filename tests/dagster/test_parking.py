@@ -2,16 +2,13 @@
 
 # No `from __future__ import annotations`: Dagster reads the annotations of the assets below.
 from collections.abc import Iterator
-from datetime import timedelta
 from typing import Any
 
 import dagster as dg
 import pytest
 
-from anybatch import Batch, BatchStatus
 from anybatch_dagster import batch_asset, collect_step, pending
 from anybatch_dagster.gate import Gate
-from anybatch_dagster.rounds import Next, deadline_of, next_step
 
 from .conftest import ClockedResource, Deployment, Provider, request
 
@@ -588,48 +585,6 @@ def test_submitting_while_results_are_landed_partially_buys_nothing(
     assert result.metadata["anybatch/rounds"].value == 1
     assert deployment.run("many_batch", "many").status is dg.DagsterRunStatus.SUCCESS
     assert provider.statuses() == ["cancelled"]
-
-
-def batch(status: BatchStatus, created: int, cancelling: int | None = None) -> Batch:
-    return Batch(
-        id="b", status=status, raw_status="", provider="x", created_at=created, cancelling_at=cancelling
-    )
-
-
-@pytest.mark.parametrize(
-    ("batches", "deadline"),
-    [
-        ([batch(BatchStatus.IN_PROGRESS, 1000)], 1060),
-        ([batch(BatchStatus.IN_PROGRESS, 1000), batch(BatchStatus.IN_PROGRESS, 1010)], 1060),
-        ([batch(BatchStatus.CANCELLING, 1000, 5000)], 8600),
-        ([batch(BatchStatus.CANCELLING, 1000)], 9000 + 3600),
-        ([batch(BatchStatus.CANCELLED, 1000, 5000)], 1060),
-    ],
-)
-def test_a_deadline_counts_from_creation_and_leaves_time_to_cancel(
-    batches: list[Batch], deadline: float
-) -> None:
-    assert deadline_of(batches, timedelta(seconds=60), now=9000) == deadline
-    assert deadline_of(batches, timedelta(seconds=60), now=9000, stopped_at=8000) == 8000 + 3600
-
-
-@pytest.mark.parametrize(
-    ("now", "on_timeout", "is_stopped", "expected"),
-    [
-        (99, "leave", False, Next.WAIT),
-        (99, "land_partial", True, Next.WAIT),
-        (100, "leave", False, Next.GIVE_UP),
-        (100, "cancel", False, Next.CANCEL),
-        (100, "land_partial", False, Next.LAND_PARTIAL),
-        (100, "land_partial", True, Next.GIVE_UP),
-    ],
-)
-def test_what_is_done_about_batches_that_still_run(
-    now: float, on_timeout: Any, is_stopped: bool, expected: Next
-) -> None:
-    assert next_step(now, 100, on_timeout, is_stopped=is_stopped) is expected
-    more = next_step(now, 100, on_timeout, is_stopped=is_stopped, is_given_time=True)
-    assert more is (Next.WAIT if now < 100 else Next.WAIT_ON)
 
 
 # --- rows without a result ---------------------------------------------------------------------------

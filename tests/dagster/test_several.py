@@ -1,8 +1,8 @@
 """Jobs of several batches at a fake server, where one batch fares otherwise than the rest."""
 
 # No `from __future__ import annotations`: Dagster reads the annotations of the assets below.
+import time
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ import dagster as dg
 import pytest
 
 from anybatch import Outcome, Row
+from anybatch.jobs import policies
 from anybatch.rows.results import read_landed
-from anybatch_dagster import BatchResource, build_batch_assets, collect_step, rounds
+from anybatch_dagster import BatchResource, build_batch_assets
 from tests.fakes.faults import Respond
 from tests.fakes.openai import OpenAIFake
 from tests.fakes.provider import FakeBatch, State
@@ -54,9 +55,8 @@ class Several:
 @pytest.fixture
 def several(gated: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Several]:
     """A provider whose word is believed at once: that a batch is gone, or never ends being cancelled."""
-    if find_spec("anybatch.lost"):
-        monkeypatch.setattr("anybatch.lost.GONE_AFTER", 0.0)
-        monkeypatch.setattr("anybatch.lost.STUCK_AFTER", 0.0)
+    monkeypatch.setattr("anybatch.jobs.lost.GONE_AFTER", 0.0)
+    monkeypatch.setattr("anybatch.jobs.lost.STUCK_AFTER", 0.0)
     fake = OpenAIFake()
     with FakeServer(fake) as server:
         yield Several(gated, server, fake, tmp_path)
@@ -163,18 +163,18 @@ def test_by_default_a_lost_batch_fails_the_asset_and_is_named(several: Several) 
 def test_a_batch_that_never_ends_being_cancelled_is_given_up_or_waited_for_as_on_lost_says(
     on_lost: str, several: Several, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Row A4b: the core takes it for lost when it has seen it for an hour, and so must see it once more."""
+    """Row A4b: the core takes it for lost when it has seen it for an hour; and a stopped job buys nothing."""
     several.fake.cancel_looks = None
     deployment = several.deploy(timeout=0, on_timeout="land_partial", on_lost=on_lost)
     deployment.run("texts_batch", "texts")
     assert all(batch.state is State.CANCELLING for batch in several.batches)
-    monkeypatch.setattr(rounds, "CANCEL_TIME", 0.0)  # the hour is over
+    monkeypatch.setattr(policies, "CANCEL_TIME", 0.0)  # the hour is over
     run = deployment.run("texts")
     if on_lost == "fail":
         assert run.status is dg.DagsterRunStatus.FAILURE
     else:
-        assert run.status is dg.DagsterRunStatus.SUCCESS
-        assert deployment.parked[-1].tags["anybatch/submission"] == run.run_id
+        assert run.status is dg.DagsterRunStatus.SUCCESS, "it was seen being cancelled when it was stopped"
+        assert [row.outcome for row in rows(deployment)] == [Outcome.MISSING] * 3
 
 
 # --- what the core makes of it -----------------------------------------------------------------------------
@@ -183,7 +183,6 @@ def test_a_batch_that_never_ends_being_cancelled_is_given_up_or_waited_for_as_on
 @pytest.fixture
 def decided() -> None:
     """Skips what only a core can do that goes by `on_lost`."""
-    pytest.importorskip("anybatch.lost", reason="this core leaves on_lost to a later version")
 
 
 def figures(deployment: Deployment) -> dict[str, Any]:
@@ -265,14 +264,15 @@ def test_what_never_ends_being_cancelled_is_done_without(
 ) -> None:
     """Row A4b: one batch in `cancelling` kept what the others had finished from landing."""
     several.fake.cancel_looks = None
-    for module in (rounds, collect_step):
-        monkeypatch.setattr(module, "CANCEL_TIME", 0.0)  # every hour is over at once
+    monkeypatch.setattr(policies, "CANCEL_TIME", 0.0)  # the hour is over at once
+    monkeypatch.setattr(policies, "FIRST_LOOK", 0.5)
     deployment = several.deploy(timeout=0, on_timeout="land_partial", on_lost="land")
     deployment.run("texts_batch", "texts")
     stuck, *others = several.batches
     for batch in others:
         several.fake.cancel_now(batch.id, done=1)
-    for _ in range(3):
+    until = time.monotonic() + 20
+    while not deployment.materializations("texts") and time.monotonic() < until:
         deployment.tick()
         deployment.dequeue()
     assert [row.outcome for row in rows(deployment)] == [Outcome.MISSING, *2 * [Outcome.SUCCEEDED]]

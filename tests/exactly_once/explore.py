@@ -35,8 +35,11 @@ def explore(
     allowed: Callable[[World, Step], bool] = lambda world, step: True,
     alike: bool = False,
     most_failures: int = 1,
+    most_states: int = 100_000,
 ) -> Findings:
     """Visit every state; `check` sees each state of ledger and provider once, in a world of its own.
+
+    That there are more than `most_states` is a fault: attempts that do something again and again.
 
     Where all attempts are `alike`, so are the states in which they have changed their parts.
     """
@@ -62,6 +65,10 @@ def explore(
                         now = world.clock.now  # the clock is the process's: all worlds set it
                         _check(open_world, path, check, found)
                         world.clock.now = now
+                if len(seen.asleep) > most_states:
+                    found.faults.append("\n  ".join([f"more than {most_states} states", *world.trace]))
+                    paths.clear()
+                    break
                 if not steps:
                     break
                 (first, asleep), *others = _with_sleepers(world, steps, asleep)
@@ -117,7 +124,7 @@ class Seen:
 def _mirrored(world: World, steps: Steps) -> Steps:
     names = list(world.attempts)
     other = dict(zip(names, reversed(names), strict=True))
-    return frozenset((other[name], kind) for name, kind in steps)
+    return frozenset((other.get(name, name), kind) for name, kind in steps)
 
 
 def _replayed(open_world: Callable[[], World], path: list[Step]) -> World:

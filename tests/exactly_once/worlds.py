@@ -7,9 +7,10 @@ times are replaced by their order and age, so that different paths can come to o
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -21,10 +22,15 @@ from upath import UPath
 from anybatch.errors import AnyBatchError, TransportError
 from anybatch.flow import Do, Download, Sleep
 from anybatch.jobs.folder import JobFolder
+from anybatch.jobs.landing import Gathered
 from anybatch.jobs.ledger import Ledger, ShardRecord
 from anybatch.models import Batch
 from anybatch.retry import raise_for_status
-from tests.fakes.provider import DEAD, FakeProvider
+from anybatch.rows.downloads import Fetched
+from anybatch.rows.merge import Index
+from anybatch.rows.tally import Tally
+from tests.exactly_once.unreliable import SPOILT, UnreliableFake, ways_to_spoil
+from tests.fakes.provider import DEAD, State
 from tests.fakes.server import Request
 
 START = 1_800_000_000.0
@@ -51,6 +57,9 @@ class Touch(NamedTuple):
 # Local values that nothing depends on here: where temporary files are, and from when on batches are listed.
 OF_NO_ACCOUNT = {"scratch", "since"}
 
+# The states of a batch that make a difference to an attempt.
+_KNOWN = DEAD | {State.COMPLETED}
+
 Flow = Generator[Any, Any, Any]
 Step = tuple[str, str]  # (attempt, what happens)
 Steps = frozenset[Step]
@@ -62,6 +71,19 @@ FAULTS = {
     "down": "the provider cannot be reached for longer than the retries last",
     "kill": "the attempt ends here and now",
 }
+PROVIDER = "provider"  # who does what an `Event` is
+# Functions of effects that touch an attempt's own files, and such as nobody changes: nobody notices when.
+OF_ITS_OWN = {"Index", "add", "add_lost", "add_stopped", "ids_of", "_choose", "_plan"}
+# What an attempt leaves for others, beside the ledger.
+LEFT = re.compile(r"results\.jsonl|(round|ids|stray)-\d+\.jsonl")
+_ID = re.compile(r"[\w-]+")
+
+
+class Event(NamedTuple):
+    """What the provider may do by itself, once, at any time; and when it can."""
+
+    possible: Callable[[World], bool]
+    happen: Callable[[World], object]
 
 
 class Clock:
@@ -102,10 +124,15 @@ class Attempt:
             flow = flow.gi_yieldfrom
 
     @property
-    def has_claim(self) -> bool:
-        """Whether it is between its note that it creates, and its note of what it has created."""
+    def claim(self) -> Ledger | None:
+        """The ledger with its note that it creates, as long as what it has created is not noted."""
         inside = (frame for frame in self.frames() if _name_of(frame) in ("_claim", "_create"))
-        return any(frame.f_locals.get("claimed") is not None for frame in inside)
+        return next(filter(None, (frame.f_locals.get("claimed") for frame in inside)), None)
+
+    @property
+    def has_claim(self) -> bool:
+        """Whether it has a claim, or is about to note one, whose time runs already."""
+        return self.claim is not None or any(_name_of(frame) == "_claim" for frame in self.frames())
 
     @property
     def is_writing(self) -> bool:
@@ -116,15 +143,20 @@ class Attempt:
 class World:
     """Attempts at jobs in `folder`, the provider they talk to, and the time."""
 
-    fake: FakeProvider
+    fake: UnreliableFake
     clock: Clock
     folder: Path | UPath
     key_header: tuple[str, str]
     is_create: Callable[[httpx.Request], bool]
     torn_commits: bool = False  # others may write between a commit's comparison and its write
+    events: dict[str, Event] = field(default_factory=dict)
+    spoils: str | None = None  # each answer of a kind is spoilt like this
+    before_create: Callable[[Attempt], object] = lambda attempt: None  # is called with whoever sends one
+    folder_counts: bool = False  # whether what attempts leave in the folder is a part of the state
     attempts: dict[str, Attempt] = field(default_factory=dict)
     pending: dict[str, httpx.Request] = field(default_factory=dict)
     faults: int = 0
+    happened: list[str] = field(default_factory=list)
     trace: list[str] = field(default_factory=list)
     marks: dict[str, None] = field(default_factory=dict)  # how attempts sign the ledger
     _known: dict[int, Any] = field(default_factory=dict)
@@ -156,17 +188,23 @@ class World:
                 kinds = {"kill"}
                 if isinstance(attempt.effect, httpx.Request):
                     kinds |= {"lost", "never", "late"} if self.is_create(attempt.effect) else {"down"}
+                kinds |= ways_to_spoil(attempt.effect)
                 yield from ((attempt.name, kind) for kind in sorted(kinds & faults))
         yield from ((name, "deliver") for name in sorted(self.pending))
+        for name, event in self.events.items():
+            if name not in self.happened and event.possible(self):
+                yield PROVIDER, name
 
     def apart(self, one: Step, other: Step) -> bool:
         """Whether two steps come to the same in either order."""
-        if _who(one) == _who(other) or (one[1] in FAULTS and other[1] in FAULTS):  # faults are counted
+        if _who(one) == _who(other) or (is_fault(one[1]) and is_fault(other[1])):  # faults are counted
             return False
         return not self._touches(one).meets(self._touches(other))
 
     def _touches(self, step: Step) -> Touch:
         name, kind = step
+        if name == PROVIDER:
+            return Touch(BATCHES, writes=True)
         effect = self.attempts[name].effect
         if kind == "deliver":
             return Touch(NEW, writes=True)
@@ -189,16 +227,21 @@ class World:
 
     def step(self, step: Step) -> None:
         name, kind = step
-        self.trace.append(f"{name} {kind}: {_told(self.attempts[name].effect) if kind != 'deliver' else ''}")
+        told = "" if kind == "deliver" or name == PROVIDER else _told(self.attempts[name].effect)
+        self.trace.append(f"{name} {kind}: {told}")
+        if name == PROVIDER:
+            self.happened.append(kind)
+            self.events[kind].happen(self)
+            return
         if kind == "deliver":
             self._ask_provider(self.pending.pop(name))
             return
         attempt = self.attempts[name]
         self.faults += kind != "go"
+        if kind == "go" or kind in SPOILT:
+            self._carry_out(attempt, kind if kind in SPOILT else None)
+            return
         match kind:
-            case "go":
-                self._carry_out(attempt)
-                return
             case "lost":
                 self._ask_provider(attempt.effect)
             case "late":
@@ -218,14 +261,17 @@ class World:
             self.step((attempt.name, "go"))
         raise AssertionError(f"{attempt.name} does not end")
 
-    def _carry_out(self, attempt: Attempt) -> None:
+    def _carry_out(self, attempt: Attempt, spoilt: str | None = None) -> None:
         effect = attempt.effect
         try:
             match effect:
                 case httpx.Request():
-                    result: Any = raise_for_status(answer := self._ask_provider(effect)) or answer
+                    if self.is_create(effect):
+                        self.before_create(attempt)
+                    result: Any = raise_for_status(answer := self._ask_provider(effect, spoilt)) or answer
                 case Download(request, path):
-                    result = path.write_bytes(self._ask_provider(request).content) and None
+                    raise_for_status(answer := self._ask_provider(request, spoilt or self._spoils(effect)))
+                    result = path.write_bytes(answer.content) and None
                 case Sleep(_):
                     result = None
                     self.clock.now = max(self.clock.now, attempt.wake)
@@ -239,11 +285,15 @@ class World:
                     result = function()
                 case Write(folder, result):
                     folder.replace("job.json", result.model_dump_json().encode())
-        except AnyBatchError as error:
+        except (AnyBatchError, OSError) as error:
             thrown = error
             self._resume(attempt, lambda: attempt.flow.throw(thrown))
         else:
-            self._resume(attempt, lambda: attempt.flow.send(result))
+            self.answer(attempt, result)
+
+    def answer(self, attempt: Attempt, result: Any) -> None:
+        """Let an attempt go on with what its effect came to."""
+        self._resume(attempt, lambda: attempt.flow.send(result))
 
     def _resume(self, attempt: Attempt, go_on: Callable[[], Any]) -> None:
         try:
@@ -252,25 +302,37 @@ class World:
             attempt.ended, attempt.effect, attempt.returned = True, None, stop.value
         except AnyBatchError as error:
             attempt.ended, attempt.effect, attempt.raised = True, None, error
+        except Exception as error:
+            raise AssertionError("\n  ".join([f"{attempt.name} raised {error!r}", *self.trace])) from error
         if isinstance(attempt.effect, Sleep):
             attempt.wake = self.clock.now + attempt.effect.seconds
         if not attempt.ended:
-            local = attempt.flow.gi_frame.f_locals
-            if (owner := local.get("attempt", local.get("self"))) is not None:
-                self.marks.setdefault(getattr(owner, "mark", None) or owner.attempt)
+            for frame in attempt.frames():
+                owner = frame.f_locals.get("attempt", frame.f_locals.get("self"))
+                if mark := getattr(owner, "mark", None) or getattr(owner, "attempt", None):
+                    self.marks.setdefault(mark)
+                    break
+        if isinstance(attempt.effect, Do) and _function_name(attempt.effect) in OF_ITS_OWN:
+            self._carry_out(attempt)
 
-    def _ask_provider(self, request: httpx.Request) -> httpx.Response:
+    def _spoils(self, effect: Any) -> str | None:
+        return self.spoils if self.spoils in ways_to_spoil(effect) else None
+
+    def _ask_provider(self, request: httpx.Request, spoilt: str | None = None) -> httpx.Response:
         headers = {name.lower(): value for name, value in request.headers.items()}
         headers |= dict([self.key_header])
         query = parse_qs(request.url.query.decode(), keep_blank_values=True)
         reply = self.fake(Request(request.method, request.url.path, query, headers, request.read()))
+        if reply.status == 200 and (spoilt := spoilt or self._spoils(request)):
+            reply = replace(reply, body=SPOILT[spoilt](reply.body))
         return httpx.Response(reply.status, headers=dict(reply.headers), content=reply.body, request=request)
 
     # what a state is
 
     def shared(self, ledger: Ledger | None) -> Any:
         """What a later attempt can find: the ledger, and the provider's batches."""
-        return self._plain_value(ledger), self._batches(), tuple(sorted(self.pending))
+        happened = tuple(sorted(self.happened))
+        return self._plain_value(ledger), self._batches(), tuple(sorted(self.pending)), happened, self._left()
 
     def state(self, ledger: Ledger | None) -> Any:
         """All that the future can depend on."""
@@ -290,18 +352,27 @@ class World:
         times = sorted({int(batch.created_at) for batch in self.fake.batches.values()})
         now = bool(times) and int(self.clock.now) == times[-1]  # else the next batch is younger than all
         return now, tuple(
-            (times.index(int(batch.created_at)), str(batch.state) if batch.state in DEAD else "live",
-             self._name(batch.input_file_id or ""))
+            (times.index(int(batch.created_at)), str(batch.state) if batch.state in _KNOWN else "live",
+             self._name(batch.input_file_id or ""), self.fake.unlisted_for(batch))
             for batch in self.fake.batches.values()
         )  # fmt: skip
+
+    def _left(self) -> Any:
+        """What attempts have left in the folder for others to build on."""
+        if not self.folder_counts or not isinstance(self.folder, Path) or not self.folder.is_dir():
+            return None
+        paths = sorted(path for path in self.folder.iterdir() if LEFT.fullmatch(path.name))
+        return tuple((path.name, path.read_bytes()) for path in paths)
 
     def _position(self, attempt: Attempt) -> Any:
         if attempt.ended:
             return type(attempt.raised), self._value(attempt.returned)
         frames = []
         for frame in attempt.frames():
-            names = frame.f_locals.keys() - OF_NO_ACCOUNT
-            local = {name: self._value(frame.f_locals[name]) for name in names}
+            variables = (
+                frame.f_locals.items()
+            )  # a dict, or from 3.13 on a proxy of one without set operations
+            local = {name: self._value(value) for name, value in variables if name not in OF_NO_ACCOUNT}
             frames.append((_name_of(frame), frame.f_lasti, tuple(sorted(local.items(), key=str))))
         return tuple(frames), self._age(attempt.wake), attempt.is_writing
 
@@ -330,18 +401,19 @@ class World:
             case float():
                 return self._age(value)
             case str():
-                return "/".join(map(self._name, value.split("/")))  # addresses hold ids
+                return _ID.sub(lambda found: self._name(found[0]), value)  # addresses and messages hold ids
             case Batch():
                 return self._name(value.id), str(value.status)
             case Ledger():
                 ends = value.landed_at is not None, value.stopped_at is not None
-                fixed = value.revision, value.fingerprint, *ends
+                counts = value.renewals, value.renewed, value.max_rounds, value.unexpected
+                fixed = value.revision, value.fingerprint, *ends, *counts
                 return fixed, self._value(value.shards), self._value(value.stopping)
             case ShardRecord():
                 names = tuple(
                     self._name(name or "") for name in (value.file_id, value.batch_id, value.attempt)
                 )
-                where = value.round, value.shard, value.ended is not None
+                where = value.round, value.shard, value.ended is not None, self._age(value.gone_at or 0.0)
                 return where, value.step, value.tries, names, self._age(value.creating_at or 0.0)
             case list() | tuple():
                 return tuple(map(self._value, value))
@@ -349,6 +421,14 @@ class World:
                 return tuple((self._value(name), self._value(item)) for name, item in value.items())
             case BaseException():
                 return type(value).__name__
+            case Gathered():
+                return self._value(value.ended), self._value(value.tally)
+            case Fetched():
+                return self._value(value.found), self._value(value.loss)
+            case Index():
+                return value.answered, value.succeeded, value.torn, value.problem
+            case Tally():
+                return tuple(sorted(value.counts.items())), value.unexpected
             case _ if type(value).__name__ == "Submission":
                 return value.unanswered
             case _:
@@ -359,6 +439,14 @@ def _who(step: Step) -> str:
     """Who takes a step: a late request is on its own."""
     name, kind = step
     return f"{name}, late" if kind == "deliver" else name
+
+
+def is_fault(kind: str) -> bool:
+    return kind in FAULTS or kind in SPOILT
+
+
+def _function_name(effect: Do) -> str:
+    return str(getattr(getattr(effect.function, "func", effect.function), "__name__", ""))
 
 
 def _name_of(frame: FrameType) -> str:

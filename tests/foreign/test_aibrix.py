@@ -79,7 +79,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def test_a_foreign_server_runs_a_job_of_two_thousand_rows(server: str, tmp_path: Path) -> None:
     table = [{"id": f"row-{number}", "text": f"sentence number {number}"} for number in range(ROWS)]
-    requests = list(build_requests(table, "Repeat: {text}", model="mock", id="id"))
+    requests = list(build_requests(table, "Repeat: {text}", model="mock", id_column="id"))
     seen: list[BatchStatus] = []
     with Client("openai-compatible", api_base=server) as client:
         client.provider.poll_seconds = (1.0, 2.0)

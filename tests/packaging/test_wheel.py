@@ -22,10 +22,10 @@ import anybatch
 from anybatch import Outcome, build_requests, run_job
 
 rows = [{"id": f"r{n}", "text": f"hello {n}"} for n in range(20)]
-requests = build_requests(rows, "Say: {text}", model="local:echo?delay=0", id="id")
+requests = build_requests(rows, "Say: {text}", model="local:echo?delay=0", id_column="id")
 report = run_job("local", requests, "out", api_base=f"sqlite:///{sys.argv[1]}/db.sqlite")
 assert report.counts[Outcome.SUCCEEDED] == 20, report
-joined = list(anybatch.join_results(rows, "out/results.jsonl", id="id"))
+joined = list(anybatch.join_results(rows, "out/results.jsonl", id_column="id"))
 assert [row["outcome"] for row in joined] == ["succeeded"] * 20
 print(anybatch.__file__)
 for name in ("core", "tests", "examples", "benchmarks"):

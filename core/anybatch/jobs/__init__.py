@@ -1,6 +1,7 @@
 """The job engine: one input, however large, as one result set, paid for exactly once.
 
 job        what is to be done, and its identity
+options    each option once: name, type, default, choices, a sentence
 ledger     the durable record of it; `folder` keeps it, and all other files of the job
 inputs     the input, validated and split into shards
 submit     begin an attempt, go on with one, stop the job

@@ -13,13 +13,14 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import ConfigurationError, JobError
 from ..paths import open_path
 from ..providers.base import DEFAULT_WINDOW
 from .folder import JobFolder
 from .ledger import Ledger, ShardRecord
+from .options import OnChanged, OnLost, OnOrphan, OnUntranslatable, Part, options_of, wrong_choice
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -64,10 +65,10 @@ class Job:
     completion_window: str = DEFAULT_WINDOW
     metadata: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
-    on_orphan: Literal["fail", "resubmit"] = "fail"
-    on_changed: Literal["cancel_and_resubmit", "fail"] = "cancel_and_resubmit"
-    on_untranslatable: Literal["fail", "drop"] = "fail"
-    on_lost: Literal["fail", "land", "resubmit"] = "fail"
+    on_orphan: OnOrphan = "fail"
+    on_changed: OnChanged = "cancel_and_resubmit"
+    on_untranslatable: OnUntranslatable = "fail"
+    on_lost: OnLost = "fail"
     shard_requests: int | None = None
     max_rounds: int = 1
     restart: str | None = None
@@ -75,17 +76,9 @@ class Job:
     price: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        choices = {
-            "on_orphan": ("fail", "resubmit"),
-            "on_changed": ("cancel_and_resubmit", "fail"),
-            "on_untranslatable": ("fail", "drop"),
-            "on_lost": ("fail", "land", "resubmit"),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ConfigurationError(
-                    f"{name}: {' or '.join(map(repr, known))}, not {getattr(self, name)!r}"
-                )
+        for one in options_of(Part.JOB):
+            if one.choices and (wrong := wrong_choice(one.name, getattr(self, one.name))):
+                raise ConfigurationError(wrong)
         if not isinstance(self.max_rounds, int) or self.max_rounds < 1:
             raise ConfigurationError(f"max_rounds: 1 or more, not {self.max_rounds!r}")
         if self.shard_requests is not None and (

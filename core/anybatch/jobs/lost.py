@@ -60,7 +60,7 @@ def present(
     if batch.status is not BatchStatus.CANCELLING:
         return batch
     if record.cancelling_at is None:
-        yield from _note(job, ledger, record, cancelling_at=time.time())
+        yield from note(job, ledger, record, cancelling_at=time.time())
         return batch
     if time.time() - record.cancelling_at < STUCK_AFTER:
         return batch
@@ -75,7 +75,7 @@ def _gone(
     since = record.gone_at
     if since is None:
         since = time.time()
-        yield from _note(job, ledger, record, gone_at=since)
+        yield from note(job, ledger, record, gone_at=since)
     if not (yield from _account_answers(provider, ledger, record)):
         raise NotFoundError(
             f"{error.message.rstrip('.')}, and nothing else of the job answers: the key may be that of "
@@ -139,7 +139,7 @@ def _account_answers(provider: Provider, ledger: Ledger, record: ShardRecord) ->
     return record.file_id is not None and (yield from provider.has_file(record.file_id))
 
 
-def _note(job: Job, ledger: Ledger, record: ShardRecord, **update: object) -> Flow[None]:
+def note(job: Job, ledger: Ledger, record: ShardRecord, **update: object) -> Flow[None]:
     """Write down something about a shard's batch, unless it has another one by now."""
     while True:
         noted = record.model_copy(update=update)

@@ -43,7 +43,7 @@ from ..retry import outcome_unknown
 from .job import shard_metadata
 from .ledger import Ledger, ShardRecord, Step
 from .lookup import call_off, shard_key, sought_batch, unnoted
-from .lost import present
+from .lost import note, present
 from .rounds import is_covered
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ class Submission:
         for double in (yield from self._traces(ledger, record)):
             yield from call_off(self.job, self.provider, double)
         if ledger.stopped_at is not None:
-            return (yield from call_off(self.job, self.provider, batch))
+            return (yield from self._stopped(ledger, record, batch))
         if batch.status is not BatchStatus.FAILED or record.attempt == self.attempt or not self.renews:
             return batch
         if self.provider.results(batch) is not Results.NONE or not is_covered(self.job, ledger):
@@ -271,6 +271,13 @@ class Submission:
         )
         yield from self._commit(ledger, fresh)
         return None
+
+    def _stopped(self, ledger: Ledger, record: ShardRecord, batch: Batch) -> Flow[Batch]:
+        """Cancel the batch of a job that was stopped; what never ends being cancelled counts from now on."""
+        batch = yield from call_off(self.job, self.provider, batch)
+        if batch.status is BatchStatus.CANCELLING and record.cancelling_at is None:
+            yield from note(self.job, ledger, record, cancelling_at=time.time())
+        return batch
 
 
 def let_writes_show() -> Flow[None]:

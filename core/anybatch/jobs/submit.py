@@ -22,8 +22,11 @@ from .ledger import Ledger, Step
 from .lookup import call_off, unnoted
 from .rounds import ids_name, records_of, rows_name, stray_name
 from .shard import let_writes_show, read_ledger, replaced_meanwhile
+from .standing import Standing
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..models import Batch
     from ..providers.base import Provider
     from .job import Job
@@ -31,11 +34,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def submit(job: Job, provider: Provider) -> Flow[list[Batch]]:
-    """Begin an attempt: see that every row that is to have one has its batch, and return those of the current
-    round as they stand.
-
-    None where the results have landed already: there is nothing left to wait for.
+def submit(job: Job, provider: Provider) -> Flow[Standing]:
+    """Begin an attempt: see that every row that is to have one has its batch.
 
     Raises InputError before anything is sent; OrphanError, InputChangedError and LedgerConflictError where
     it cannot go on safely.
@@ -51,42 +51,48 @@ def submit(job: Job, provider: Provider) -> Flow[list[Batch]]:
             begun = yield from attempt.reopen(ledger)
             if begun is None and ledger.round and job.folder.local is not None:
                 yield from do(partial(tidy, job.folder, ledger))  # whoever has landed it may have been killed
-        return (yield from attempt.go_on(begun)) if begun is not None else []
+        batches = (yield from attempt.go_on(begun)) if begun is not None else []
+    return (yield from _standing(job, ledger, batches))
 
 
-def resume(job: Job, provider: Provider) -> Flow[list[Batch]]:
-    """Go on with an attempt: the batches of the current round as they stand, those of the next one where all
-    have ended and rows are to be submitted again.
+def resume(job: Job, provider: Provider) -> Flow[Standing]:
+    """Go on with an attempt: where all batches have ended and rows are to be submitted again, submit those.
 
-    The input is read for that alone. None where the results have landed already.
+    The input is read for that alone.
     """
     ledger = yield from do(job.folder.read)
     if ledger is None or ledger.job != job.identity:
         raise never_submitted(job)
     if ledger.landed_at is not None:
-        return []
+        return Standing.of(ledger, [])
     if ledger.is_untouched:
         raise never_submitted(job)
     with tempfile.TemporaryDirectory(prefix="anybatch-") as scratch:
         attempt = Attempt(job, provider, Path(scratch), renews=False)
-        return (yield from attempt.go_on(ledger))
+        batches = yield from attempt.go_on(ledger)
+    return (yield from _standing(job, ledger, batches))
 
 
-def stop(job: Job, provider: Provider) -> Flow[list[Batch]]:
-    """Cancel what runs of a job for good; the batches of the current round as they stand then, [] where the
-    results have landed already.
+def stop(job: Job, provider: Provider) -> Flow[Standing]:
+    """Cancel what runs of a job for good, unless its results have landed already.
 
     It may take the lease of an attempt that is creating a batch right now: that one is cancelled, too.
     """
     ledger = yield from _note_stop(job)
     if ledger.landed_at is not None:
-        return []
+        return Standing.of(ledger, [])
     with tempfile.TemporaryDirectory(prefix="anybatch-") as scratch:
         attempt = Attempt(job, provider, Path(scratch), renews=False)
         batches = yield from attempt.stop(ledger)
     if ledger.stopping:
         yield from _stop_replaced(job, provider, (yield from read_ledger(job, ledger.fingerprint)))
-    return batches
+    return (yield from _standing(job, ledger, batches))
+
+
+def _standing(job: Job, before: Ledger, batches: Sequence[Batch]) -> Flow[Standing]:
+    """What the job stands at now that this was done about it."""
+    now = yield from do(job.folder.read)
+    return Standing.of(before if now is None else now, batches)
 
 
 def _note_stop(job: Job) -> Flow[Ledger]:

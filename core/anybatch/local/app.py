@@ -159,12 +159,12 @@ class App:
         if "after" in query:
             start = self._position("files", query["after"])
         rows = self.store.all(
-            f"SELECT * FROM files WHERE seq {sign} ? AND NOT deleted AND coalesce(expires, ?2) >= ?2"
-            f" AND coalesce(?3, purpose) = purpose ORDER BY seq {order} LIMIT ?4",
-            start,
-            self.now(),
-            query.get("purpose"),
-            limit + 1,
+            f"SELECT * FROM files WHERE seq {sign} :start AND NOT deleted AND coalesce(expires, :now) >= :now"
+            f" AND coalesce(:purpose, purpose) = purpose ORDER BY seq {order} LIMIT :most",
+            start=start,
+            now=self.now(),
+            purpose=query.get("purpose"),
+            most=limit + 1,
         )
         return page([_file_object(row) for row in rows[:limit]], more=len(rows) > limit)
 

@@ -210,9 +210,9 @@ def close_batch(store: Store, batch: Record, past: list[Stage], work: Callable[[
 def discard_deleted(store: Store, file_id: str) -> None:
     """Remove a deleted file's bytes once no open batch reads them any more."""
     gone = store.one(
-        "SELECT 1 FROM files WHERE id = ?1 AND deleted AND NOT EXISTS"
-        " (SELECT 1 FROM batches WHERE input_file_id = ?1 AND final IS NULL)",
-        file_id,
+        "SELECT 1 FROM files WHERE id = :id AND deleted AND NOT EXISTS"
+        " (SELECT 1 FROM batches WHERE input_file_id = :id AND final IS NULL)",
+        id=file_id,
     )
     if gone:
         store.discard([file_id])

@@ -74,7 +74,11 @@ def database_path(api_base: str | None) -> Path:
 
 
 class Store:
-    """The database at `path`, created if it is missing. Thread-safe; survives a fork."""
+    """The database at `path`, created if it is missing. Thread-safe; survives a fork.
+
+    What a thread is still about when the store is closed (an answer that was paid for is being recorded, say)
+    goes on, and leaves no connection open.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -83,6 +87,7 @@ class Store:
         self._connection: sqlite3.Connection | None = None
         self._owner = os.getpid()
         self._abandoned: list[sqlite3.Connection | None] = []
+        self._closed = False
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._exclusive("open"):
@@ -90,18 +95,27 @@ class Store:
         except (OSError, sqlite3.Error) as error:
             self.close()
             raise StoreError(f"Cannot open the local provider's database {path}: {error}") from error
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
+        self._settle()
         with self._lock:
-            if self._connection is not None and self._owner == os.getpid():
+            self._closed = True
+            if self._connection is not None:
                 self._connection.close()
-            self._connection = None
+                self._connection = None
 
     def _connect(self) -> sqlite3.Connection:
         if self._connection is None:
             connection = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
             connection.row_factory = sqlite3.Row
-            connection.execute("PRAGMA synchronous=NORMAL")
+            try:
+                connection.execute("PRAGMA synchronous=NORMAL")
+            except BaseException:
+                connection.close()
+                raise
             self._connection = connection
         return self._connection
 
@@ -143,18 +157,28 @@ class Store:
 
     @contextlib.contextmanager
     def _guard(self) -> Iterator[sqlite3.Connection]:
-        if self._owner != os.getpid():  # forked: a connection must neither be used nor closed in the child
+        self._settle()
+        with self._lock:
+            connection = self._connect()
+            try:
+                yield connection
+            finally:
+                if self._closed and not connection.in_transaction:
+                    self.close()
+
+    def _settle(self) -> None:
+        """After a fork: a connection must neither be used nor closed in the child, which makes its own."""
+        if self._owner != os.getpid():
             self._abandoned.append(self._connection)
             self._connection, self._owner, self._lock = None, os.getpid(), threading.RLock()
-        with self._lock:
-            yield self._connect()
 
-    def all(self, sql: str, *arguments: Any) -> list[sqlite3.Row]:
+    def all(self, sql: str, *arguments: Any, **named: Any) -> list[sqlite3.Row]:
+        """The rows of a query whose parameters are `?`, given in order, or `:name`, given by name."""
         with self._guard() as connection:
-            return connection.execute(sql, arguments).fetchall()
+            return connection.execute(sql, named or arguments).fetchall()
 
-    def one(self, sql: str, *arguments: Any) -> sqlite3.Row | None:
-        rows = self.all(sql, *arguments)
+    def one(self, sql: str, *arguments: Any, **named: Any) -> sqlite3.Row | None:
+        rows = self.all(sql, *arguments, **named)
         return rows[0] if rows else None
 
     @contextlib.contextmanager

@@ -236,9 +236,11 @@ def record(store: Store, batch_id: str, line: int, status: int, body: Json) -> N
     with store.write() as connection:
         insert = (
             "INSERT OR IGNORE INTO results"
-            " SELECT ?1, ?2, ?3, ?4 WHERE EXISTS (SELECT 1 FROM batches WHERE id = ?1 AND final IS NULL)"
+            " SELECT :id, :line, :good, :answer"
+            " WHERE EXISTS (SELECT 1 FROM batches WHERE id = :id AND final IS NULL)"
         )
-        if connection.execute(insert, (batch_id, line, good, json.dumps([status, body]))).rowcount:
+        answer = {"id": batch_id, "line": line, "good": good, "answer": json.dumps([status, body])}
+        if connection.execute(insert, answer).rowcount:
             update = "UPDATE batches SET completed = completed + ?, failed = failed + ? WHERE id = ?"
             connection.execute(update, (good, 1 - good, batch_id))
 

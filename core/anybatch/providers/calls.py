@@ -15,6 +15,8 @@ from .content import Content, LinesBody
 
 # Where an answer keeps what it was read as: `ask` reads it twice.
 _READ = "anybatch.json"
+# What an object or a listing has, of which an error may be a member.
+_IDS = frozenset({"id", "data", "name", "batch_id"})
 
 
 def json_of(response: httpx.Response) -> dict[str, Any]:
@@ -31,6 +33,14 @@ def json_of(response: httpx.Response) -> dict[str, Any]:
         raise ServerError(
             f"{request.url.host} answered {request.method} {request.url.path} "
             f"with something that is not a JSON object: {redact(response.text, request)[:200]!r}",
+            status_code=response.status_code,
+        )
+    if body.get("error") and not body.keys() & _IDS:
+        # Some servers, and gateways before them, report their failures with status 200.
+        request = response.request
+        raise ServerError(
+            f"{request.url.host} answered {request.method} {request.url.path} with an error: "
+            f"{redact(response.text, request)[:200]!r}",
             status_code=response.status_code,
         )
     response.extensions[_READ] = body

@@ -20,7 +20,7 @@ from ..flow import Flow, do, sleep
 from ..models import Batch, BatchStatus, Outcome
 from ..providers.traits import Results
 from .requests import iter_lines
-from .results import decode_line
+from .results import NEVER_RUN, decode_line
 
 if TYPE_CHECKING:
     from ..providers.base import Provider
@@ -39,18 +39,22 @@ _PAUSES = (2.0, 5.0, 10.0, 20.0, 40.0)  # between two looks, seconds; the last o
 
 
 class Measured(Protocol):
-    """What was found in result files: rows with an answer, those of them that succeeded, lines that break off
-    at the end of a file, lines that cannot be told whose they are, and what a file is that is something else.
-    """
+    """What was found in result files: rows with a line, those of them that were run, those that succeeded,
+    those whose line breaks off at the end of a file; whether any line does; lines that cannot be told whose
+    they are; and what a file is that is something else."""
 
     @property
     def answered(self) -> int: ...
+    @property
+    def ran(self) -> int: ...
     @property
     def succeeded(self) -> int: ...
     @property
     def torn(self) -> int: ...
     @property
     def unclear(self) -> int: ...
+    @property
+    def breaks_off(self) -> bool: ...
     @property
     def problem(self) -> str | None: ...
 
@@ -59,10 +63,17 @@ M = TypeVar("M", bound=Measured)
 
 
 class Owed(NamedTuple):
-    """How many rows the result files of a batch must hold: in all, and of rows that succeeded."""
+    """How many rows the result files of a batch must hold: in all, and of rows that succeeded; and how many
+    rows are in no count."""
 
     rows: int
     succeeded: int
+    uncounted: int = 0
+
+    def and_also(self, later: Owed) -> Owed:
+        """What was promised once stays so: counts may lag, and even go back."""
+        fewest = min(self.uncounted, later.uncounted)
+        return Owed(max(self.rows, later.rows), max(self.succeeded, later.succeeded), fewest)
 
 
 def owed(batch: Batch, sent: int | None) -> Owed:
@@ -79,17 +90,28 @@ def owed(batch: Batch, sent: int | None) -> Owed:
     if counts is None:
         return Owed(0, 0)
     most = done if sent is None else min(done, sent)
-    return Owed(most, min(counts.completed, most))
+    every = counts.total if sent is None else sent
+    return Owed(most, min(counts.completed, most), max(0, every - most))
+
+
+def held(found: Measured, promised: Owed) -> int:
+    """How many of the promised rows were found.
+
+    Some providers count rows that were never run as failed: a line for such a row is a promised one there.
+    Others have them in no count: taken for promised ones, these lines would make up for lost answers.
+    """
+    never_run = found.answered - found.ran
+    return found.ran + max(0, never_run - promised.uncounted)
 
 
 def lacking(found: Measured, promised: Owed) -> str | None:
     """What is wrong with result files that are not what was promised; None where they are complete."""
     if found.problem is not None:
         return found.problem
-    if found.torn:
+    if found.breaks_off:
         return "a file ends in the middle of a line"
-    if found.answered < promised.rows:
-        return f"they hold {found.answered} of the {promised.rows} rows that the provider counts"
+    if (rows := held(found, promised)) < promised.rows:
+        return f"they hold {rows} of the {promised.rows} rows that the provider counts"
     return None
 
 
@@ -97,8 +119,8 @@ def is_loss(found: Measured, promised: Owed) -> bool:
     """Whether what is lacking was paid for. Rows that failed may have no line with some providers, and a line
     that is always broken costs its own row only."""
     broken = found.torn + found.unclear
-    answered, succeeded = found.answered + broken, found.succeeded + broken
-    return answered < promised.rows and succeeded < promised.succeeded
+    rows, succeeded = held(found, promised) + broken, found.succeeded + broken
+    return rows < promised.rows and succeeded < promised.succeeded
 
 
 @dataclass(frozen=True)
@@ -120,7 +142,7 @@ def fetch(
     sent: int | None = None,
 ) -> Flow[Fetched[M]]:
     """Download a batch's result files, and again as long as they are not complete, for a while."""
-    waited, looks, promised = 0.0, 0, Owed(0, 0)
+    waited, looks, promised = 0.0, 0, owed(batch, sent)
     while True:
         gone: NotFoundError | None = None
         paths: list[Path] = []
@@ -131,8 +153,6 @@ def fetch(
         except NotFoundError as error:
             gone, paths = error, getattr(error, "paths", [])
         found = yield from do(partial(measure, paths))
-        # What was promised once stays so: counts may lag, and even go back.
-        promised = Owed(*map(max, promised, owed(batch, sent)))
         short = lacking(found, promised) or (_LATE if state is Results.NOT_YET else None)
         patience = _patience(batch, sent, found, short, gone)
         if waited >= patience:
@@ -146,7 +166,7 @@ def fetch(
         with suppress(NotFoundError):
             now: Batch = yield from provider.retrieve(batch.id)
             if now.status.is_terminal:  # else a replica that lags
-                batch = now
+                batch, promised = now, promised.and_also(owed(now, sent))
 
 
 def _patience(
@@ -165,10 +185,10 @@ def _patience(
 def _loss(
     batch: Batch, found: Measured, promised: Owed, short: str | None, gone: NotFoundError | None
 ) -> AnyBatchError | None:
+    is_short = held(found, promised) < promised.rows
     if gone is not None:
-        is_whole = 0 < promised.rows <= found.answered
-        return None if is_whole else gone
-    if found.problem is not None and found.answered < promised.rows:
+        return gone if is_short or not promised.rows else None
+    if found.problem is not None and is_short:
         return ServerError(f"{found.problem}, and nothing of it was landed", batch_id=batch.id)
     if is_loss(found, promised) or short == _LATE:
         return ServerError(
@@ -186,15 +206,21 @@ class Counted(NamedTuple):
     """Distinct custom_ids in result files."""
 
     answered: int
+    ran: int
     succeeded: int
     torn: int
     unclear: int = 0
     problem: str | None = None
 
+    @property
+    def breaks_off(self) -> bool:
+        return self.torn > 0
+
 
 def count_rows(provider: Provider, endpoint: str | None, paths: Sequence[Path]) -> Counted:
     """Count the rows in result files; of two lines for one row a success counts."""
     outcomes: dict[str, bool] = {}
+    ran: set[str] = set()
     torn = unclear = 0
     for path in paths:
         with path.open("rb") as file:
@@ -209,4 +235,6 @@ def count_rows(provider: Provider, endpoint: str | None, paths: Sequence[Path]) 
                 if row.custom_id and (record is not None or raw.endswith(b"\n")):
                     good = row.outcome is Outcome.SUCCEEDED or record is None
                     outcomes[row.custom_id] = good or outcomes.get(row.custom_id, False)
-    return Counted(len(outcomes), sum(outcomes.values()), torn, unclear)
+                    if row.outcome not in NEVER_RUN:
+                        ran.add(row.custom_id)
+    return Counted(len(outcomes), len(ran), sum(outcomes.values()), torn, unclear)

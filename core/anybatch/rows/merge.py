@@ -17,7 +17,7 @@ import orjson
 from ..models import BatchStatus, Outcome, Row, RowError
 from ..providers.reading import mended_json
 from .requests import iter_lines
-from .results import decode_line, has_openai_shape, landed_line, writable
+from .results import NEVER_RUN, decode_line, has_openai_shape, landed_line, writable
 from .tally import Tally
 
 if TYPE_CHECKING:
@@ -43,9 +43,10 @@ class _Place(NamedTuple):
 class Index:
     """Where the lines of one batch's rows lie, made in one pass over its files.
 
-    `answered` counts the rows that have a line, `succeeded` those among them that were paid for, `torn` the
-    rows whose line breaks off at the end of a file, `unclear` the broken lines that are no row's; `problem`
-    says what a file is that is no result file.
+    `answered` counts the rows that have a line, `ran` those among them whose line does not say expired or
+    cancelled, `succeeded` those that were paid for, `torn` the rows whose line breaks off at the end of a
+    file, `unclear` the broken lines that are no row's; `breaks_off` says whether any line does, `problem`
+    what a file is that is no result file.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Index:
         self.places: dict[str, _Place] = {}
         self.stray: list[tuple[int, int, int]] = []  # file, offset, size
         self.tally = Tally()
+        self.breaks_off = False
         self.problem: str | None = None
         alien = []  # the first line of each file of which no line is a result
         for number, path in enumerate(paths):
@@ -74,6 +76,11 @@ class Index:
             if first and not fits:
                 alien.append(first)
         self.answered = len(self.places) - len(self._torn)
+        self.ran = sum(
+            place.outcome not in NEVER_RUN or custom_id in self._strayed
+            for custom_id, place in self.places.items()
+            if custom_id not in self._torn
+        )
         self.succeeded = sum(
             place.outcome is Outcome.SUCCEEDED or custom_id in self._strayed
             for custom_id, place in self.places.items()
@@ -81,6 +88,7 @@ class Index:
         )
         self.torn = len(self._torn)
         self.unclear = self._unclear
+        self.breaks_off |= bool(self._torn)
         if len(self.places) < len(self._expected):
             self._refuse(alien)
 
@@ -121,6 +129,8 @@ class Index:
                 self.tally.add_body(row.result)
             if undecodable and not raw.endswith(b"\n"):
                 self._torn.add(custom_id)
+        elif undecodable and custom_id not in self._expected:  # perhaps it breaks off before its id
+            self.breaks_off |= not raw.endswith(b"\n")
         return not undecodable or custom_id in self._expected
 
     def land(self, custom_id: str, raw: bytes) -> tuple[Outcome, bytes, bool]:

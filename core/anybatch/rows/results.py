@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 UNDECODABLE = "undecodable_line"
+NEVER_RUN = frozenset({Outcome.EXPIRED, Outcome.CANCELLED})
+"""What the line of a row says that nobody has paid for."""
 
 
 def decode_line(raw: bytes, provider: Provider, endpoint: str | None) -> tuple[Row, dict[str, Any] | None]:

@@ -52,24 +52,27 @@ def build_requests(
     prompt: Prompt,
     *,
     model: str,
-    id: RowId = None,
+    id_column: RowId = None,
     endpoint: str = "/v1/chat/completions",
     system: str | None = None,
     **body: Any,
 ) -> Iterator[Record]:
     """One request line for each row of a table, lazily: what `Job(input=…)` and `write_jsonl` take.
 
-    prompt  a template, or a function of the row. In a template `{column}` is the row's value (None leaves
-            nothing), `{price:.2f}` formats it, `{{` and `}}` are braces; names are column names and nothing
-            else, so text in a table can never reach into objects. A function returns the prompt as text, a
-            list (messages; inputs for embeddings), or a dict that is laid over the rest of the body.
-    id      the column that holds custom_ids (text or whole numbers), a function of the row, or None for
-            `row-1`, `row-2`, …: those are only as stable as the table's order.
-    system  a system prompt, where the endpoint has one; a message list that begins with its own keeps that.
-    body    the other parameters of every request, e.g. `max_tokens=200, response_format={…}`.
+    prompt     a template, or a function of the row. In a template `{column}` is the row's value (None leaves
+               nothing), `{price:.2f}` formats it, `{{` and `}}` are braces; names are column names and
+               nothing else, so text in a table can never reach into objects. A function returns the prompt
+               as text, a list (messages; inputs for embeddings), or a dict that is laid over the rest of the
+               body.
+    id_column  the column that holds custom_ids (text or whole numbers), a function of the row, or None for
+               `row-1`, `row-2`, …: those are only as stable as the table's order.
+    system     a system prompt, where the endpoint has one; a message list that begins with its own keeps
+               that.
+    body       the other parameters of every request, e.g. `max_tokens=200, response_format={…}`.
 
     Raises InputError naming the row, ConfigurationError for arguments that cannot be right.
     """
+    _refuse_old_name(body)
     end = next((end for end in _MEMBERS if endpoint.endswith(end)), "")
     if system is not None and end not in _SYSTEM:
         raise ConfigurationError(f"system: requests to {endpoint} have no system prompt")
@@ -78,7 +81,7 @@ def build_requests(
             f"prompt: how {endpoint} takes text is not known; give a function that returns a dict"
         )
     ask = _Template(prompt).fill if isinstance(prompt, str) else _called(prompt)
-    name_row = _ids(id)
+    name_row = _ids(id_column)
     defaults = {"model": model, **body}
 
     def requests() -> Iterator[Record]:
@@ -89,6 +92,12 @@ def build_requests(
             yield {"custom_id": name_row(row, number), "method": "POST", "url": endpoint, "body": whole}
 
     return requests()
+
+
+def _refuse_old_name(body: Mapping[str, Any]) -> None:
+    """`**body` takes any name: the one that `id_column` once had would go into every request."""
+    if "id" in body:
+        raise ConfigurationError("build_requests: the column of custom_ids is `id_column`, not `id`")
 
 
 def _called(prompt: Any) -> Callable[[Record, int], Any]:
@@ -132,19 +141,21 @@ class _Template:
             ) from None
 
 
-def _ids(id: RowId) -> Callable[[Record, int], str]:
+def _ids(id_column: RowId) -> Callable[[Record, int], str]:
     """The custom_id of a row, by whatever rule was given."""
-    if id is None:
+    if id_column is None:
         return lambda _, number: f"row-{number}"
 
     def name_row(row: Record, number: int) -> str:
-        if isinstance(id, str) and id not in row:
-            raise bad_row(number, id, f"there is no such column; there are {', '.join(map(repr, row))}")
-        value = row[id] if isinstance(id, str) else id(row)
+        if isinstance(id_column, str) and id_column not in row:
+            raise bad_row(
+                number, id_column, f"there is no such column; there are {', '.join(map(repr, row))}"
+            )
+        value = row[id_column] if isinstance(id_column, str) else id_column(row)
         if isinstance(value, int | uuid.UUID) and not isinstance(value, bool):
             value = str(value)
         if not isinstance(value, str) or not value:
-            column = id if isinstance(id, str) else None
+            column = id_column if isinstance(id_column, str) else None
             raise bad_row(number, column, f"a custom_id is text that is not empty, not {value!r}")
         return value
 
@@ -229,7 +240,7 @@ class _Found(NamedTuple):
 
 
 def join_results(
-    table: Table, results: Results, *, id: RowId = None, parse: Parse = None, prefix: str = ""
+    table: Table, results: Results, *, id_column: RowId = None, parse: Parse = None, prefix: str = ""
 ) -> Iterator[Record]:
     """The rows of a table, in order and each exactly once, with what became of them, lazily.
 
@@ -237,17 +248,17 @@ def join_results(
     output text, an embedding's vector, else the whole body; None unless it succeeded) and `error` (text, or
     None). All names are preceded by `prefix`.
 
-    results  a job's folder, its results.jsonl or its Report, or any iterable of rows, such as
-             `client.results(…)`, or of such iterables. Results in the table's order are joined in one pass;
-             others go through an index in a temporary file.
-    id       as given to `build_requests`.
-    parse    "json", or a function of the content: the members of the object it comes to become columns too.
-             Content that cannot be parsed keeps its outcome and says why in `error`.
+    results    a job's folder, its results.jsonl or its Report, or any iterable of rows, such as
+               `client.results(…)`, or of such iterables. Results in the table's order are joined in one pass;
+               others go through an index in a temporary file.
+    id_column  as given to `build_requests`.
+    parse      "json", or a function of the content: the members of the object it comes to become columns
+               too. Content that cannot be parsed keeps its outcome and says why in `error`.
 
     Raises ConfigurationError where an added column would overwrite one, or where not a single result belongs
     to the table.
     """
-    name_row = _ids(id)
+    name_row = _ids(id_column)
     if parse not in (None, "json") and not callable(parse):
         raise ConfigurationError(f"parse: 'json' or a function, not {parse!r}")
 
@@ -349,11 +360,11 @@ class _Lookup:
         return _Found(*json.loads(line[0])) if line else None
 
     def check(self) -> None:
-        """There were results and none was asked for: the table or `id` is another one, or is used up."""
+        """There were results and none was asked for: table or `id_column` is another one, or is used up."""
         if not self._matched and (self._index is not None or next(self._rows, None) is not None):
             raise ConfigurationError(
-                "none of the results belongs to a row of this table: pass the table and the id that the "
-                "requests were built from (an iterator can be read only once)"
+                "none of the results belongs to a row of this table: pass the table and the id_column "
+                "that the requests were built from (an iterator can be read only once)"
             )
 
     def close(self) -> None:

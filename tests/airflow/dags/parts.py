@@ -38,7 +38,7 @@ with DAG("parts", default_args={"provider": "local"}):
     create = AnyBatchCreateOperator(task_id="create", input=lambda: requests("delay=0.4&expire=0.5", rows=20))
     ended = AnyBatchSensor(task_id="ended", batch_id=create.output, accept=("completed", "expired"))
     results = AnyBatchResultsOperator(
-        task_id="results", batch_id=create.output, output_folder=OUTPUT + "/parts/{{ run_id }}"
+        task_id="results", batch_id=create.output, output=OUTPUT + "/parts/{{ run_id }}"
     )
 
     @task
@@ -64,7 +64,7 @@ with DAG("policies", default_args={"provider": "local"}):
         AnyBatchOperator(
             task_id="partial",
             input=requests("delay=20", rows=60),
-            output_folder=OUTPUT + "/policies/{{ run_id }}/partial",
+            output=OUTPUT + "/policies/{{ run_id }}/partial",
             timeout=3,
             on_timeout="land_partial",
             max_failed_ratio=1.0,
@@ -75,7 +75,7 @@ with DAG("policies", default_args={"provider": "local"}):
         prompt="Say {text}",
         id_column="key",
         model="local:echo?delay=0.5",
-        output_folder=OUTPUT + "/policies/{{ run_id }}/table",
+        output=OUTPUT + "/policies/{{ run_id }}/table",
         deferrable=False,
         pool="default_pool",
         retries=1,
@@ -85,7 +85,7 @@ with DAG("failed", default_args={"provider": "local"}):
     strict = AnyBatchOperator(
         task_id="strict",
         input=requests("delay=0.5&fail=0.5", rows=20),
-        output_folder=OUTPUT + "/failed/{{ run_id }}",
+        output=OUTPUT + "/failed/{{ run_id }}",
         on_partial="fail",
         retries=3,
     )

@@ -35,7 +35,7 @@ def make_requests() -> list[dict[str, Any]]:
 
 with DAG("one", is_paused_upon_creation=False):
     job = AnyBatchOperator(
-        task_id="job", provider="local", input=make_requests, output_folder=OUTPUT + "/one/{{ run_id }}"
+        task_id="job", provider="local", input=make_requests, output=OUTPUT + "/one/{{ run_id }}"
     )
     AnyBatchSensor(
         task_id="seen",
@@ -48,12 +48,12 @@ with DAG("one", is_paused_upon_creation=False):
         return requests(rows=2)
 
     AnyBatchOperator(
-        task_id="from_xcom", provider="local", input=given(), output_folder=OUTPUT + "/xcom/{{ run_id }}"
+        task_id="from_xcom", provider="local", input=given(), output=OUTPUT + "/xcom/{{ run_id }}"
     )
 
 with DAG("mapped", is_paused_upon_creation=False):
     AnyBatchOperator.partial(
-        task_id="each", provider="local", output_folder=OUTPUT + "/mapped/{{ run_id }}/{{ ti.map_index }}"
+        task_id="each", provider="local", output=OUTPUT + "/mapped/{{ run_id }}/{{ ti.map_index }}"
     ).expand(input=[requests(rows=1, prompt="Hello"), requests(rows=2, prompt="Hello")])
 
 with DAG("named", is_paused_upon_creation=False):
@@ -61,7 +61,7 @@ with DAG("named", is_paused_upon_creation=False):
     @task.anybatch(
         provider="local",
         map_index_template="{{ country }}",
-        output_folder=OUTPUT + "/named/{{ run_id }}/{{ ti.task_id }}/{{ ti.map_index }}",
+        output=OUTPUT + "/named/{{ run_id }}/{{ ti.task_id }}/{{ ti.map_index }}",
     )
     def by_argument(country: str, rows: int) -> list[dict[str, Any]]:
         return requests("delay=12", rows=rows, prompt=country)
@@ -79,14 +79,14 @@ with DAG("named", is_paused_upon_creation=False):
 
     AnyBatchOperator.partial(
         task_id="by_context", provider="local", map_index_template="{{ market }}", input=market_requests
-    ).expand(output_folder=[OUTPUT + "/named/{{ run_id }}/by_context/" + name for name in ("a", "b")])
+    ).expand(output=[OUTPUT + "/named/{{ run_id }}/by_context/" + name for name in ("a", "b")])
 
 with DAG("refused", is_paused_upon_creation=False):
     AnyBatchOperator(
         task_id="bad_input",
         provider="local",
         input=[{"custom_id": "a"}],
-        output_folder=OUTPUT + "/refused/{{ run_id }}",
+        output=OUTPUT + "/refused/{{ run_id }}",
     )
 
 with DAG("twenty", is_paused_upon_creation=False, max_active_tasks=100):
@@ -95,7 +95,7 @@ with DAG("twenty", is_paused_upon_creation=False, max_active_tasks=100):
             task_id=f"wait_{index:02}",
             provider="local",
             input=requests("delay=60"),
-            output_folder=OUTPUT + f"/twenty/{{{{ run_id }}}}/{index:02}",
+            output=OUTPUT + f"/twenty/{{{{ run_id }}}}/{index:02}",
         )
 
 with DAG("held", is_paused_upon_creation=False):
@@ -103,27 +103,25 @@ with DAG("held", is_paused_upon_creation=False):
         task_id="job",
         provider="local",
         input=requests("delay=30", rows=40),
-        output_folder=OUTPUT + "/held/{{ run_id }}",
+        output=OUTPUT + "/held/{{ run_id }}",
         deferrable=False,
         retries=2,
     )
 
 with DAG("patient", is_paused_upon_creation=False):
-    AnyBatchOperator(
-        task_id="job", conn_id=KEYED, input=requests(), output_folder=OUTPUT + "/patient/{{ run_id }}"
-    )
+    AnyBatchOperator(task_id="job", conn_id=KEYED, input=requests(), output=OUTPUT + "/patient/{{ run_id }}")
 
 with DAG("keyed", is_paused_upon_creation=False):
     AnyBatchOperator(
         task_id="good",
         conn_id=KEYED,
         input=requests("delay=15"),
-        output_folder=OUTPUT + "/keyed/{{ run_id }}/good",
+        output=OUTPUT + "/keyed/{{ run_id }}/good",
     )
     AnyBatchOperator(
         task_id="refused",
         conn_id=KEYED,
         input=requests("delay=1&invalid=token_limit_exceeded"),
-        output_folder=OUTPUT + "/keyed/{{ run_id }}/refused",
+        output=OUTPUT + "/keyed/{{ run_id }}/refused",
     )
     AnyBatchSensor(task_id="absent", conn_id=KEYED, batch_id="batch_that_is_not_there")

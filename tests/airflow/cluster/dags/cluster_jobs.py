@@ -45,7 +45,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "doomed_cancel": {"queue": "doomed", "timeout": 30, "on_timeout": "cancel"},
     "doomed_land": {"queue": "doomed", "timeout": 30, "on_timeout": "land_partial"},
     # A worker's own disk.
-    "doomed_alone": {"queue": "doomed", "output_folder": OUTPUT + "/" + os.environ["CLUSTER_HOST"]},
+    "doomed_alone": {"queue": "doomed", "output": OUTPUT + "/" + os.environ["CLUSTER_HOST"]},
     "brief": {"execution_timeout": timedelta(seconds=15)},
     "brief_slot": {"execution_timeout": timedelta(seconds=15), "deferrable": False},
     "twice": {"max_rounds": 2},
@@ -62,29 +62,27 @@ COMMON: dict[str, Any] = {
 
 for name, options in VARIANTS.items():
     with DAG(name, **COMMON):
-        AnyBatchOperator(task_id="job", input=REQUESTS, **{"output_folder": OUTPUT, **ACCOUNT, **options})
+        AnyBatchOperator(task_id="job", input=REQUESTS, **{"output": OUTPUT, **ACCOUNT, **options})
 
 with DAG("hurried", is_paused_upon_creation=False, dagrun_timeout=timedelta(minutes=30)):
-    AnyBatchOperator(task_id="job", input=REQUESTS, output_folder=OUTPUT, **ACCOUNT)
+    AnyBatchOperator(task_id="job", input=REQUESTS, output=OUTPUT, **ACCOUNT)
 
 with DAG("mapped", **COMMON):
     AnyBatchOperator.partial(
         task_id="job",
         conn_id="provider",
         api_base="{{ dag_run.conf['api_bases'][ti.map_index] }}",
-        output_folder=OUTPUT + "/{{ ti.map_index }}",
+        output=OUTPUT + "/{{ ti.map_index }}",
     ).expand(input=[REQUESTS, REQUESTS, REQUESTS])
 
 with DAG("steps", **COMMON):
     create = AnyBatchCreateOperator(task_id="create", input=REQUESTS, **ACCOUNT)
     ids = create.output
     wait = AnyBatchSensor(task_id="wait", batch_id=ids, **ACCOUNT)
-    land = AnyBatchResultsOperator(task_id="land", batch_id=ids, output_folder=OUTPUT, **ACCOUNT)
+    land = AnyBatchResultsOperator(task_id="land", batch_id=ids, output=OUTPUT, **ACCOUNT)
     cancel = AnyBatchCancelOperator(
         task_id="cancel", batch_id=ids, wait_for_end=True, trigger_rule="one_failed", **ACCOUNT
     )
-    land_rest = AnyBatchResultsOperator(
-        task_id="land_rest", batch_id=ids, output_folder=OUTPUT + "/rest", **ACCOUNT
-    )
+    land_rest = AnyBatchResultsOperator(task_id="land_rest", batch_id=ids, output=OUTPUT + "/rest", **ACCOUNT)
     wait.set_downstream([land, cancel])
     cancel.set_downstream(land_rest)
