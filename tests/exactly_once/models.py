@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import httpx
 from upath import UPath
 
-from anybatch import IncompleteListingError, Job, get_provider
+from anybatch import IncompleteListingError, Job, Standing, get_provider
 from anybatch.flow import Do, Flow, Sleep
 from anybatch.jobs.inputs import prepare
 from anybatch.jobs.job import job_metadata
@@ -209,7 +209,7 @@ def is_commit(effect: Any) -> bool:
 
 
 def _id_of(returned: Any) -> str:
-    batch = returned[0] if isinstance(returned, list) else returned
+    batch = returned[0] if isinstance(returned, Standing) else returned
     return str(batch.id)
 
 

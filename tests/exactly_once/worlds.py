@@ -24,6 +24,7 @@ from anybatch.flow import Do, Download, Sleep
 from anybatch.jobs.folder import JobFolder
 from anybatch.jobs.landing import Gathered
 from anybatch.jobs.ledger import Ledger, ShardRecord
+from anybatch.jobs.standing import Standing
 from anybatch.models import Batch
 from anybatch.retry import raise_for_status
 from anybatch.rows.downloads import Fetched
@@ -419,7 +420,7 @@ class World:
                 )
                 where = value.round, value.shard, value.ended is not None, self._patience(value)
                 return where, value.step, value.tries, names, self._age(value.creating_at or 0.0)
-            case list() | tuple():
+            case list() | tuple() | Standing():
                 return tuple(map(self._value, value))
             case Mapping():
                 return tuple((self._value(name), self._value(item)) for name, item in value.items())
