@@ -294,7 +294,7 @@ def test_many_gone_batches_are_not_waited_for_one_after_another(
         del world.fake.batches[batch.id]
     began = time.monotonic()
     driver.run(job, timeout=30)
-    assert time.monotonic() - began < 2 * 0.6 + 0.6
+    assert time.monotonic() - began < 5 * 0.6, "one after another they would take six times as long"
 
 
 @openai
