@@ -76,7 +76,7 @@ def checked(event: Mapping[str, Any] | None) -> Mapping[str, Any]:
     if not event or "status" not in event:
         raise AirflowException(f"the trigger sent no event that this version understands: {event!r}")
     if event["status"] == ERROR:
-        raise AirflowException(event["message"])
+        raise (AirflowFailException if event.get("final") else AirflowException)(event["message"])
     return event
 
 
@@ -114,9 +114,11 @@ def state_of(ti: Any) -> str | None:
 @contextmanager
 def final_errors() -> Iterator[None]:
     """Errors that a retry cannot cure fail the task at once; a person has to change something first."""
-    from anybatch import ConfigurationError, InputChangedError, InputError, OrphanError
+    from anybatch.errors import AnyBatchError, classify
 
     try:
         yield
-    except (ConfigurationError, InputError, InputChangedError, OrphanError) as error:
+    except AnyBatchError as error:
+        if not classify(error).is_final:
+            raise
         raise AirflowFailException(f"{type(error).__name__}: {error}") from error

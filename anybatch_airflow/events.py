@@ -132,7 +132,8 @@ class BatchCompletedTrigger(BaseEventTrigger):
                             yield snapshot
             except Exception as error:
                 # The connection is read anew: it may have been mended, or its key replaced.
-                log.error("%s: no batches can be listed, next try in %.0f s: %s", hook, MENDING, error)
+                again = "%s: no batches can be listed, next try in %.0f s: %s"
+                log.error(again, hook, MENDING, error, exc_info=_bug(error))
                 await asyncio.sleep(MENDING)
 
     async def filter_shared_stream(self, shared_stream: AsyncIterator[Any]) -> AsyncIterator[TriggerEvent]:
@@ -199,7 +200,8 @@ class BatchCompletedTrigger(BaseEventTrigger):
                 log.error("%s", error)
                 return {"batch_id": batch_id, "status": "not found", "ended_at": time.time()}
             except Exception as error:
-                log.error("batch %s cannot be watched, next try in %.0f s: %s", batch_id, MENDING, error)
+                again = "batch %s cannot be watched, next try in %.0f s: %s"
+                log.error(again, batch_id, MENDING, error, exc_info=_bug(error))
                 await asyncio.sleep(MENDING)
 
     # --- what is told ----------------------------------------------------------------------------------
@@ -219,6 +221,13 @@ class BatchCompletedTrigger(BaseEventTrigger):
     def _event(self, facts: Facts) -> TriggerEvent:
         self.log.info("batch %s is %s", facts["batch_id"], facts["status"])
         return TriggerEvent({**facts, "conn_id": self.conn_id})  # type: ignore[no-untyped-call]
+
+
+def _bug(error: Exception) -> Exception | None:
+    """An error that nobody expects, and whose traceback a log should have."""
+    from anybatch.errors import Wait, classify
+
+    return error if classify(error).wait is Wait.UNEXPECTED else None
 
 
 def facts_of(batch: Batch, ended_at: float | None = None) -> Facts:
@@ -360,7 +369,8 @@ class Listing:
 
 async def _looks(client: AsyncClient, listing: Listing, interval: float) -> AsyncGenerator[Snapshot]:
     """One listing after another; ends with the error that a person has to mend, and with no other."""
-    from anybatch.polling.pace import Trouble, Verdict, verdict
+    from anybatch.errors import classify
+    from anybatch.polling.pace import Trouble
 
     trouble, cuts, failures = Trouble(), Trouble(), 0
     while True:
@@ -368,7 +378,7 @@ async def _looks(client: AsyncClient, listing: Listing, interval: float) -> Asyn
         try:
             snapshot = await _look(client, listing, reading)
         except Exception as error:
-            if verdict(error) in (Verdict.ENDS_ALL, Verdict.ENDS_ONE):
+            if classify(error).wait.ends:
                 raise
             failures += 1
             asked = getattr(error, "retry_after", None)

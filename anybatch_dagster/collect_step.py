@@ -114,12 +114,12 @@ def _go_on_waiting(
     move = next_move(standing, deadlines, options.on_timeout, now)
     if move is Move.CANCEL:
         _cancel(context, client, running)
-        raise failure(
+        raise dg.Failure(
             f"{told}. The deadline has passed, and it was cancelled. Materialize this asset again to keep "
             "the rows that were finished and to submit the others once more."
         )
     if move in (Move.LEAVE, Move.GIVE_UP):
-        raise failure(
+        raise dg.Failure(
             f"{told}. The deadline has passed; it is left running. Materialize this asset again to take the "
             "results once it has ended, or raise `timeout`."
         )

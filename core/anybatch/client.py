@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 import httpx
 
 from ._version import __version__
-from .errors import AnyBatchError, ConfigurationError, DeadlineExceededError, NotFoundError
+from .errors import AnyBatchError, ConfigurationError, DeadlineExceededError, NotFoundError, classify
 from .flow import TIMEOUT, Flow, T, aperform, do, perform, sleep
 from .jobs.collect import collect, ended_batch
 from .jobs.job import Job
@@ -28,7 +28,7 @@ from .jobs.running import Run
 from .jobs.standing import Standing
 from .jobs.submit import resume, stop, submit
 from .models import Batch, BatchStatus, Page, Report, Row
-from .polling.pace import Trouble, Verdict, before_deadline, next_interval, pause_after, verdict
+from .polling.pace import Trouble, before_deadline, next_interval, pause_after
 from .polling.watcher import get_watcher, watcher_key
 from .providers import get_provider
 from .providers.account import Account
@@ -146,7 +146,7 @@ class _Shell:
             try:
                 batch = yield from self.provider.retrieve(batch_id)
             except Exception as error:
-                if verdict(error) in (Verdict.ENDS_ALL, Verdict.ENDS_ONE):
+                if classify(error).wait.ends:
                     raise
                 failure = error
                 if trouble.lasts(time.time(), calm=2 * most) is not None:

@@ -19,24 +19,22 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from datetime import UTC, datetime
 from itertools import chain
 from operator import attrgetter
 from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from ..errors import DeadlineExceededError
+from ..errors import DeadlineExceededError, Wait, classify
 from ..models import Batch, BatchStatus, Page
 from .pace import (
     FEW,
     LONGEST_PAUSE,
     Trouble,
-    Verdict,
     before_deadline,
     keep_listing,
     next_interval,
     plan_sweep,
-    verdict,
+    utc,
 )
 
 T = TypeVar("T")
@@ -290,11 +288,10 @@ class Watcher:
 
     def _expire(self, watched: _Watched, waiter: _Waiter) -> None:
         self._detach(watched, waiter)
-        until = datetime.fromtimestamp(waiter.deadline, UTC).isoformat(timespec="seconds")
         waiter.fail(
             DeadlineExceededError(
-                f"batch {watched.batch_id} was {watched.status or 'not seen yet'} at the deadline, {until}; "
-                "it is left running",
+                f"batch {watched.batch_id} was {watched.status or 'not seen yet'} at the deadline, "
+                f"{utc(waiter.deadline)}; it is left running",
                 provider=self._provider,
                 batch_id=watched.batch_id,
             )
@@ -433,7 +430,7 @@ class Watcher:
                 page = await self._call(client.list(after=after, limit=self._page_size))
             except Exception as error:
                 self._report(error, "listing batches")
-                if verdict(error) is not Verdict.SLOWS or refused == REFUSALS:
+                if classify(error).wait is not Wait.SLOWS or refused == REFUSALS:
                     return self._listing_paid(False)
                 # Starting over later would never get past the page where the limit strikes.
                 refused += 1
@@ -486,17 +483,17 @@ class Watcher:
         try:
             batch = await self._call(client.retrieve(watched.batch_id))
         except Exception as error:
-            match verdict(error):
-                case Verdict.ENDS_ALL:
+            match classify(error).wait:
+                case Wait.ENDS_ALL:
                     await self._fail_all(error)
-                case Verdict.ENDS_ONE:
+                case Wait.ENDS_ONE | Wait.UNEXPECTED:
                     for waiter in self._drop(watched):
                         waiter.fail(copy_of(error))
-                case Verdict.SLOWS:
+                case Wait.SLOWS:
                     self._report(error, watched.batch_id)
                     self._slow_down(error)
                     self._look_in(0, watched)
-                case Verdict.BLIP:
+                case Wait.BLIP:
                     self._report(error, watched.batch_id)
                     self._failures += 1
                     if self._failures % LANES == 0:  # nothing gets through: not only this batch
@@ -567,7 +564,10 @@ class Watcher:
         if lasts is not None:
             told = f"for {lasts / 60:.0f} min, last " if lasts else ""
             reason = str(error) or type(error).__name__
-            log.warning("%s: polling fails, still waiting: %s%s: %s", self.key, told, what, reason)
+            bug = error if classify(error).wait is Wait.UNEXPECTED else None
+            log.warning(
+                "%s: polling fails, still waiting: %s%s: %s", self.key, told, what, reason, exc_info=bug
+            )
 
 
 def copy_of(error: E) -> E:
