@@ -174,7 +174,7 @@ def _make_values(
     if not _is_parted(options, partitions):
         return {"": make_value(options.value, report)}
     made = {}
-    for partition, part in split_report(report, partitions).items():
+    for partition, part in split_report(report, partitions, options.price).items():
         made[partition] = make_value(options.value, part)
         for key in keys:
             told = part_metadata(part, made[partition].invalid)

@@ -10,7 +10,7 @@ import ssl
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -22,12 +22,15 @@ from ._version import __version__
 from .errors import AnyBatchError, ConfigurationError, DeadlineExceededError, NotFoundError, classify
 from .flow import TIMEOUT, Flow, T, aperform, do, perform, sleep
 from .jobs.collect import collect, ended_batch
+from .jobs.folder import JobFolder
+from .jobs.foreign import land_batches
 from .jobs.job import Job
 from .jobs.policies import Move, OnPartial, OnTimeout
 from .jobs.running import Run
 from .jobs.standing import Standing
 from .jobs.submit import resume, stop, submit
 from .models import Batch, BatchStatus, Page, Report, Row
+from .paths import open_path
 from .polling.pace import Trouble, before_deadline, next_interval, pause_after
 from .polling.watcher import get_watcher, watcher_key
 from .providers import get_provider
@@ -43,6 +46,8 @@ from .rows.sources import batch_file
 
 if TYPE_CHECKING:
     import os
+
+    from upath import UPath
 
 OnProgress = Callable[[Batch], None]
 
@@ -184,6 +189,22 @@ class _Shell:
         batch = yield from ended_batch(self.provider, batch_id)
         yield from do(lambda: directory.mkdir(parents=True, exist_ok=True))
         return (yield from self._fetch(batch, directory))
+
+    def _land_batches(
+        self,
+        batch_ids: str | Iterable[str],
+        folder: str | os.PathLike[str] | UPath,
+        endpoint: str | None,
+        identity: str | None,
+        price: tuple[float, float] | None,
+    ) -> Flow[Report]:
+        ids = [batch_ids] if isinstance(batch_ids, str) else list(batch_ids)
+        place = JobFolder(open_path(folder).absolute())
+        return (
+            yield from land_batches(
+                self.provider, ids, place, endpoint=endpoint, identity=identity, price=price
+            )
+        )
 
     def _check(self) -> Flow[str]:
         page = yield from self.provider.list_page(after=None, limit=1, options={})
@@ -352,6 +373,25 @@ class Client(_Shell):
         """Land the results of a job whose batches have ended; at no cost if they have landed already."""
         return self._run(collect(job, self.provider))
 
+    def land_batches(
+        self,
+        batch_ids: str | Iterable[str],
+        folder: str | os.PathLike[str] | UPath,
+        *,
+        endpoint: str | None = None,
+        id: str | None = None,
+        price: tuple[float, float] | None = None,
+    ) -> Report:
+        """Land the rows of ended batches that no job has made, as results.jsonl and report.json.
+
+        Batch after batch, each in the provider's order; a row that its files do not mention is counted and
+        has no line. What an earlier call has landed in the folder is replaced, once every download has come
+        to its end. `endpoint` is needed where the batches do not tell it (see `results`), `id` is the name in
+        the report, `price` as on `Job`. Raises BatchNotCompleteError while one is running, BatchFailedError
+        where one was refused as a whole, ConfigurationError where the folder is a job's.
+        """
+        return self._run(self._land_batches(batch_ids, folder, endpoint, id, price))
+
     def run(
         self,
         job: Job,
@@ -517,6 +557,18 @@ class AsyncClient(_Shell):
     async def collect(self, job: Job) -> Report:
         """See `Client.collect`."""
         return await self._run(collect(job, self.provider))
+
+    async def land_batches(
+        self,
+        batch_ids: str | Iterable[str],
+        folder: str | os.PathLike[str] | UPath,
+        *,
+        endpoint: str | None = None,
+        id: str | None = None,
+        price: tuple[float, float] | None = None,
+    ) -> Report:
+        """See `Client.land_batches`."""
+        return await self._run(self._land_batches(batch_ids, folder, endpoint, id, price))
 
     async def run(
         self,
