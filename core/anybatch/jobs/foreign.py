@@ -116,7 +116,7 @@ class _Landing:
             tally.counts[unanswered("", batch.status).outcome] += unmentioned
             log.warning("batch %s: %d rows are in none of its files and have no line", batch.id, unmentioned)
         record = ShardRecord(
-            shard=len(self._gathered.ended), round=0, first_row=self.rows, rows=rows, batch_id=batch.id
+            shard=len(self._gathered.ended), first_row=self.rows, rows=rows, batch_id=batch.id
         )
         self._gathered.ended.append((record, batch))
         self.rows += rows
