@@ -62,7 +62,9 @@ def test_rows_land_as_a_job_has_them(world: RemoteWorld, driver: Driver, tmp_pat
     assert ours == {line["custom_id"]: line for line in lines(tmp_path / "out")}
     assert lines(tmp_path / "landed", "stray.jsonl") == lines(tmp_path / "out", "stray.jsonl")
     world.fake.quirks = Quirks()
-    land(world, driver, batch.id, tmp_path / "landed")  # of another answer nothing is left
+    other = create(world, driver, tmp_path, row_ids(2))
+    driver.wait(other, timeout=10)
+    land(world, driver, other, tmp_path / "landed")  # of the landing before nothing is left
     assert not (tmp_path / "landed" / "stray.jsonl").exists()
     names = {path.name for path in (tmp_path / "landed").iterdir()}
     assert names == {".lock", "results.jsonl", "report.json"}
