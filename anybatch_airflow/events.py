@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from anybatch_airflow.hooks import AnyBatchHook
-from anybatch_airflow.listing import Reading
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Iterable, Mapping, Sequence
@@ -38,7 +37,6 @@ log = logging.getLogger(__name__)
 
 ENDS = ("completed", "failed", "expired", "cancelled")
 OVERLAP = 900.0  # seconds that a provider may be late to show that a batch has ended
-CLOCK_SKEW = 120.0  # seconds that our clock and the provider's may differ
 SETTLING = (
     10.0  # seconds after which an event that was handed to the triggerer is in the database, and its run made
 )
@@ -331,24 +329,20 @@ class Listing:
         self._ended: dict[str, Facts] = {}
         self._seen_until = -math.inf
 
-    def begin(self, now: float) -> None:
-        """Decide how far back the listing has to be read: to the oldest that runs, and to all new ones."""
+    def begin(self, now: float) -> float:
+        """How far back the listing has to be read: to the oldest that runs, and to all new ones."""
         oldest = min(self._running.values(), default=math.inf)
-        until = now - self._max_age if self._seen_until == -math.inf else min(oldest, self._seen_until)
-        self._until = until - CLOCK_SKEW
         self._now, self._found = now, set[str]()
+        return now - self._max_age if self._seen_until == -math.inf else min(oldest, self._seen_until)
 
-    def take(self, page: Sequence[Batch]) -> bool:
-        """Take in a page; whether the next one is needed."""
-        for batch in page:
-            created = float(batch.created_at or self._now)
-            self._found.add(batch.id)
-            if not batch.status.is_terminal:
-                self._running[batch.id] = created
-            elif batch.id not in self._ended:
-                was_running = self._running.pop(batch.id, None) is not None
-                self._ended[batch.id] = facts_of(batch, self._now if was_running else None)
-        return not page or float(page[-1].created_at or self._now) >= self._until
+    def take(self, batch: Batch) -> None:
+        """Take in a batch as it is listed."""
+        self._found.add(batch.id)
+        if not batch.status.is_terminal:
+            self._running[batch.id] = float(batch.created_at or self._now)
+        elif batch.id not in self._ended:
+            was_running = self._running.pop(batch.id, None) is not None
+            self._ended[batch.id] = facts_of(batch, self._now if was_running else None)
 
     def finish(self, *, is_whole: bool = True) -> Snapshot:
         """All that ended, the latest first.
@@ -374,9 +368,12 @@ async def _looks(client: AsyncClient, listing: Listing, interval: float) -> Asyn
 
     trouble, cuts, failures = Trouble(), Trouble(), 0
     while True:
-        pause, reading = interval, Reading()
+        pause = interval
         try:
-            snapshot = await _look(client, listing, reading)
+            batches = client.iter_batches(since=listing.begin(time.time()))
+            async for batch in batches:
+                listing.take(batch)
+            snapshot = listing.finish(is_whole=batches.reading.is_complete)
         except Exception as error:
             if classify(error).wait.ends:
                 raise
@@ -387,21 +384,9 @@ async def _looks(client: AsyncClient, listing: Listing, interval: float) -> Asyn
                 log.warning("listing batches fails, still watching: %s", error)
         else:
             failures = 0
-            if reading.is_cut and cuts.lasts(time.monotonic(), calm=2 * pause) is not None:
+            if not batches.reading.is_complete and cuts.lasts(time.monotonic(), calm=2 * pause) is not None:
                 log.warning(
                     "the list of batches cannot be read to its end; what is beyond it, nobody is told of"
                 )
             yield snapshot
         await asyncio.sleep(pause * random.uniform(0.9, 1.1))
-
-
-async def _look(client: AsyncClient, listing: Listing, reading: Reading) -> Snapshot:
-    listing.begin(time.time())
-    after: str | None = None
-    while True:
-        page = await client.list(after=after, limit=client.provider.list_limit or None)
-        if not listing.take(page):
-            return listing.finish()
-        after = reading.next_after(page)
-        if after is None:
-            return listing.finish(is_whole=not reading.is_cut)

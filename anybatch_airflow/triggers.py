@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from airflow.providers.common.compat.sdk import conf
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from anybatch_airflow.account import TERMINAL_STATES, state_of
 from anybatch_airflow.hooks import AnyBatchHook
 from anybatch_airflow.inputs import batch_ids
 from anybatch_airflow.policies import describe
+from anybatch_airflow.taskinstance import TERMINAL_STATES, state_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence

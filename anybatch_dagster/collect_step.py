@@ -199,7 +199,8 @@ def _materialization(
     is_parted = _is_parted(options, submission.partitions)
     facts = result_metadata(
         report,
-        submission=submission,
+        submission=submission.run_id,
+        console=submission.facts.console,
         invalid=sum(one.invalid for one in made.values()),
         collect_lag=round(max(0.0, time.time() - ended), 1) if ended else None,
         is_parted=is_parted,

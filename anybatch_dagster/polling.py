@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 from anybatch import AsyncClient, Batch, BatchStatus, RetryPolicy
@@ -110,25 +109,22 @@ class Poller:
         """Page through the provider's batches, newest first, as long as that saves calls."""
         seen = [self._seen.get(batch_id) for batch_id in wanted]
         oldest = min((batch.created_at or -math.inf) if batch else -math.inf for batch in seen)
-        expected, after = len(wanted), None
-        for pages in count(1):
+        expected, listing = len(wanted), client.iter_batches()
+        try:
+            async for page in listing.pages():
+                self._calls -= 1
+                for batch in page:
+                    if batch.id in wanted:
+                        self._saw(client, batch)
+                        wanted.discard(batch.id)
+                page_oldest = min((batch.created_at for batch in page if batch.created_at), default=math.inf)
+                pages, ours, missing = listing.reading.pages, expected - len(wanted), len(wanted)
+                budget = min(expected, pages + self._calls)
+                if not keep_listing(pages, ours, missing, page_oldest, oldest, budget=budget):
+                    return
+        except Exception as error:  # retrieving each may still work, and tells if it does not
             self._calls -= 1
-            try:
-                page = await client.list(after=after, limit=client.provider.list_limit)
-            except Exception as error:  # retrieving each may still work, and tells if it does not
-                self._tell(error, "listing batches")
-                return
-            for batch in page:
-                if batch.id in wanted:
-                    self._saw(client, batch)
-                    wanted.discard(batch.id)
-            page_oldest = min((batch.created_at for batch in page if batch.created_at), default=math.inf)
-            after = page.next_cursor  # also of an empty page, which may come before others
-            ours, missing = expected - len(wanted), len(wanted)
-            budget = min(expected, pages + self._calls)
-            # Where it cannot be read on nothing is known of the rest: each of those is retrieved.
-            if after is None or not keep_listing(pages, ours, missing, page_oldest, oldest, budget=budget):
-                return
+            self._tell(error, "listing batches")
 
     async def _lane(self, client: AsyncClient, turn: Iterator[str]) -> None:
         for batch_id in turn:

@@ -124,8 +124,8 @@ def test_plan_reads_off_the_listing_what_is_at_its_top(places: list[int], expect
     [
         (1, 100, 50, 500, 400, 150, True),
         (1, 100, 0, 500, 400, 100, False),  # all seen
-        (5, 90, 10, 279, 400, 100, False),  # older than all that is wanted, by more than clocks differ
-        (5, 90, 10, 281, 400, 100, True),
+        (5, 90, 10, 9_099, 10_000, 100, False),  # older than all that is wanted, by more than clocks differ
+        (5, 90, 10, 9_101, 10_000, 100, True),
         (5, 90, 10, math.inf, -math.inf, 100, True),  # ages unknown
         (2, 0, 20, 500, 400, 20, True),
         (3, 0, 20, 500, 400, 20, False),  # three pages of foreign batches are enough for twenty

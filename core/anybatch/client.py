@@ -31,6 +31,7 @@ from .jobs.standing import Standing
 from .jobs.submit import resume, stop, submit
 from .models import Batch, BatchStatus, Page, Report, Row
 from .paths import open_path
+from .polling.listing import MOST_PAGES, AsyncBatches, Batches, Reading
 from .polling.pace import Trouble, before_deadline, next_interval, pause_after
 from .polling.watcher import get_watcher, watcher_key
 from .providers import get_provider
@@ -244,6 +245,10 @@ def _deadline(timeout: float | None, deadline: float | None) -> float | None:
     return time.time() + timeout if timeout is not None else deadline
 
 
+def _reading(since: float | None, max_pages: int) -> Reading:
+    return Reading(-math.inf if since is None else since, max_pages)
+
+
 def _pause_after(error: AnyBatchError, provider: Provider) -> float:
     """Seconds before the job is asked for after a wait that was passed over: what answered 404 may be there
     at the next look."""
@@ -306,6 +311,20 @@ class Client(_Shell):
     def list(self, *, after: str | None = None, limit: int | None = None, **options: Any) -> Page:
         """One page of the account's batches, newest first."""
         return self._run(self.provider.list_page(after=after, limit=limit, options=options))
+
+    def iter_batches(
+        self, *, since: float | None = None, max_pages: int = MOST_PAGES, **options: Any
+    ) -> Batches:
+        """The account's batches, newest first, over all pages; the next page is asked for when it is needed.
+
+        It ends where the listing does, after `max_pages`, or at a page that goes back to before `since` (unix
+        seconds, with a quarter of an hour for clocks that differ; some of what comes may be older). In the
+        end `.reading.is_complete` says whether a batch that did not come does not exist.
+        """
+        limit = self.provider.list_limit or None
+        return Batches(
+            lambda after: self.list(after=after, limit=limit, **options), _reading(since, max_pages)
+        )
 
     def wait(
         self,
@@ -507,6 +526,15 @@ class AsyncClient(_Shell):
     async def list(self, *, after: str | None = None, limit: int | None = None, **options: Any) -> Page:
         """See `Client.list`."""
         return await self._run(self.provider.list_page(after=after, limit=limit, options=options))
+
+    def iter_batches(
+        self, *, since: float | None = None, max_pages: int = MOST_PAGES, **options: Any
+    ) -> AsyncBatches:
+        """See `Client.iter_batches`; for `async for`."""
+        limit = self.provider.list_limit or None
+        return AsyncBatches(
+            lambda after: self.list(after=after, limit=limit, **options), _reading(since, max_pages)
+        )
 
     async def wait(
         self,

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from .listing import CLOCK_SKEW
+
 FEW = 8  # this many are not worth a listing
 PATIENCE = 3  # pages that may bring less than they cost before a listing is given up
-CLOCK_SKEW = 120.0  # seconds that our clock and the provider's may differ
 LONGEST_PAUSE = 3600.0  # seconds; a Retry-After beyond that is not believed
 LASTING = 300.0  # seconds after which trouble that lasts is worth a second line in the log
 

@@ -26,6 +26,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from ..errors import DeadlineExceededError, Wait, classify
 from ..models import Batch, BatchStatus, Page
+from .listing import Reading
 from .pace import (
     FEW,
     LONGEST_PAUSE,
@@ -420,14 +421,12 @@ class Watcher:
 
     async def _read_listing(self, client: Source, wanted: dict[str, _Watched]) -> None:
         """Page through the listing, take what was seen out of `wanted`, and update all that was seen."""
-        expected, pages, refused = len(wanted), 0, 0
+        expected, refused = len(wanted), 0
         oldest = min(watched.created_at for watched in wanted.values())
-        after: str | None = None
-        cursors: set[str | None] = {None}
-        ours: set[str] = set()
+        reading, ours = Reading(), set[str]()
         while True:
             try:
-                page = await self._call(client.list(after=after, limit=self._page_size))
+                page = await self._call(client.list(after=reading.after, limit=self._page_size))
             except Exception as error:
                 self._report(error, "listing batches")
                 if classify(error).wait is not Wait.SLOWS or refused == REFUSALS:
@@ -437,8 +436,8 @@ class Watcher:
                 self._slow_down(error)
                 await asyncio.sleep(self._not_before - asyncio.get_running_loop().time())
                 continue
-            pages, refused = pages + 1, 0
-            for number, batch in enumerate(page):
+            refused = 0
+            for number, batch in enumerate(reading.take(page)):
                 if number % TOLD == 0:
                     await asyncio.sleep(0)
                 wanted.pop(batch.id, None)
@@ -448,12 +447,10 @@ class Watcher:
             await asyncio.sleep(0)
             missing = len(wanted)
             page_oldest = min((batch.created_at for batch in page if batch.created_at), default=math.inf)
-            after = page.next_cursor if page.has_more and len(page) else None
-            if after in cursors or not keep_listing(
-                pages, len(ours), missing, page_oldest, oldest, budget=expected
+            if reading.is_over or not keep_listing(
+                reading.pages, len(ours), missing, page_oldest, oldest, budget=expected
             ):
-                return self._listing_paid(expected - missing >= pages)
-            cursors.add(after)
+                return self._listing_paid(expected - missing >= reading.pages)
 
     def _listing_paid(self, paid: bool) -> None:
         """After a listing that cost more than it brought, go without for a while, longer each time."""

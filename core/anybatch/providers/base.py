@@ -26,6 +26,7 @@ from ..errors import (
 )
 from ..flow import Flow, ask, download, sleep
 from ..models import BatchStatus, Outcome, Page, Row, RowError
+from ..polling.listing import Reading
 from ..retry import outcome_unknown, redact
 from .account import Account, KeyAuth
 
@@ -39,11 +40,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT_WINDOW = "24h"
-
-# How far a provider's clock may be off when a listing is searched back to a point in time, seconds.
-_CLOCK_SKEW = 900
-# Pages of one listing that are read at most: 100,000 batches of 100 a page, or a listing without end.
-_MOST_PAGES = 1000
 
 # Where an answer keeps what it was read as: `ask` reads it twice.
 _READ = "anybatch.json"
@@ -300,23 +296,15 @@ class Provider(ABC):
         older than that: a batch that goes unnoticed would be bought again. Else IncompleteListingError.
         """
         found: dict[str, Batch] = {}
-        seen: set[str] = set()
-        after: str | None = None
-        for _ in range(_MOST_PAGES):
-            page = yield from self.list_page(after=after, limit=self.list_limit or 100, options=options or {})
-            found |= {batch.id: batch for batch in page if matches(batch)}
-            repeated = len(page) > 0 and seen.issuperset(batch.id for batch in page)
-            if not page.has_more or _reaches(page, since - _CLOCK_SKEW):
-                return list(found.values())
-            if page.next_cursor is None or repeated:
-                break
-            seen.update(batch.id for batch in page)
-            after = page.next_cursor
-        if found:
+        reading, limit = Reading(since), self.list_limit or 100
+        while not reading.is_over:
+            page = yield from self.list_page(after=reading.after, limit=limit, options=options or {})
+            found |= {batch.id: batch for batch in reading.take(page) if matches(batch)}
+        if found or reading.is_complete:
             return list(found.values())
         raise IncompleteListingError(
-            f"{self.name}'s list of batches could not be read to its end ({len(seen)} were read): a batch "
-            "that was not in it may exist all the same",
+            f"{self.name}'s list of batches could not be read to its end ({reading.pages} pages were): a "
+            "batch that was not in it may exist all the same",
             provider=self.name,
         )
 
@@ -358,12 +346,6 @@ _DEAD = frozenset({BatchStatus.FAILED, BatchStatus.CANCELLED, BatchStatus.CANCEL
 def oldest(batches: Sequence[Batch]) -> Batch:
     """The oldest batch that is not dead: the same one for everybody who asks."""
     return min(batches, key=lambda batch: (batch.status in _DEAD, batch.created_at or 0, batch.id))
-
-
-def _reaches(page: Page, since: float) -> bool:
-    """Whether the page is in the order of a listing, newest first, and reaches back to before that time."""
-    times = [batch.created_at for batch in page if batch.created_at is not None]
-    return bool(times) and times[-1] < since and times == sorted(times, reverse=True)
 
 
 def page_of(
