@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .client import AsyncClient, Client, OnProgress
 from .jobs.job import Job, JobInput
-from .jobs.options import OnChanged, OnLost, OnOrphan, OnPartial, OnTimeout, OnUntranslatable
+from .jobs.options import KeepRequests, OnChanged, OnLost, OnOrphan, OnPartial, OnTimeout, OnUntranslatable
 from .models import Batch, BatchResult, Page, Report
 from .providers.base import DEFAULT_WINDOW
 from .providers.keys import hides_key
@@ -202,6 +202,7 @@ def run_job(
     on_untranslatable: OnUntranslatable = "fail",
     on_lost: OnLost = "fail",
     shard_requests: int | None = None,
+    keep_requests: KeepRequests = "until_landed",
     max_rounds: int = 1,
     restart: str | None = None,
     lease: float = 90.0,
@@ -236,6 +237,7 @@ def run_job(
         on_untranslatable=on_untranslatable,
         on_lost=on_lost,
         shard_requests=shard_requests,
+        keep_requests=keep_requests,
         max_rounds=max_rounds,
         restart=restart,
         lease=lease,
@@ -269,6 +271,7 @@ async def arun_job(
     on_untranslatable: OnUntranslatable = "fail",
     on_lost: OnLost = "fail",
     shard_requests: int | None = None,
+    keep_requests: KeepRequests = "until_landed",
     max_rounds: int = 1,
     restart: str | None = None,
     lease: float = 90.0,
@@ -297,6 +300,7 @@ async def arun_job(
         on_untranslatable=on_untranslatable,
         on_lost=on_lost,
         shard_requests=shard_requests,
+        keep_requests=keep_requests,
         max_rounds=max_rounds,
         restart=restart,
         lease=lease,
