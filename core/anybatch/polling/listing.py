@@ -32,17 +32,20 @@ class Reading:
         self._earliest, self._most = since - CLOCK_SKEW, most_pages
         self._seen: set[str] = set()
 
-    def take(self, page: Page) -> Page:
-        """Take up the page that was asked for, and hand it on. An empty page is no end if it leads on."""
+    def take(self, page: Page) -> Sequence[Batch]:
+        """Take up the page that was asked for; those of its batches that no page before had.
+
+        An empty page is no end if it leads on.
+        """
         self.pages += 1
-        ids = {batch.id for batch in page}
-        is_repeated = bool(ids) and ids <= self._seen
-        self._seen |= ids
+        new = [batch for batch in page if batch.id not in self._seen]
+        is_repeated = len(page) > 0 and not new
+        self._seen |= {batch.id for batch in new}
         self.is_complete = not page.has_more or reaches(page, self._earliest)
         leads_on = page.next_cursor is not None and not is_repeated
         self.is_over = self.is_complete or not leads_on or self.pages >= self._most
         self.after = page.next_cursor
-        return page
+        return new
 
     @property
     def is_cut(self) -> bool:
@@ -60,7 +63,7 @@ def reaches(page: Sequence[Batch], since: float) -> bool:
 
 
 class Batches(Iterator["Batch"]):
-    """The batches of a listing, the newest first; each page is asked for when the one before is used up.
+    """The batches of a listing, each once, the newest first; a page is asked for when that before is used up.
 
     `reading` says how far it has come, and in the end whether that was all.
     """
@@ -69,7 +72,7 @@ class Batches(Iterator["Batch"]):
         self.reading, self._ask = reading, ask
         self._batches = (batch for page in self.pages() for batch in page)
 
-    def pages(self) -> Iterator[Page]:
+    def pages(self) -> Iterator[Sequence[Batch]]:
         """The same, a page at a time."""
         while not self.reading.is_over:
             yield self.reading.take(self._ask(self.reading.after))
@@ -85,7 +88,7 @@ class AsyncBatches(AsyncIterator["Batch"]):
         self.reading, self._ask = reading, ask
         self._batches = self._flat()
 
-    async def pages(self) -> AsyncIterator[Page]:
+    async def pages(self) -> AsyncIterator[Sequence[Batch]]:
         """The same, a page at a time."""
         while not self.reading.is_over:
             yield self.reading.take(await self._ask(self.reading.after))
