@@ -163,7 +163,7 @@ def _retrieved(client: Client, ids: Sequence[str]) -> Iterator[Batch]:
 
 def has_marks(provider: Provider) -> bool:
     """Whether batches can be looked up by the marks of their job."""
-    return provider.can_find and provider.metadata_limits is not None
+    return provider.can_find and provider.traits.metadata is not None
 
 
 def begin_of_run(context: Context) -> float:

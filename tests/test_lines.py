@@ -42,7 +42,7 @@ def plan(
     source = tmp_path / "in.jsonl"
     source.write_bytes(data)
     spooled = tmp_path / "spool.jsonl"
-    as_it_is = at.verbatim and options.get("model") is None
+    as_it_is = at.codec.verbatim and options.get("model") is None
     content = source if as_it_is else spooled
     with source.open("rb") as file, spooled.open("wb") as spool, (tmp_path / "ids.jsonl").open("wb") as ids:
         return make_plan(

@@ -73,12 +73,13 @@ class _Shell:
         api_base: str | None = None,
         client_args: Mapping[str, Any] | None = None,
         retry: RetryPolicy | None = None,
+        **settings: str | None,
     ) -> None:
         if isinstance(provider, str):
-            provider = get_provider(provider, api_key=api_key, api_base=api_base)
-        elif api_key is not None or api_base is not None:
+            provider = get_provider(provider, api_key=api_key, api_base=api_base, **settings)
+        elif api_key is not None or api_base is not None or settings:
             raise ConfigurationError(
-                "api_key and api_base go with a provider's name; a provider object has its own",
+                "api_key, api_base and settings go with a provider's name; a provider object has its own",
                 provider=provider.name,
             )
         self.provider = provider
@@ -128,23 +129,24 @@ class _Shell:
             content, models = yield from do(
                 lambda: _one_batch(provider, batch_file(input_file_path), endpoint, spooled)
             )
-            new = NewBatch(
-                content, endpoint, completion_window, metadata or {}, options, models, uuid.uuid4().hex
-            )
+            key = f"anybatch-{uuid.uuid4().hex}"
+            new = NewBatch(content, endpoint, completion_window, metadata or {}, options, models, key)
             since = time.time()
-            file_id = yield from provider.upload(new.content, options)
+            file_id = yield from provider.upload(new)
             return (yield from provider.create_once(new, file_id, since=since))
 
-    def _wait(self, batch_id: str, deadline: float | None, on_progress: OnProgress | None) -> Flow[Batch]:
+    def _wait(
+        self, provider: Provider, batch_id: str, deadline: float | None, on_progress: OnProgress | None
+    ) -> Flow[Batch]:
         """Look until the batch has ended; as for the shared poller, failures that may pass end no wait."""
-        first, most = self.provider.poll_seconds
+        first, most = provider.poll_seconds
         since, stands, seen = time.time(), "not seen yet", None
         odd: set[str] = set()
         trouble = Trouble()
         while True:
             failure: Exception | None = None
             try:
-                batch = yield from self.provider.retrieve(batch_id)
+                batch = yield from provider.retrieve(batch_id)
             except Exception as error:
                 if verdict(error) in (Verdict.ENDS_ALL, Verdict.ENDS_ONE):
                     raise
@@ -172,18 +174,20 @@ class _Shell:
             pause = before_deadline(next_interval(time.time() - since, first, most, 0.5), left, first)
             yield from sleep(max(0.05, min(pause_after(failure, pause), left)))
 
-    def _fetch(self, batch: Batch, directory: Path, endpoint: str | None = None) -> Flow[list[Path]]:
+    def _fetch(
+        self, provider: Provider, batch: Batch, directory: Path, endpoint: str | None = None
+    ) -> Flow[list[Path]]:
         """The result files of an ended batch, complete. Raises where what was paid for is not in them."""
-        count = functools.partial(count_rows, self.provider, endpoint or batch.endpoint)
-        fetched = yield from fetch(self.provider, batch, directory, count)
+        count = functools.partial(count_rows, provider, endpoint or batch.endpoint)
+        fetched = yield from fetch(provider, batch, directory, count)
         if fetched.loss is not None:
             raise fetched.loss
         return fetched.paths
 
-    def _download(self, batch_id: str, directory: Path) -> Flow[list[Path]]:
-        batch = yield from ended_batch(self.provider, batch_id)
+    def _download(self, provider: Provider, batch_id: str, directory: Path) -> Flow[list[Path]]:
+        batch = yield from ended_batch(provider, batch_id)
         yield from do(lambda: directory.mkdir(parents=True, exist_ok=True))
-        return (yield from self._fetch(batch, directory))
+        return (yield from self._fetch(provider, batch, directory))
 
     def _check(self) -> Flow[str]:
         page = yield from self.provider.list_page(after=None, limit=1, options={})
@@ -205,8 +209,8 @@ def _one_batch(
             str(path),
             provider,
             endpoint,
-            content=path if provider.verbatim else spooled,
-            spool=None if provider.verbatim else spool,
+            content=path if provider.codec.verbatim else spooled,
+            spool=None if provider.codec.verbatim else spool,
         )
     if len(plan.shards) != 1:
         limits = provider.limits
@@ -237,7 +241,9 @@ def _polling(retry: RetryPolicy) -> RetryPolicy:
 class Client(_Shell):
     """One account at a provider, its connection pool kept; close it, or use it as a context manager.
 
-    `client_args` go to the httpx client (timeout, proxy, verify, headers, transport, …).
+    `client_args` go to the httpx client (timeout, proxy, verify, headers, transport, …); `settings` are what
+    the provider's account has beside key and base URL, such as a region. The `options` of the calls are the
+    provider's own.
     """
 
     @hides_key
@@ -249,8 +255,11 @@ class Client(_Shell):
         api_base: str | None = None,
         client_args: Mapping[str, Any] | None = None,
         retry: RetryPolicy | None = None,
+        **settings: str | None,
     ) -> None:
-        super().__init__(provider, api_key=api_key, api_base=api_base, client_args=client_args, retry=retry)
+        super().__init__(
+            provider, api_key=api_key, api_base=api_base, client_args=client_args, retry=retry, **settings
+        )
         transport = None if "transport" in self._given else self.provider.transport()
         try:
             self._http = httpx.Client(**self._http_args(transport))
@@ -274,13 +283,13 @@ class Client(_Shell):
         """Validate a JSONL file, upload it and create one batch of it."""
         return self._run(self._create(input_file_path, endpoint, completion_window, metadata, options))
 
-    def retrieve(self, batch_id: str) -> Batch:
+    def retrieve(self, batch_id: str, **options: Any) -> Batch:
         """The batch as it stands now."""
-        return self._run(self.provider.retrieve(batch_id), batch_id)
+        return self._run(self.provider.with_options(options).retrieve(batch_id), batch_id)
 
-    def cancel(self, batch_id: str) -> Batch:
+    def cancel(self, batch_id: str, **options: Any) -> Batch:
         """Ask the provider to stop; rows that are done stay available."""
-        return self._run(self.provider.cancel(batch_id), batch_id)
+        return self._run(self.provider.with_options(options).cancel(batch_id), batch_id)
 
     def list(self, *, after: str | None = None, limit: int | None = None, **options: Any) -> Page:
         """One page of the account's batches, newest first."""
@@ -293,16 +302,18 @@ class Client(_Shell):
         timeout: float | None = None,
         deadline: float | None = None,
         on_progress: OnProgress | None = None,
+        **options: Any,
     ) -> Batch:
         """Block until the batch has ended, or raise DeadlineExceededError.
 
         Failures that may pass (an outage, 429, a lock) are waited out, however long they last; 401, 403, 404
         and other refusals are raised at once. `on_progress` is called with every new status or count.
         """
-        flow = self._wait(batch_id, _deadline(timeout, deadline), on_progress)
+        provider = self.provider.with_options(options)
+        flow = self._wait(provider, batch_id, _deadline(timeout, deadline), on_progress)
         return self._run(flow, batch_id, _polling(self.retry))
 
-    def results(self, batch_id: str, *, endpoint: str | None = None) -> Iterator[Row]:
+    def results(self, batch_id: str, *, endpoint: str | None = None, **options: Any) -> Iterator[Row]:
         """The rows of an ended batch, in the provider's order, in constant memory.
 
         `endpoint` is needed where the batch does not tell it: on Anthropic, "/v1/messages" gives native
@@ -310,17 +321,19 @@ class Client(_Shell):
         hold fewer rows than the provider counts, so no break can cut the rows short. Raises
         BatchNotCompleteError at once while the batch is running, and ServerError where rows stay lacking.
         """
-        return self._rows(self._run(ended_batch(self.provider, batch_id), batch_id), endpoint)
+        provider = self.provider.with_options(options)
+        return self._rows(provider, self._run(ended_batch(provider, batch_id), batch_id), endpoint)
 
-    def _rows(self, batch: Batch, endpoint: str | None) -> Iterator[Row]:
+    def _rows(self, provider: Provider, batch: Batch, endpoint: str | None) -> Iterator[Row]:
         with tempfile.TemporaryDirectory(prefix="anybatch-") as scratch:
-            paths = self._run(self._fetch(batch, Path(scratch), endpoint), batch.id)
+            paths = self._run(self._fetch(provider, batch, Path(scratch), endpoint), batch.id)
             for path in paths:
-                yield from iter_rows(path, self.provider, endpoint or batch.endpoint)
+                yield from iter_rows(path, provider, endpoint or batch.endpoint)
 
-    def download(self, batch_id: str, directory: str | os.PathLike[str]) -> Sequence[Path]:
-        """Fetch the result files of an ended batch as the provider wrote them."""
-        return self._run(self._download(batch_id, Path(directory)), batch_id)
+    def download(self, batch_id: str, directory: str | os.PathLike[str], **options: Any) -> Sequence[Path]:
+        """Fetch the results of an ended batch: files of JSON lines that hold what the provider sent."""
+        provider = self.provider.with_options(options)
+        return self._run(self._download(provider, batch_id, Path(directory)), batch_id)
 
     def submit(self, job: Job) -> Standing:
         """Begin or re-attach an attempt: see that every row that is to have one has its batch.
@@ -429,8 +442,11 @@ class AsyncClient(_Shell):
         api_base: str | None = None,
         client_args: Mapping[str, Any] | None = None,
         retry: RetryPolicy | None = None,
+        **settings: str | None,
     ) -> None:
-        super().__init__(provider, api_key=api_key, api_base=api_base, client_args=client_args, retry=retry)
+        super().__init__(
+            provider, api_key=api_key, api_base=api_base, client_args=client_args, retry=retry, **settings
+        )
         transport = None if "transport" in self._given else self.provider.atransport()
         try:
             self._http = httpx.AsyncClient(**self._http_args(transport))
@@ -456,13 +472,13 @@ class AsyncClient(_Shell):
         """See `Client.create`."""
         return await self._run(self._create(input_file_path, endpoint, completion_window, metadata, options))
 
-    async def retrieve(self, batch_id: str) -> Batch:
+    async def retrieve(self, batch_id: str, **options: Any) -> Batch:
         """See `Client.retrieve`."""
-        return await self._run(self.provider.retrieve(batch_id), batch_id)
+        return await self._run(self.provider.with_options(options).retrieve(batch_id), batch_id)
 
-    async def cancel(self, batch_id: str) -> Batch:
+    async def cancel(self, batch_id: str, **options: Any) -> Batch:
         """See `Client.cancel`."""
-        return await self._run(self.provider.cancel(batch_id), batch_id)
+        return await self._run(self.provider.with_options(options).cancel(batch_id), batch_id)
 
     async def list(self, *, after: str | None = None, limit: int | None = None, **options: Any) -> Page:
         """See `Client.list`."""
@@ -475,13 +491,13 @@ class AsyncClient(_Shell):
         timeout: float | None = None,  # noqa: ASYNC109  the deadline is the provider's, not the task's
         deadline: float | None = None,
         on_progress: OnProgress | None = None,
+        **options: Any,
     ) -> Batch:
         """See `Client.wait`. In one event loop, all waits of an account (and its client_args) share polls."""
         until = _deadline(timeout, deadline)
-        if (
-            "transport" in self._given
-        ):  # a transport of the caller's own may close before the others' waits end
-            flow = self._wait(batch_id, until, on_progress)
+        # A transport of the caller's own may close before the others' waits end, and options are one batch's.
+        if "transport" in self._given or options:
+            flow = self._wait(self.provider.with_options(options), batch_id, until, on_progress)
             return await self._run(flow, batch_id, _polling(self.retry))
         watcher = get_watcher(watcher_key(self.account.key, self._given), self._poller)
         return await watcher.wait(batch_id, deadline=until, on_progress=on_progress)
@@ -489,18 +505,24 @@ class AsyncClient(_Shell):
     def _poller(self) -> AsyncClient:
         return AsyncClient(self.provider, client_args=self._given, retry=_polling(RetryPolicy()))
 
-    async def results(self, batch_id: str, *, endpoint: str | None = None) -> AsyncIterator[Row]:
+    async def results(
+        self, batch_id: str, *, endpoint: str | None = None, **options: Any
+    ) -> AsyncIterator[Row]:
         """See `Client.results`; nothing is asked, and nothing raised, before the first row is awaited."""
-        batch = await self._run(ended_batch(self.provider, batch_id), batch_id)
+        provider = self.provider.with_options(options)
+        batch = await self._run(ended_batch(provider, batch_id), batch_id)
         with tempfile.TemporaryDirectory(prefix="anybatch-") as scratch:
-            paths = await self._run(self._fetch(batch, Path(scratch), endpoint), batch_id)
+            paths = await self._run(self._fetch(provider, batch, Path(scratch), endpoint), batch_id)
             for path in paths:
-                for row in iter_rows(path, self.provider, endpoint or batch.endpoint):
+                for row in iter_rows(path, provider, endpoint or batch.endpoint):
                     yield row
 
-    async def download(self, batch_id: str, directory: str | os.PathLike[str]) -> Sequence[Path]:
+    async def download(
+        self, batch_id: str, directory: str | os.PathLike[str], **options: Any
+    ) -> Sequence[Path]:
         """See `Client.download`."""
-        return await self._run(self._download(batch_id, Path(directory)), batch_id)
+        provider = self.provider.with_options(options)
+        return await self._run(self._download(provider, batch_id, Path(directory)), batch_id)
 
     async def submit(self, job: Job) -> Standing:
         """See `Client.submit`."""

@@ -114,7 +114,7 @@ def test_expired_rows_go_again(world: RemoteWorld, driver: Driver, tmp_path: Pat
     assert [found.text(one) for one in IDS] == [f"echo: say {one}" for one in IDS]
     spent = [line["response"]["body"]["usage"]["total_tokens"] for line in found.lines]
     assert report.usage.total_tokens == sum(spent)
-    if driver.provider.metadata_limits is not None:
+    if driver.provider.traits.metadata is not None:
         marks = [batch.metadata for batch in world.fake.batches.values()]
         assert [(mark["anybatch_round"], mark["anybatch_shard"]) for mark in marks] == [
             ("0", "0/1"),

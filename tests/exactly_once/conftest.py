@@ -15,19 +15,19 @@ from anybatch.jobs import lost
 from anybatch.jobs import shard as shards
 from anybatch.providers import base
 from anybatch.rows import downloads
+from anybatch.testing import shorten_pauses
 from tests.exactly_once.forge import Forge
 from tests.exactly_once.models import Model
 from tests.exactly_once.stage import LOOKS, POLL
 from tests.exactly_once.worlds import LEASE, Clock
-from tests.pauses import shorten
 
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "_ASK_AFTER", LOOKS)
     monkeypatch.setattr(shards, "_LEASE_POLL", POLL)
     monkeypatch.setattr(shards, "_WRITE_TIME", POLL)
-    shorten(monkeypatch)
+    shorten_pauses(monkeypatch)
+    monkeypatch.setattr(base, "_ASK_AFTER", LOOKS)
 
 
 @pytest.fixture(autouse=True)

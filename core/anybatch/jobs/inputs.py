@@ -74,7 +74,7 @@ def prepare(job: Job, provider: Provider, scratch: Path) -> Plan | None:
 
 
 def _planned(job: Job, provider: Provider, path: UPath, scratch: Path, shard_requests: int | None) -> Plan:
-    local = local_path(path) if provider.verbatim and job.model is None else None
+    local = local_path(path) if provider.codec.verbatim and job.model is None else None
     content = local or scratch / "content.jsonl"
     with ExitStack() as files:
         file = files.enter_context(path.open("rb"))

@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
 
 from ..errors import InputError, Problem
+from ..providers.codec import Codec
 from ..providers.content import Content, file_mark
 
 if TYPE_CHECKING:
@@ -156,6 +158,15 @@ def is_plain(line: dict[str, Any], endpoint: str) -> bool:
     return type(custom_id) is str and custom_id != "" and type(body) is dict and "stream" not in body
 
 
+def nesting(value: Any) -> int:
+    """How deep lists and objects lie in each other: 1 for one that holds none."""
+    deepest, level = 0, [value]
+    while level := [one for one in level if isinstance(one, dict | list)]:
+        deepest += 1
+        level = [item for one in level for item in (one.values() if isinstance(one, dict) else one)]
+    return deepest
+
+
 def check_line(line: dict[str, Any], endpoint: str, *, needs_envelope: bool) -> Iterator[tuple[str, str]]:
     """What is wrong with one request line, as (field, message)."""
     custom_id = line.get("custom_id")
@@ -201,7 +212,9 @@ def make_plan(
     Raises InputError with line numbers, all of them up to a cap.
     """
     mark = file_mark(content)
-    planner = _Planner(provider, endpoint, model, drop_untranslatable, spool, ids, only, shard_requests)
+    planner = _Planner(
+        provider, endpoint, model, drop_untranslatable, spool, ids, content, only, shard_requests
+    )
     digest = hashlib.sha256()
     try:
         number = 0
@@ -226,6 +239,16 @@ def make_plan(
     )
 
 
+def _lines_of(file: BinaryIO, segments: Iterable[tuple[int, int]]) -> Iterator[dict[str, Any]]:
+    """The lines in byte ranges of a file."""
+    for start, end in segments:
+        file.seek(start)
+        while start < end:
+            raw = file.readline()
+            start += len(raw)
+            yield orjson.loads(raw)
+
+
 class _Planner:
     """The state of one pass over the input."""
 
@@ -237,11 +260,16 @@ class _Planner:
         drop: bool,
         spool: BinaryIO | None,
         ids: BinaryIO | None,
+        content: Path,
         only: Iterable[str] | None = None,
         shard_requests: int | None = None,
     ) -> None:
-        self.most_requests = min(provider.limits.requests, shard_requests or provider.limits.requests)
+        self.limits, self.codec = provider.limits, provider.codec
+        self.most_requests = min(self.limits.requests, shard_requests or self.limits.requests)
         self.provider, self.endpoint, self.model, self.drop = provider, endpoint, model, drop
+        self.content = content
+        # Only where the codec has something to say of a whole shard is it read again, by these numbers.
+        self.numbers = array("q") if type(provider.codec).check_shard is not Codec.check_shard else None
         self.spool, self.ids = spool, ids
         self.only = None if only is None else iter(only)
         self.wanted = None if self.only is None else next(self.only, None)
@@ -286,17 +314,24 @@ class _Planner:
             start, data_size = self.spooled, len(uploaded)
             self.spool.write(uploaded)
             self.spooled += data_size
-        if data_size > self.provider.limits.bytes:
-            self.problems.add(
-                number, None, f"{data_size} bytes; a batch at {self.provider.name} holds "
-                f"{self.provider.limits.bytes}"
-            )  # fmt: skip
+        if (message := self._too_large(data_size, line)) is not None:
+            self.problems.add(number, None, message)
             return
-        self._place(start, data_size, line)
+        self._place(number, start, data_size, line)
+
+    def _too_large(self, size: int, line: dict[str, Any]) -> str | None:
+        name, limits = self.provider.name, self.limits
+        if size > limits.bytes:
+            return f"{size} bytes; a batch at {name} holds {limits.bytes}"
+        if limits.line_bytes is not None and size > limits.line_bytes:
+            return f"{size} bytes; a request at {name} has at most {limits.line_bytes}"
+        if limits.nesting is not None and (depth := nesting(line)) > limits.nesting:
+            return f"nested {depth} deep; {name} takes {limits.nesting}"
+        return None
 
     def _check(self, number: int, line: dict[str, Any]) -> None:
         if not is_plain(line, self.endpoint):  # nearly all are; the full check is slower
-            for name, message in check_line(line, self.endpoint, needs_envelope=self.provider.verbatim):
+            for name, message in check_line(line, self.endpoint, needs_envelope=self.codec.verbatim):
                 self.problems.add(number, name, message)
         custom_id = line.get("custom_id")
         if isinstance(custom_id, str) and custom_id:
@@ -311,7 +346,7 @@ class _Planner:
             return
         if self.model is not None and model != self.model:
             self.problems.add(number, "body.model", f"is {model!r}, but the job's model is {self.model!r}")
-        elif self.provider.single_model and self.all_models and model not in self.all_models:
+        elif self.provider.traits.one_model and self.all_models and model not in self.all_models:
             first, line = next(iter(self.all_models.items()))
             self.problems.add(
                 number, "body.model", f"is {model!r}, but line {line} has {first!r}: {self.provider.name} "
@@ -321,15 +356,15 @@ class _Planner:
             self.all_models.setdefault(model, number)
 
     def _encode(self, number: int, raw: bytes, *, names_model: bool) -> bytes | None:
-        if self.provider.verbatim and (names_model or self.model is None):
+        if self.codec.verbatim and (names_model or self.model is None):
             return raw if raw.endswith(b"\n") else raw + b"\n"
         try:
             # Read again by the standard library: unlike the fast parser it keeps integers of any size.
             line: Mapping[str, Any] = json.loads(raw)
             if self.model is not None:
                 line["body"].setdefault("model", self.model)
-            if not self.provider.verbatim:
-                line = self.provider.encode(line, self.endpoint, drop=self.drop)
+            if not self.codec.verbatim:
+                line = self.codec.encode(line, self.endpoint, drop=self.drop)
         except ValueError as error:
             parameter = getattr(error, "parameter", None)
             where = f"body.{parameter}" if parameter else "body"
@@ -337,8 +372,8 @@ class _Planner:
             return None
         return json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
-    def _place(self, start: int, size: int, line: dict[str, Any]) -> None:
-        too_large = self.size + size > self.provider.limits.bytes
+    def _place(self, number: int, start: int, size: int, line: dict[str, Any]) -> None:
+        too_large = self.size + size > self.limits.bytes
         if self.shard_rows and (self.shard_rows >= self.most_requests or too_large):
             self._end_shard()
         if self.segments and self.segments[-1][1] == start:
@@ -346,6 +381,10 @@ class _Planner:
         else:
             self.segments.append((start, start + size))
         self.models[line["body"].get("model", self.model)] = None
+        if not self.shard_rows:
+            self.first_line = number
+        if self.numbers is not None:
+            self.numbers.append(number)
         self.shard_rows += 1
         self.size += size
         self.rows += 1
@@ -353,6 +392,15 @@ class _Planner:
             self.ids.write(orjson.dumps(line["custom_id"], option=orjson.OPT_APPEND_NEWLINE))
 
     def _end_shard(self) -> None:
+        if self.shard_rows < self.limits.min_requests:
+            self.problems.add(
+                self.first_line, None, f"begins a batch of {self.shard_rows} requests; one at "
+                f"{self.provider.name} has at least {self.limits.min_requests}"
+            )  # fmt: skip
+        if self.numbers is not None:
+            for problem in self.codec.check_shard(self._shard_lines(self.numbers)):
+                self.problems.add(problem.line, problem.field, problem.message)
+            self.numbers = array("q")
         self.shards.append(
             Shard(
                 self.rows - self.shard_rows,
@@ -363,6 +411,13 @@ class _Planner:
             )
         )
         self._start_shard()
+
+    def _shard_lines(self, numbers: Iterable[int]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """The lines of the shard that is full, in their uploaded form."""
+        if self.spool is not None:
+            self.spool.flush()
+        with self.content.open("rb") as file:
+            yield from zip(numbers, _lines_of(file, self.segments), strict=False)
 
     def _report_repeated(self, repetitions: list[tuple[int, str, int]]) -> None:
         for number, custom_id, before in repetitions:
