@@ -23,7 +23,7 @@ from anybatch.jobs.folder import JobFolder
 from anybatch.jobs.job import shard_metadata, short
 from anybatch.jobs.ledger import Ledger, ShardRecord, Step
 from anybatch.paths import open_path
-from anybatch.providers.base import oldest
+from anybatch.providers.finding import oldest
 from anybatch_airflow.listing import CLOCK_SKEW, Reading, reaches
 
 if TYPE_CHECKING:

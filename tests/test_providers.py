@@ -486,7 +486,7 @@ def test_an_object_of_any_size_is_not_in_memory(tmp_path: Path) -> None:
 
 
 def test_results_that_are_named_later_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloads, "_PAUSES", (0.01,))
+    monkeypatch.setattr(downloads, "PAUSES", (0.01,))
     monkeypatch.setattr(downloads, "SETTLING", 0.05)
     provider = plain()
     provider.state = Results.NOT_YET

@@ -10,9 +10,10 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .client import AsyncClient, Client, OnProgress
+from .client import AsyncClient, Client
 from .jobs.job import Job, JobInput
 from .jobs.options import OnChanged, OnLost, OnOrphan, OnPartial, OnTimeout, OnUntranslatable
+from .jobs.running import OnProgress
 from .models import Batch, BatchResult, Page, Report
 from .providers import split_settings
 from .providers.base import DEFAULT_WINDOW

@@ -17,6 +17,7 @@ from ..errors import (
 from ..flow import Flow
 from ..models import Batch, BatchStatus
 from ..providers.base import Sought
+from ..providers.finding import created_since, find, look
 from ..providers.traits import Cancel
 from .job import shard_metadata
 from .ledger import Ledger, ShardRecord
@@ -74,9 +75,9 @@ def unnoted(
     if provider.can_look(sought):
         # A create that was begun just now may be slow rather than lost.
         recent = bool(why) or abs(time.time() - (record.creating_at or 0)) < job.lease
-        look = provider.look if recent and record.batch_id is None else provider.find
+        search = look if recent and record.batch_id is None else find
         try:
-            others = yield from look(sought, since=ledger.created_at)
+            others = yield from search(provider, sought, since=ledger.created_at)
         except IncompleteListingError as error:
             if record.batch_id is None and job.on_orphan == "fail":
                 error.message += (
@@ -95,7 +96,7 @@ def _orphan(job: Job, provider: Provider, ledger: Ledger, record: ShardRecord, w
     """What to tell the person who has to look."""
     name, began = provider.name, record.creating_at or ledger.created_at
     try:
-        candidates = yield from provider.created_since(began)
+        candidates = yield from created_since(provider, began)
     except APIError as error:  # it may be down, which is how this began
         candidates, unread = [], f"its list of batches could not be read: {error.message}. "
     else:

@@ -37,7 +37,8 @@ from ..errors import (
 )
 from ..flow import Flow, do, sleep
 from ..models import Batch, BatchStatus
-from ..providers.base import NewBatch, oldest
+from ..providers.base import NewBatch
+from ..providers.finding import find, oldest
 from ..providers.traits import Results
 from ..retry import outcome_unknown
 from .job import shard_metadata
@@ -213,7 +214,7 @@ class Submission:
         found: list[Batch] = []
         if self.provider.can_look(sought):
             with suppress(IncompleteListingError):  # the other attempt may yet tell
-                found = yield from self.provider.find(sought, since=ledger.created_at)
+                found = yield from find(self.provider, sought, since=ledger.created_at)
         if found:
             return (yield from self._record(ledger, found))
         yield from sleep(min(_LEASE_POLL, self.job.lease))

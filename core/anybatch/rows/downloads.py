@@ -35,7 +35,7 @@ GONE_AFTER = 900.0
 # The same for files that hold all that the provider counts, where it counts fewer rows than were sent.
 DOUBT = 15.0
 _LATE = "the provider has not named its results yet"
-_PAUSES = (2.0, 5.0, 10.0, 20.0, 40.0)  # between two looks, seconds; the last one from then on
+PAUSES = (2.0, 5.0, 10.0, 20.0, 40.0)  # between two looks, seconds; the last one from then on
 
 
 class Measured(Protocol):
@@ -160,7 +160,7 @@ def fetch(
         if not looks:
             what = gone or short or "fewer rows than were sent"
             log.info("batch %s: its results are not complete yet (%s); asking again", batch.id, what)
-        pause = _PAUSES[min(looks, len(_PAUSES) - 1)]
+        pause = PAUSES[min(looks, len(PAUSES) - 1)]
         yield from sleep(pause)
         waited, looks = waited + pause, looks + 1
         with suppress(NotFoundError):

@@ -9,8 +9,10 @@ from collections.abc import AsyncIterator, Iterator
 from functools import cache, wraps
 from typing import Any, Self
 
+import httpx
+
 from ..client import AsyncClient, Client
-from ..flow import Flow, T
+from ..flow import Flow, T, aperform, perform
 from ..jobs.job import Job
 from ..models import Report
 from ..retry import RetryPolicy
@@ -32,7 +34,8 @@ class Driver:
     def __init__(self, mode: str, *args: Any, **options: Any) -> None:
         self.mode = mode
         options = {"retry": QUICK, **options}
-        options["client_args"] = {"verify": tls(), **options.get("client_args", {})}
+        self._client_args = {"verify": tls(), **options.get("client_args", {})}
+        options["client_args"] = self._client_args
         if mode == "sync":
             self._runner = None
             self.client: Client | AsyncClient = Client(*args, **options)
@@ -59,9 +62,12 @@ class Driver:
         return report
 
     def perform(self, flow: Flow[T]) -> T:
-        """Run a call of the provider that no verb stands for."""
-        result: T = finished(self.client._run(flow), self._runner)
-        return result
+        """Run a call of the provider that no verb stands for, over a connection of its own."""
+        args = {"auth": self.client.provider.auth(), **self._client_args}
+        if self._runner is None:
+            with httpx.Client(**args) as http:
+                return perform(flow, http, QUICK)
+        return self._runner.run(_performed(flow, args))
 
     def __enter__(self) -> Self:
         return self
@@ -87,6 +93,11 @@ def finished(value: Any, runner: asyncio.Runner | None) -> Any:
 def _of(runner: asyncio.Runner | None) -> asyncio.Runner:
     assert runner is not None, "a blocking client returned something to await"
     return runner
+
+
+async def _performed(flow: Flow[T], args: dict[str, Any]) -> T:
+    async with httpx.AsyncClient(**args) as http:
+        return await aperform(flow, http, QUICK)
 
 
 async def _collected(items: AsyncIterator[Any]) -> list[Any]:
