@@ -30,7 +30,7 @@ from .providers.finding import create_once
 from .providers.keys import hides_key
 from .retry import RetryPolicy
 from .rows.downloads import count_rows, fetch
-from .rows.requests import make_plan
+from .rows.planning import make_plan
 from .rows.sources import batch_file
 
 if TYPE_CHECKING:

@@ -123,6 +123,22 @@ def test_expired_rows_go_again(world: RemoteWorld, driver: Driver, tmp_path: Pat
     costs_nothing(world, driver, job)
 
 
+@openai_only
+def test_too_few_rows_for_a_batch_stay_as_they_are(
+    world: RemoteWorld, fours: Driver, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fours.provider.limits = replace(fours.provider.limits, requests=8, min_requests=4)
+    end_like(world, expire(done=5))
+    job = world.job(tmp_path, max_rounds=2)
+    report = fours.run(job, timeout=10)
+    assert landed(job, report, IDS).outcomes["row-5"] == Outcome.EXPIRED
+    assert (report.rounds, asked(world)) == (1, [IDS])
+    assert "3 rows could go again, but a batch at openai has at least 4 requests" in caplog.text
+    caplog.clear()
+    assert fours.submit(replace(job, max_rounds=3)).is_over
+    assert "3 rows could go again" in caplog.text
+
+
 @every_format
 def test_one_round_is_one_round(world: RemoteWorld, driver: Driver, tmp_path: Path) -> None:
     """By default rows land as they ended; and no request more is sent than that takes."""

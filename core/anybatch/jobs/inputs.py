@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigurationError, InputChangedError
 from ..paths import is_path, local_path, open_path
-from ..rows.requests import Plan, make_plan
+from ..rows.planning import Plan, make_plan
 from ..rows.sources import check_path, iter_requests, no_request
 from .job import fingerprint
 from .ledger import Ledger, Step

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..providers.base import Provider
-    from ..rows.requests import Plan, Shard
+    from ..rows.planning import Plan, Shard
     from .job import Job
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigurationError, InputChangedError, LedgerConflictError, NotFoundError
 from ..flow import Flow, do
-from ..rows.requests import Plan
+from ..rows.planning import Plan
 from .advance import Attempt
 from .folder import JobFolder
 from .inputs import input_text, prepare, restarts

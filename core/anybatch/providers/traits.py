@@ -13,7 +13,9 @@ DEFAULT_WINDOW = "24h"
 class Limits:
     """What one batch may hold, of its uploaded form.
 
-    `nesting` is how deep the JSON of one line may go, `min_requests` what a batch must hold at least.
+    `nesting` is how deep the JSON of one line may go. `min_requests` is what a batch must hold at least: a
+    job of fewer is refused, its last two batches share their rows where the last would have fewer, and rows
+    that could go again in a later round stay as they are where they are fewer.
     """
 
     requests: int = 50_000
