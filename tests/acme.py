@@ -30,8 +30,9 @@ ENDS_AT_ONCE = BatchStatus.COMPLETED
 class AcmeFake:
     """Acme's server, in memory; with `ends`, jobs end so as soon as they are looked at."""
 
-    def __init__(self, ends: BatchStatus | None = None) -> None:
+    def __init__(self, ends: BatchStatus | None = None, *, team: str = "main") -> None:
         self.ends = ends
+        self.team = team
         self.jobs: dict[str, dict[str, Any]] = {}
         self.rows: dict[str, list[dict[str, Any]]] = {}
         self.key = "test-key"
@@ -77,7 +78,7 @@ class AcmeFake:
         return httpx.Response(404, json={"error": {"message": "there is nothing here"}})
 
     def create(self, body: dict[str, Any]) -> httpx.Response:
-        assert body["team"] == "main"
+        assert body["team"] == self.team
         job_id = f"job-{len(self.jobs) + 1}"
         total = len(body["requests"])
         self.rows[job_id] = body["requests"]

@@ -20,6 +20,7 @@ from anybatch import (
     BatchStatus,
     Client,
     ConfigurationError,
+    InputChangedError,
     InputError,
     Job,
     Page,
@@ -125,8 +126,8 @@ def as_json(value: Any) -> Callable[[httpx.Request], httpx.Response]:
 FOR_AUTHORS = """
     ENTRY_POINT_GROUP Account AccountSpec BareCodec Cancel Codec Content Given HeaderAuth HostAuth
     LLMProvider Limits Lookup NewBatch OpenAICodec Provider Results Setting Sought Traits delete
-    download_files get get_provider get_without post post_lines provider_names result_file save_lines
-    save_member save_pages split_settings wait_until
+    download_files get get_provider get_without open_provider post post_lines provider_names result_file
+    save_lines save_member save_pages settings_of split_settings wait_until
 """
 
 
@@ -171,6 +172,19 @@ def test_settings_say_whose_batches_they_are() -> None:
     assert here.place != there.place
     bare = get_provider("openai", api_key="k").account
     assert bare.place == bare.api_base
+
+
+def test_batches_of_another_region_are_not_given_up_from_here(tmp_path: Path) -> None:
+    source = source_of(tmp_path / "in.jsonl", "a")
+    job = Job(input=source, output=tmp_path / "out", endpoint="/v1/x")
+    args = {"transport": httpx.MockTransport(as_json({}))}
+    with Client(plain(), client_args=args) as client:
+        client.submit(job)
+    with (
+        Client(plain(region="there"), client_args=args) as client,
+        pytest.raises(InputChangedError, match=r"plain \(https://here.test region=here role=reader\): b1"),
+    ):
+        client.submit(job)
 
 
 def test_secret_settings_are_hidden_and_may_change() -> None:

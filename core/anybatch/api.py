@@ -15,7 +15,7 @@ from .jobs.job import Job, JobInput
 from .jobs.options import OnChanged, OnLost, OnOrphan, OnPartial, OnTimeout, OnUntranslatable
 from .jobs.running import OnProgress
 from .models import Batch, BatchResult, Page, Report
-from .providers import split_settings
+from .providers import Given, open_provider, split_settings
 from .providers.base import DEFAULT_WINDOW
 from .providers.keys import hides_key
 
@@ -245,6 +245,7 @@ def run_job(
     api_key: str | None = None,
     api_base: str | None = None,
     client_args: ClientArgs = None,
+    settings: Mapping[str, str] | None = None,
 ) -> Report:
     """From requests to landed results: submit (once, however often this is called), wait, collect.
 
@@ -272,7 +273,8 @@ def run_job(
         lease=lease,
         price=price,
     )
-    with Client(provider, api_key=api_key, api_base=api_base, client_args=client_args) as client:
+    account = open_provider(provider, Given(api_key, api_base, settings or {}))
+    with Client(account, client_args=client_args) as client:
         return client.run(
             job,
             timeout=timeout,
@@ -312,6 +314,7 @@ async def arun_job(
     api_key: str | None = None,
     api_base: str | None = None,
     client_args: ClientArgs = None,
+    settings: Mapping[str, str] | None = None,
 ) -> Report:
     """`run_job`, awaited."""
     job = Job(
@@ -333,7 +336,8 @@ async def arun_job(
         lease=lease,
         price=price,
     )
-    async with AsyncClient(provider, api_key=api_key, api_base=api_base, client_args=client_args) as client:
+    account = open_provider(provider, Given(api_key, api_base, settings or {}))
+    async with AsyncClient(account, client_args=client_args) as client:
         return await client.run(
             job,
             timeout=timeout,

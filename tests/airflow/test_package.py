@@ -53,7 +53,7 @@ def test_a_dag(
     kind = "airflow.dag_processing.bundles.local.LocalDagBundle"
     bundle = {"name": "acme", "classpath": kind, "kwargs": {"path": str(tmp_path)}}
     monkeypatch.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST", json.dumps([bundle]))
-    fake, extra = AcmeFake(ENDS_AT_ONCE), {"provider": "acme"}
+    fake, extra = AcmeFake(ENDS_AT_ONCE, team="blue"), {"provider": "acme", "settings": {"team": "blue"}}
     with serve(fake) as url:
         add_connection("acme", conn_type="anybatch", password="test-key", host=url, extra=extra)
         dag_file = tmp_path / "acme_dag.py"

@@ -41,7 +41,7 @@ def test_it_passes_the_suite_for_providers(package: Path) -> None:
 
 
 def test_a_job_through_the_command_line(package: Path) -> None:
-    fake = AcmeFake(ENDS_AT_ONCE)
+    fake = AcmeFake(ENDS_AT_ONCE, team="blue")
     with (package / "in.jsonl").open("w") as file:
         for number in range(5):
             body = {"model": "m", "messages": [{"role": "user", "content": f"say {number}"}]}
@@ -49,7 +49,8 @@ def test_a_job_through_the_command_line(package: Path) -> None:
             file.write(json.dumps(line) + "\n")
     with serve(fake) as url:
         program = "from anybatch.cli import main; raise SystemExit(main())"
-        run(package, "-c", program, "run", "in.jsonl", "out", "--provider", "acme", ACME_BASE_URL=url)
+        words = ("run", "in.jsonl", "out", "--provider", "acme", "--settings", "team=blue")
+        run(package, "-c", program, *words, ACME_BASE_URL=url)
     lines = [json.loads(raw) for raw in (package / "out" / "results.jsonl").read_text().splitlines()]
     assert [line["outcome"] for line in lines] == ["succeeded"] * 5
     assert lines[3]["response"]["body"]["choices"][0]["message"]["content"] == "ACME say 3"

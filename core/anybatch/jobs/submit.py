@@ -167,7 +167,7 @@ def new_ledger(
         job=job.identity,
         fingerprint=mark,
         provider=provider.name,
-        api_base=provider.account.api_base,
+        api_base=provider.account.place,
         endpoint=job.endpoint,
         rows=plan.rows,
         created_at=time.time(),
@@ -193,7 +193,7 @@ def _given_up(job: Job, provider: Provider, plan: Plan, ledger: Ledger) -> tuple
         if old.landed_at is None and any(record.tries for record in old.shards)
     )
     for old in begun:
-        if old.provider != provider.name or old.api_base != provider.account.api_base:
+        if old.provider != provider.name or old.api_base != provider.account.place:
             raise InputChangedError(
                 f"job {job.identity} has batches at {old.provider} ({old.api_base}): "
                 f"{', '.join(old.batch_ids) or 'their ids are not known'}; cancel them there, or give the "

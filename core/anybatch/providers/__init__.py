@@ -53,6 +53,7 @@ __all__ = [
     "get",
     "get_provider",
     "get_without",
+    "open_provider",
     "post",
     "post_lines",
     "provider_names",
@@ -60,6 +61,7 @@ __all__ = [
     "save_lines",
     "save_member",
     "save_pages",
+    "settings_of",
     "split_settings",
     "wait_until",
 ]
@@ -135,12 +137,23 @@ def get_provider(
 
     Raises UnknownProviderError, UnknownOptionError, MissingKeyError, ConfigurationError.
     """
-    return _class_of(name).open(name, Given(api_key, api_base, settings))
+    return open_provider(name, Given(api_key, api_base, settings))
+
+
+def open_provider(name: str, given: Given) -> Provider:
+    """`get_provider` for settings that come as a mapping, from a connection or a file: whatever name somebody
+    has written there, it is a setting or refused."""
+    return _class_of(name).open(name, given)
+
+
+def settings_of(name: str) -> tuple[Setting, ...]:
+    """What an account at this provider has beside key and base URL. Raises UnknownProviderError."""
+    return _class_of(name).traits_of(name).account.settings
 
 
 def split_settings(name: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Keyword arguments as the settings of the provider's account, and all others: the options of a call."""
-    known = {setting.name for setting in _class_of(name).traits_of(name).account.settings}
+    known = {setting.name for setting in settings_of(name)}
     return (
         {key: value for key, value in given.items() if key in known},
         {key: value for key, value in given.items() if key not in known},

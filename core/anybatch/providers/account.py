@@ -70,12 +70,17 @@ def resolve_account(name: str, spec: AccountSpec, given: Given) -> Account:
     return Account(name, base.rstrip("/"), SecretStr(key) if key else None, settings)
 
 
-def _settings(name: str, spec: AccountSpec, given: Mapping[str, str | None]) -> Mapping[str, str]:
+def check_settings(name: str, spec: AccountSpec, given: Mapping[str, str | None]) -> None:
+    """Raise UnknownOptionError for settings that this account does not have; it names those it has."""
     known = [setting.name for setting in spec.settings]
     if unknown := sorted(set(given) - set(known)):
         raise UnknownOptionError(
             f"{name} has no setting {', '.join(unknown)}; it has {', '.join(known) or 'none'}", provider=name
         )
+
+
+def _settings(name: str, spec: AccountSpec, given: Mapping[str, str | None]) -> Mapping[str, str]:
+    check_settings(name, spec, given)
     found: dict[str, str] = {}
     for setting in spec.settings:
         value = given.get(setting.name) or _from_env(setting.env) or setting.default

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigurationError
 from ..local.transport import BASE_URL, LocalTransport, database_path
-from .account import Account
+from .account import Account, check_settings
 from .openai import Dialect, OpenAIFormat
 from .traits import AccountSpec, Given, Traits
 
@@ -31,6 +31,7 @@ class Local(OpenAIFormat):
 
     @classmethod
     def open(cls, name: str, given: Given) -> Local:
+        check_settings(name, _DIALECT.traits.account, given.settings)
         try:
             return cls(database_path(given.api_base))
         except ValueError as error:
