@@ -6,6 +6,7 @@ import asyncio
 import json
 import tracemalloc
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from anybatch.flow import Sleep, perform
 from anybatch.providers import (
     AccountSpec,
     BareCodec,
+    Cancel,
     Given,
     HeaderAuth,
     HostAuth,
@@ -392,6 +394,41 @@ def test_a_name_is_for_the_provider_to_match() -> None:
     assert provider.can_look(Sought(key="k"))
     with pytest.raises(NotImplementedError, match="matches"):
         provider.matches(batch(), Sought(key="k"))
+
+
+# --- a cancel --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [BatchStatus.IN_PROGRESS, BatchStatus.COMPLETED])
+def test_a_cancel_that_throws_results_away_is_warned_of(
+    status: BatchStatus, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[str] = []
+
+    class Deleting(Plain):
+        traits = replace(Plain.traits, cancel=Cancel.DESTRUCTIVE)
+
+        def retrieve(self, batch_id: str) -> Any:
+            return batch().model_copy(update={"status": status})
+            yield
+
+        def request_cancel(self, batch_id: str, *, repeat_conflict: bool) -> Any:
+            asked.append(batch_id)
+            return batch()
+            yield
+
+    with Client(Deleting.open("plain", Given("k", None, {"region": "here"}))) as client:
+        client.cancel("b1")
+    is_running = status is BatchStatus.IN_PROGRESS
+    assert asked == (["b1"] if is_running else []), "the results of one that has ended stay"
+    assert ("batch b1: plain throws away the results" in caplog.text) is is_running
+
+
+def test_a_provider_that_cannot_cancel_says_so() -> None:
+    provider = plain()
+    provider.traits = replace(provider.traits, cancel=Cancel.NONE)
+    with Client(provider) as client, pytest.raises(ConfigurationError, match="plain cannot cancel a batch"):
+        client.cancel("b1")
 
 
 # --- results ---------------------------------------------------------------------------------------------

@@ -79,7 +79,8 @@ class Client(Shell):
         return self._run(self.provider.with_options(options).retrieve(batch_id), batch_id)
 
     def cancel(self, batch_id: str, **options: Any) -> Batch:
-        """Ask the provider to stop; rows that are done stay available."""
+        """Ask the provider to stop; rows that are done stay available, where the provider does not throw them
+        away with the batch, of which the log warns."""
         return self._run(self.provider.with_options(options).cancel(batch_id), batch_id)
 
     def list(self, *, after: str | None = None, limit: int | None = None, **options: Any) -> Page:

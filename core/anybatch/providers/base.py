@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from .content import Content
 
 __all__ = ["DEFAULT_WINDOW", "Limits", "NewBatch", "Provider", "Sought"]
+
+log = logging.getLogger(__name__)
 
 _NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
@@ -275,6 +278,14 @@ class Provider(ABC):
             raise ConfigurationError(
                 f"{self.name} cannot cancel a batch; it goes on", provider=self.name, batch_id=batch_id
             )
+        if self.traits.cancel is Cancel.DESTRUCTIVE:
+            batch = yield from self.retrieve(batch_id)
+            if batch.status.is_terminal:  # its results would go, too
+                return batch
+            log.warning(
+                "batch %s: %s throws away the results of a batch that is cancelled: what it has finished was "
+                "paid for, and is not to be had any more", batch_id, self.name,
+            )  # fmt: skip
         try:
             return (yield from self.request_cancel(batch_id, repeat_conflict=False))
         except BadRequestError:

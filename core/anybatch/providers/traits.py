@@ -80,7 +80,7 @@ class Cancel(Enum):
     """What a cancel does."""
 
     NORMAL = auto()
-    DESTRUCTIVE = auto()  # the batch goes, and with it the results that it had
+    DESTRUCTIVE = auto()  # the batch goes, and with it the results that it had: each cancel is warned of
     NONE = auto()  # there is no such call
 
 
