@@ -9,8 +9,17 @@ OLDER := 3.1 3.2
 OLDER_RUNS := $(OLDER:%=airflow-%)
 OLDER_PACKAGES := apache-airflow-providers-openlineage pandas pytest pytest-asyncio
 
+# The Pythons that the core is for, newest first, each with an environment of its own; .ci/find-python finds them.
+PYTHONS := 3.14 3.13 3.12 3.11
+PYTHON_RUNS := $(PYTHONS:%=python-%)
+PYTHON_PACKAGES := jsonschema openai pandas pytest pytest-asyncio
+# tests/test_options.py holds all three packages to one table, and so needs Airflow and Dagster.
+FASTEST_TESTS := $(filter-out tests/test_options.py,$(wildcard tests/test_*.py)) tests/local
+CORE_TESTS := $(FASTEST_TESTS) tests/conformance tests/exactly_once tests/fakes tests/golden
+
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-dagster test check options bench bench-airflow deployment wheel clean airflow-versions $(OLDER_RUNS)
+.PHONY: help demo demo-dagster test check options bench bench-airflow deployment wheel clean nightly
+.PHONY: airflow-versions $(OLDER_RUNS) pythons other-python $(PYTHON_RUNS)
 
 help:
 	@echo "make demo          the main job on a real Airflow (throw-away, SQLite) and the embedded provider"
@@ -21,9 +30,12 @@ help:
 	@echo "make wheel         build the wheel and test it in an environment of its own"
 	@echo "make deployment    the slower suites: real Airflow and Dagster deployments"
 	@echo "make airflow-versions  the Airflow tests on the older Airflows that are supported: $(OLDER)"
+	@echo "make pythons       the core's quick tests on each of these Pythons that is found: $(PYTHONS)"
+	@echo "make other-python  the fastest of them on the newest that is found and is not that of $(VENV)"
+	@echo "make nightly       what .ci/run leaves out: airflow-versions and pythons"
 	@echo "make bench         the benchmarks"
 	@echo "make bench-airflow 500 waiting batches in one triggerer, beside Airflow's common-ai provider (20 minutes)"
-	@echo "make clean         remove .venv and caches"
+	@echo "make clean         remove the environments and caches"
 
 $(READY): pyproject.toml constraints.txt
 	@echo "==> setting up $(VENV) (about a minute the first time)"
@@ -73,6 +85,33 @@ $(OLDER_RUNS): airflow-%: .venv-airflow-%/.ready
 	@touch $@
 	@echo "==> $(@D) is ready"
 
+pythons:
+	@$(MAKE) --no-print-directory --keep-going $(PYTHON_RUNS)
+
+$(PYTHON_RUNS): python-%: | $(READY)
+	@if .ci/find-python $* >/dev/null; then $(MAKE) --no-print-directory .venv-py$*/.ready; \
+	else echo "==> Python $*: not found, skipped"; fi
+	@! .ci/find-python $* >/dev/null || echo "==> Python $*: the core's quick tests, without Airflow and Dagster"
+	@! .ci/find-python $* >/dev/null || .venv-py$*/bin/python -m pytest $(CORE_TESTS) -m "not deployment" -q -rs
+
+.venv-py%/.ready: constraints.txt pyproject.toml | $(READY)
+	@echo "==> setting up $(@D) (half a minute the first time)"
+	@test -x $(@D)/bin/python || $(BIN)/uv venv --quiet --clear --python "$$(.ci/find-python $*)" $(@D)
+	@$(BIN)/uv pip install --quiet --system-certs --compile-bytecode --python $(@D)/bin/python -c $< -e '.[local]' $(PYTHON_PACKAGES)
+	@touch $@
+	@echo "==> $(@D) is ready"
+
+other-python: $(READY)
+	@own=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	for one in $(PYTHONS); do \
+		if [ $$one != $$own ] && .ci/find-python $$one >/dev/null; then \
+			exec $(MAKE) --no-print-directory python-$$one CORE_TESTS="$(FASTEST_TESTS)"; \
+		fi; \
+	done; echo "==> no other Python than $$own found"
+
+nightly:
+	@$(MAKE) --no-print-directory --keep-going airflow-versions pythons
+
 bench: $(READY)
 	@$(BIN)/python -m benchmarks
 
@@ -84,4 +123,4 @@ bench-airflow: $(READY)
 	@.venv-bench/bin/python -m benchmarks.airflow_expand
 
 clean:
-	rm -rf $(VENV) .venv-bench $(OLDER:%=.venv-airflow-%) .mypy_cache .ruff_cache .pytest_cache dist
+	rm -rf $(VENV) .venv-* .mypy_cache .ruff_cache .pytest_cache dist

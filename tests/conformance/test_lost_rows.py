@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 
 from anybatch import (
+    BadRequestError,
     BatchLostError,
     BatchStatus,
     CreateOutcomeUnknownError,
     IncompleteListingError,
+    JobError,
     NotFoundError,
     Outcome,
     ServerError,
@@ -316,11 +318,54 @@ def test_one_dead_batch(
         assert found.line("row-2")["error"]["code"] == "results_lost"
         assert len(world.fake.batches) == made
         assert run_again(driver, job) == report
-    else:
-        assert report.ok
-        assert report.rounds == 2
-        assert len(world.fake.batches) == made + 1
-    assert len(report.batches) == 3 + (on_lost == "resubmit")
+        let_new_batches_end(world)
+        report = run_again(driver, replace(job, on_lost="resubmit"))  # it is not too late for that
+    assert landed(job, report, row_ids(6)).report.ok
+    assert (report.rounds, len(report.batches)) == (2, 4)
+    assert run_again(driver, replace(job, on_lost="resubmit")) == report
+    assert len(world.fake.batches) == made + 1
+
+
+def died_with_a_round_open(world: RemoteWorld, driver: Driver, tmp_path: Path) -> Any:
+    """A job whose attempt has opened a round for lost rows, and has sent nothing of it."""
+    job = dead_among_three(world, driver, tmp_path, remove_batch, on_lost="resubmit")
+    fake = world.fake
+
+    def refuse(request: Request) -> Reply:
+        return Reply.json({"error": {"message": "no"}}, 400) if request.method == "POST" else fake(request)
+
+    world.server.app = refuse
+    try:
+        with pytest.raises(BadRequestError):
+            run_again(driver, job)
+    finally:
+        world.server.app = fake
+    return job
+
+
+@every_format
+def test_a_round_for_lost_rows_that_has_no_batch_yet(
+    world: RemoteWorld, driver: Driver, tmp_path: Path
+) -> None:
+    """A4b: what collects the job next does not land the rows as missing."""
+    job = died_with_a_round_open(world, driver, tmp_path)
+    with pytest.raises(JobError, match="submit the job first"):
+        driver.collect(job)
+    assert job.report() is None
+    let_new_batches_end(world)
+    report = run_again(driver, job)
+    assert landed(job, report, row_ids(6)).report.ok
+    assert len(report.batches) == 4
+
+
+@every_format
+def test_a_round_for_lost_rows_that_is_not_wanted_any_more(
+    world: RemoteWorld, driver: Driver, tmp_path: Path
+) -> None:
+    """A4b: on_lost='land' lands what there is."""
+    job = died_with_a_round_open(world, driver, tmp_path)
+    report = driver.collect(replace(job, on_lost="land"))
+    assert landed(job, report, row_ids(6)).report.counts[Outcome.SUCCEEDED] == 4
 
 
 def let_new_batches_end(world: RemoteWorld) -> None:

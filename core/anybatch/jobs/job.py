@@ -44,7 +44,7 @@ class Job:
     on_untranslatable a parameter the provider has no word for: "fail" with its line, or "drop" it
     on_lost           a batch or a result file is gone at the provider, or shorter than the provider counts:
                       "fail", "land" what there is (its other rows are `missing`), or "resubmit", buy those
-                      rows again
+                      rows again, also after they have landed so
     shard_requests    how many requests one batch may hold at most, below the provider's own limit; in force
                       from the first submission on
     max_rounds        how often a row may be submitted: 1 is once; with 2 and more, rows that expired, are

@@ -74,7 +74,8 @@ class Ledger(BaseModel):
     `max_rounds` what it was last submitted with: only with more of them do its rows go again after that.
 
     Of rounds: `renewals` counts those that were opened for cancelled batches alone, `renewed` how often this
-    attempt has submitted rows of cancelled batches again, `unexpected` the stray lines of the rounds before.
+    attempt has submitted rows of cancelled batches again, `unexpected` the stray lines of the rounds before,
+    `lost_round` is the last one that was opened for lost answers, too.
     """
 
     model_config = ConfigDict(frozen=True, defer_build=True)
@@ -98,6 +99,7 @@ class Ledger(BaseModel):
     renewals: int = 0
     renewed: int = 0
     unexpected: int = 0
+    lost_round: int | None = None
     shard_requests: int | None = None
 
     @property

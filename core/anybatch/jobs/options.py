@@ -177,7 +177,8 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         "on_lost", "OnLost", "fail", Part.JOB,
         "What to do where a batch or a result file is gone at the provider, or shorter than the provider "
-        "counts: fail, land the other rows, or resubmit, which buys the lost rows again.",
+        "counts: fail, land the other rows, or resubmit, which buys the lost rows again, also after "
+        "they have landed as missing.",
         choices=get_args(OnLost),
     ),
     Option(

@@ -247,12 +247,14 @@ def next_round(
     shards: Sequence[ShardRecord],
     ended: Sequence[BatchRecord],
     unexpected: int,
-    chosen: Chosen | None = None,
+    chosen: Chosen,
+    *,
+    counts: bool = False,
 ) -> Ledger:
     """The ledger with one more round, of these shards.
 
-    `ended` are the batches before, with so many stray lines. Without `chosen` somebody has asked for it: the
-    round counts, whatever its rows are, and so a new attempt begins.
+    `ended` are the batches before, with so many stray lines. `counts`: somebody has asked for it, so that it
+    counts against `max_rounds`, whatever its rows are.
     """
     accounts = {(account.shard, account.round): account for account in ended}
     before = tuple(
@@ -263,8 +265,9 @@ def next_round(
         "shards": (*before, *shards),
         "landed_at": None,
         "stopped_at": None,
-        "renewals": ledger.renewals + bool(chosen and chosen.cancelled + chosen.lost == chosen.rows),
-        "renewed": ledger.renewed + bool(chosen.cancelled or chosen.lost) if chosen else 0,
+        "renewals": ledger.renewals + (not counts and chosen.cancelled + chosen.lost == chosen.rows),
+        "renewed": ledger.renewed + (not counts and bool(chosen.cancelled or chosen.lost)),
+        "lost_round": ledger.round + 1 if chosen.lost else ledger.lost_round,
         "unexpected": unexpected,
     }
     return ledger.model_copy(update=update)
