@@ -193,8 +193,7 @@ def forget_dead(client: Client, folder: TaskStateFolder) -> None:
     for record in ledger.shards if ledger else ():
         if ledger is None or record.batch_id is None or client.retrieve(record.batch_id).status not in _DEAD:
             continue
-        fresh = ShardRecord(shard=record.shard, first_row=record.first_row, rows=record.rows)
-        ledger = folder.commit(ledger, ledger.with_shard(fresh))
+        ledger = folder.commit(ledger, ledger.with_shard(record.anew()))
 
 
 def blind(provider: Provider, try_number: int) -> OrphanError:

@@ -27,11 +27,13 @@ from anybatch import (
     Page,
     Problem,
     ServerError,
+    TransportError,
     UnknownOptionError,
     get_provider,
 )
 from anybatch.flow import Sleep, perform
 from anybatch.providers import (
+    Account,
     AccountSpec,
     BareCodec,
     Cancel,
@@ -394,6 +396,47 @@ def test_a_name_is_for_the_provider_to_match() -> None:
     assert provider.can_look(Sought(key="k"))
     with pytest.raises(NotImplementedError, match="matches"):
         provider.matches(batch(), Sought(key="k"))
+
+
+class Inline(Plain):
+    """Requests inside the create, whose batches are refused as a whole; the first create gets no answer."""
+
+    traits = replace(Plain.traits, idempotent_create=True, lookup=Lookup.NONE)
+    state = Results.NONE
+
+    def __init__(self, account: Account) -> None:
+        super().__init__(account)
+        self.keys: list[str] = []
+
+    def upload(self, new: NewBatch) -> Any:
+        return None
+        yield
+
+    def create(self, new: NewBatch, file_id: str | None) -> Any:
+        self.keys.append(new.key)
+        if len(self.keys) == 1:
+            raise TransportError("the connection was reset")
+        return self.refused(len(self.keys))
+        yield
+
+    def retrieve(self, batch_id: str) -> Any:
+        return self.refused(int(batch_id))
+        yield
+
+    def refused(self, number: int) -> Batch:
+        return Batch(id=str(number), status=BatchStatus.FAILED, provider="plain", raw_status="", raw={})
+
+
+def test_the_key_of_a_create_is_no_dead_batch_s(tmp_path: Path) -> None:
+    """Also where nothing is uploaded, and where the job comes back to an input that it had before."""
+    provider = Inline.open("plain", Given("k", None, {"region": "here"}))
+    inputs = [source_of(tmp_path / f"{shapes}.jsonl", shapes) for shapes in ("a", "b")]
+    with Client(provider, client_args={"transport": httpx.MockTransport(as_json({}))}) as client:
+        for source in (inputs[0], inputs[0], inputs[1], inputs[0]):
+            client.submit(Job(input=source, output=tmp_path / "out", endpoint="/v1/x", id="j"))
+    first, again, *others = provider.keys
+    assert first == again, "a repeated create is the same"
+    assert len({first, *others}) == 1 + len(others) == 4
 
 
 # --- a cancel --------------------------------------------------------------------------------------------

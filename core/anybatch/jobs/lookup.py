@@ -45,9 +45,11 @@ def call_off(job: Job, provider: Provider, batch: Batch) -> Flow[Batch]:
 def shard_key(ledger: Ledger, record: ShardRecord) -> str:
     """The handle of a shard's create: the same whenever it is repeated from the same upload, and no other's.
 
-    A batch that failed as a whole is submitted from a new upload, and so under a new one.
+    It is no other job's with the same input, nor that of a batch of this shard that is dead, or was given up
+    with other input in between: "already exists" means that this create has made it.
     """
-    facts = [ledger.job, ledger.fingerprint, record.round, record.shard, record.file_id]
+    facts = [ledger.job, ledger.fingerprint, ledger.replaced, record.round, record.shard, record.dead,
+             record.file_id]  # fmt: skip
     return "anybatch-" + hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:40]
 
 

@@ -267,10 +267,7 @@ class Submission:
             return batch
         # It was refused as a whole and cost nothing; what was wrong may have passed (quota, a full queue).
         log.warning("job %s: batch %s had failed; submitting again", self.job.identity, batch.id)
-        fresh = ShardRecord(
-            shard=record.shard, round=record.round, first_row=record.first_row, rows=record.rows
-        )
-        yield from self._commit(ledger, fresh)
+        yield from self._commit(ledger, record.anew())
         return None
 
     def _stopped(self, ledger: Ledger, record: ShardRecord, batch: Batch) -> Flow[Batch]:

@@ -164,6 +164,7 @@ def new_ledger(
     Raises InputChangedError where that may not be, or cannot be done from here.
     """
     return Ledger(
+        replaced=replaces.replaced + 1 if replaces else 0,
         job=job.identity,
         fingerprint=mark,
         provider=provider.name,
