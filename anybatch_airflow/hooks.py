@@ -170,10 +170,7 @@ class AnyBatchHook(BaseHook):
 
     def console_url(self, client: Client | AsyncClient, batch_ids: Sequence[str]) -> str | None:
         """Where a person looks at these batches; None where no such page is known."""
-        from anybatch.providers.consoles import console_url
-
-        pattern = self._settings().console_url
-        return console_url(client.account.api_base, batch_ids, pattern)
+        return client.provider.console_url(batch_ids, self._settings().console_url)
 
     def test_connection(self) -> tuple[bool, str]:
         """One cheap authenticated call; the message is for the person in front of the connection form."""

@@ -85,6 +85,7 @@ class Anthropic(Provider):
         lookup=Lookup.NONE,
         list_limit=1000,
         poll_seconds=(30.0, 300.0),
+        console=("https://platform.claude.com/workspaces/default/batches", None),
     )
     codec = MessagesCodec()
 

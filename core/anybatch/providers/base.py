@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from ..errors import (
     BadRequestError,
@@ -23,6 +23,7 @@ from .codec import Codec, OpenAICodec
 from .traits import DEFAULT_WINDOW, Cancel, Given, Limits, Lookup, Results, Traits
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import httpx
@@ -117,6 +118,26 @@ class Provider(ABC):
     def atransport(self) -> httpx.AsyncBaseTransport | None:
         """The same for asynchronous clients."""
         return None
+
+    def console_url(self, batch_ids: Sequence[str], pattern: str | None = None) -> str | None:
+        """The page of these batches for a person; None where none is known.
+
+        `pattern` is an account's own, such as `https://gateway.example.com/batches/{batch_id}`. A gateway in
+        front of the provider gets no link to pages that do not show its batches.
+        """
+        if not batch_ids:
+            return None
+        every, one = (None, pattern) if pattern else self._console()
+        if one is None or (every is not None and len(batch_ids) > 1):
+            return every
+        return one.replace("{batch_id}", quote(batch_ids[0], safe=""))
+
+    def _console(self) -> tuple[str | None, str | None]:
+        usual = urlsplit(self.traits.account.api_base or "").hostname
+        host = urlsplit(self.account.api_base).hostname or ""
+        # Regional hosts, such as eu.api.openai.com, show their batches on the same pages.
+        is_theirs = usual is not None and (host == usual or host.endswith(f".{usual}"))
+        return self.traits.console if self.traits.console and is_theirs else (None, None)
 
     # --- the calls ---------------------------------------------------------------------------------
 

@@ -34,6 +34,10 @@ DIALECTS: dict[str, Dialect] = {
                 account=AccountSpec("https://api.openai.com/v1", ("OPENAI_API_KEY",), ("OPENAI_BASE_URL",)),
                 one_model=True,
                 create_options=_EXPIRY,
+                console=(
+                    "https://platform.openai.com/batches",
+                    "https://platform.openai.com/batches/{batch_id}",
+                ),
             ),
             env_headers=(("OPENAI_ORG_ID", "OpenAI-Organization"), ("OPENAI_PROJECT_ID", "OpenAI-Project")),
         ),
@@ -63,6 +67,7 @@ DIALECTS: dict[str, Dialect] = {
                 account=AccountSpec("https://api.groq.com/openai/v1", ("GROQ_API_KEY",), ("GROQ_BASE_URL",)),
                 limits=Limits(bytes=100_000_000),  # the guide says 200 MB, the SDK 100 MB
                 list_options=frozenset({"id"}),
+                console=("https://console.groq.com/dashboard/batch", None),
             ),
             pages_by_cursor=True,
         ),
@@ -156,6 +161,10 @@ DIALECTS: dict[str, Dialect] = {
                 account=AccountSpec("https://api.doubleword.ai/v1", ("DOUBLEWORD_API_KEY",)),
                 list_options=frozenset(
                     {"search", "status", "created_after", "created_before", "active_first"}
+                ),
+                console=(
+                    "https://app.doubleword.ai/batches",
+                    "https://app.doubleword.ai/batches/{batch_id}",
                 ),
             ),
         ),

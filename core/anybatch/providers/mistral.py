@@ -61,6 +61,7 @@ class Mistral(Provider):
             {"model", "agent_id", "metadata", "created_after", "created_by_me", "status", "order_by"}
         ),
         metadata=(16, 32, 512),
+        console=("https://console.mistral.ai/build/batches", None),
     )
     codec = BareCodec()
 

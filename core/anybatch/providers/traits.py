@@ -107,6 +107,8 @@ class Traits:
     create_options     what a create takes as keyword arguments; the same for listing, and for the calls
                        about one batch (retrieve, cancel, results, download)
     not_options        what looks like an option but cannot be one, and what to do instead
+    console            where a person looks at batches in a browser: the page of all, and that of one, with
+                       `{batch_id}` in it, or None where there is no such page
     """
 
     name: str
@@ -125,3 +127,4 @@ class Traits:
     list_options: frozenset[str] = frozenset()
     call_options: frozenset[str] = frozenset()
     not_options: Mapping[str, str] = field(default_factory=dict, hash=False)
+    console: tuple[str, str | None] | None = None
