@@ -69,7 +69,7 @@ def submission_facts(
         resource=options.resource_key,
         deadline=deadline_of(standing, options, now),
         on_timeout=options.on_timeout,
-        round=ledger.round + 1,
+        round=ledger.round,
         console=dg.MetadataValue.url(console) if console else None,
     )
 

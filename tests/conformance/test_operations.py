@@ -183,7 +183,7 @@ def test_job_is_run_once(world: World, driver: Driver, tmp_path: Path) -> None:
     assert len(report.models) == 1
     assert began - 1 <= report.started_at <= report.finished_at <= time.time()
     (batch,) = report.batches
-    assert (batch.shard, batch.round, batch.rows, batch.status) == (0, 0, 8, BatchStatus.COMPLETED)
+    assert (batch.shard, batch.round, batch.rows, batch.status) == (0, 1, 8, BatchStatus.COMPLETED)
     if world.name != "local":
         assert len(world.fake.batches) == 1
         world.calls.clear()

@@ -6,7 +6,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -107,7 +107,7 @@ def test_expired_rows_go_again(world: RemoteWorld, driver: Driver, tmp_path: Pat
     assert report.ok
     assert (report.rounds, asked(world)) == (2, [IDS, IDS[5:]])
     assert [batch.id for batch in report.batches] == list(world.fake.batches)
-    assert [(batch.round, batch.shard, batch.rows) for batch in report.batches] == [(0, 0, 8), (1, 0, 3)]
+    assert [(batch.round, batch.shard, batch.rows) for batch in report.batches] == [(1, 0, 8), (2, 0, 3)]
     assert [batch.status for batch in report.batches] == [BatchStatus.EXPIRED, BatchStatus.COMPLETED]
     assert all((batch.created_at or 0) <= (batch.ended_at or 0) for batch in report.batches)
     assert all(batch.created_at and batch.ended_at for batch in report.batches)
@@ -117,8 +117,8 @@ def test_expired_rows_go_again(world: RemoteWorld, driver: Driver, tmp_path: Pat
     if driver.provider.traits.metadata is not None:
         marks = [batch.metadata for batch in world.fake.batches.values()]
         assert [(mark["anybatch_round"], mark["anybatch_shard"]) for mark in marks] == [
-            ("0", "0/1"),
             ("1", "0/1"),
+            ("2", "0/1"),
         ]
     costs_nothing(world, driver, job)
 
@@ -333,7 +333,7 @@ def test_one_of_three_shards_is_dead(world: RemoteWorld, fours: Driver, tmp_path
         "row-0": Outcome.FAILED,
         "row-10": Outcome.EXPIRED,
     }
-    assert [(batch.round, batch.shard) for batch in report.batches] == [(0, 0), (0, 1), (0, 2), (1, 0)]
+    assert [(batch.round, batch.shard) for batch in report.batches] == [(1, 0), (1, 1), (1, 2), (2, 0)]
 
 
 @every_format
@@ -428,7 +428,7 @@ def test_an_input_lost_in_the_middle_of_a_round(world: RemoteWorld, fours: Drive
     report = fours.collect(job)
     found = landed(job, report, IDS)
     assert found.outcomes == dict.fromkeys(IDS, Outcome.SUCCEEDED) | dict.fromkeys(IDS[6:], Outcome.EXPIRED)
-    assert [batch.round for batch in report.batches] == [0, 0, 1]
+    assert [batch.round for batch in report.batches] == [1, 1, 2]
 
 
 # --- a job that has landed -------------------------------------------------------------------------------
@@ -699,26 +699,6 @@ def test_the_deadline_is_that_of_all_rounds(world: RemoteWorld, driver: Driver, 
     assert landed(job, driver.run(job, timeout=10), IDS).report.ok
 
 
-@openai_only
-def test_an_old_ledger_goes_on(world: RemoteWorld, driver: Driver, tmp_path: Path) -> None:
-    """One written before there were rounds knows nothing of them, nor where the input lies."""
-    job = world.job(tmp_path, max_rounds=2)
-    (first,) = driver.submit(job)
-    path = tmp_path / "out" / "job.json"
-    ledger: dict[str, Any] = json.loads(path.read_text())
-    for name in ("input", "restarts", "renewals", "renewed", "unexpected"):
-        del ledger[name]
-    for record in ledger["shards"]:
-        del record["ended"]
-    path.write_text(json.dumps(ledger))
-    end_like(world, expire(done=5))
-    driver.wait(first.id, timeout=10)
-    with pytest.raises(InputChangedError):
-        driver.resume(replace(job, input=()))
-    assert landed(job, driver.run(job, timeout=10), IDS).report.ok
-    assert asked(world) == [IDS, IDS[5:]]
-
-
 # --- the embedded provider -------------------------------------------------------------------------------
 
 
@@ -731,7 +711,7 @@ def test_local_cancelled_midway(world: LocalWorld, driver: Driver, tmp_path: Pat
     world.let_batches_end()
     report = driver.run(job, timeout=10)
     assert landed(job, report, IDS).report.ok
-    assert [(batch.round, batch.rows) for batch in report.batches] == [(0, 8), (1, 4)]
+    assert [(batch.round, batch.rows) for batch in report.batches] == [(1, 8), (2, 4)]
 
 
 @local_only

@@ -225,7 +225,7 @@ def landed(job: Job, report: Report, ids: Iterable[str]) -> Landed:
     assert report.ok == all(line["outcome"] == Outcome.SUCCEEDED for line in lines)
     stray = cut(folder / "stray.jsonl") if (folder / "stray.jsonl").exists() else []
     kept = {"ids.jsonl", "job.json", "report.json", "results.jsonl", *(["stray.jsonl"] if stray else [])}
-    kept |= {f"ids-{number}.jsonl" for number in range(1, report.rounds)}
+    kept |= {f"ids-{number}.jsonl" for number in range(2, report.rounds + 1)}
     names = {path.name for path in folder.iterdir()} - {".lock"}
     names -= {"requests.jsonl"}  # of requests given as objects
     assert names == kept, "nothing temporary is left"

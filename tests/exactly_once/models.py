@@ -105,7 +105,7 @@ class Model:
         return world.begin(name, submission.run())
 
     def plan_of(self, ledger: Ledger, number: int) -> Flow[Plan]:
-        assert number == 0
+        assert number == 1
         return self.plan
         yield
 

@@ -96,7 +96,7 @@ def _planned(job: Job, provider: Provider, path: UPath, scratch: Path, shard_req
 
 def _is_settled(ledger: Ledger) -> bool:
     """Whether the input is needed no more: every row has had its batch, or is to have none."""
-    all_created = all(record.step is Step.CREATED for record in ledger.of_round(0))
+    all_created = all(record.step is Step.CREATED for record in ledger.of_round(1))
     return all_created or (ledger.stopped_at is not None and not ledger.is_untouched)
 
 

@@ -121,7 +121,7 @@ def job_metadata(job: Job, provider: Provider) -> dict[str, str]:
         **job.metadata,
         "anybatch_job": short(job.identity),
         "anybatch_shard": "0/1",
-        "anybatch_round": "0",
+        "anybatch_round": "1",
     }
 
 

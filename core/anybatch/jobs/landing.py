@@ -58,8 +58,8 @@ def land(job: Job, provider: Provider, ledger: Ledger, gathered: Gathered) -> Fl
         done = ledger.model_copy(update={"landed_at": report.finished_at})
         put = partial(_land, folder, gathered, report)
         if (landed := (yield from do(partial(folder.commit, ledger, done, first=put)))) is not None:
-            if landed.round:
-                yield from do(partial(tidy, folder, landed))
+            if landed.round > 1:
+                yield from do(partial(remove_round_files, folder, landed))
             return report
         now = yield from do(folder.read)
         if now is None or submission_of(now) != submission_of(ledger):
@@ -87,11 +87,11 @@ def _land(folder: JobFolder, gathered: Gathered, report: Report) -> None:
         remove_scratch(gathered.scratch)
 
 
-def tidy(folder: JobFolder, landed: Ledger) -> None:
+def remove_round_files(folder: JobFolder, landed: Ledger) -> None:
     """Remove what the last round was built on, now that all of it is in the results."""
     with folder.locked():
         if folder.read() == landed:
-            for number in range(landed.round):
+            for number in range(1, landed.round):
                 folder.discard(rows_name(number), stray_name(number))
 
 
@@ -115,7 +115,7 @@ def make_report(job: Job, provider: Provider, ledger: Ledger, gathered: Gathered
         started_at=ledger.created_at,
         finished_at=now,
         duration_s=round(now - ledger.created_at, 3),
-        rounds=ledger.round + 1,
+        rounds=ledger.round,
         batches=(*before, *gathered.accounts),
         results=str(job.folder / "results.jsonl"),
     )

@@ -48,7 +48,7 @@ def shard_key(ledger: Ledger, record: ShardRecord) -> str:
     It is no other job's with the same input, nor that of a batch of this shard that is dead, or was given up
     with other input in between: "already exists" means that this create has made it.
     """
-    facts = [ledger.job, ledger.fingerprint, ledger.replaced, record.round, record.shard, record.dead,
+    facts = [ledger.job, ledger.fingerprint, ledger.submission, record.round, record.shard, record.dead,
              record.file_id]  # fmt: skip
     return "anybatch-" + hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:40]
 

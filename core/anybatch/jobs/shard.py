@@ -61,7 +61,7 @@ _LEASE_POLL = 2.0
 _WRITE_TIME = 1.0
 
 
-class Move(Enum):
+class Transition(Enum):
     """What to do next about a shard."""
 
     UPLOAD = auto()
@@ -71,19 +71,19 @@ class Move(Enum):
     LEAVE = auto()  # another attempt is creating right now
 
 
-def next_move(record: ShardRecord, attempt: str, now: float, lease: float) -> Move:
+def next_transition(record: ShardRecord, attempt: str, now: float, lease: float) -> Transition:
     """The next step for a shard, from what the ledger says of it."""
     match record.step:
         case Step.PLANNED:
-            return Move.UPLOAD
+            return Transition.UPLOAD
         case Step.UPLOADED:
-            return Move.CREATE
+            return Transition.CREATE
         case Step.CREATED:
-            return Move.ATTACH
+            return Transition.ATTACH
         case Step.CREATING:
             # A claim from the future comes from a clock that is wrong: it is waited for no longer.
             claimed = abs(now - (record.creating_at or 0)) < lease
-            return Move.LEAVE if claimed and record.attempt != attempt else Move.RELEASE
+            return Transition.LEAVE if claimed and record.attempt != attempt else Transition.RELEASE
 
 
 @dataclass
@@ -101,7 +101,7 @@ class Submission:
     metadata: Mapping[str, str]
     attempt: str
     fingerprint: str
-    renews: bool = True  # whether a batch that failed as a whole is submitted anew
+    resubmit_failed_batch: bool = True  # whether a batch that failed as a whole is submitted anew
     patient: bool = True
     unanswered: str = ""  # what became of a create of ours that got no answer
 
@@ -118,16 +118,16 @@ class Submission:
             if ledger.landed_at is not None and record.batch_id is None:
                 raise LedgerConflictError(f"job {ledger.job} was landed by another attempt meanwhile")
             batch: Batch | None = None
-            match next_move(record, self.attempt, time.time(), self.job.lease):
-                case Move.UPLOAD:
+            match next_transition(record, self.attempt, time.time(), self.job.lease):
+                case Transition.UPLOAD:
                     yield from self._upload(ledger, record)
-                case Move.CREATE:
+                case Transition.CREATE:
                     batch = yield from self._create(ledger, record)
-                case Move.RELEASE:
+                case Transition.RELEASE:
                     yield from self._commit(ledger, _released(record))
-                case Move.LEAVE:
+                case Transition.LEAVE:
                     batch = yield from self._leave(ledger, record)
-                case Move.ATTACH:
+                case Transition.ATTACH:
                     batch = yield from self._attach(ledger, record)
             if batch is not None:
                 return batch
@@ -261,7 +261,8 @@ class Submission:
             yield from call_off(self.job, self.provider, double)
         if ledger.stopped_at is not None:
             return (yield from self._stopped(ledger, record, batch))
-        if batch.status is not BatchStatus.FAILED or record.attempt == self.attempt or not self.renews:
+        is_ours = record.attempt == self.attempt
+        if batch.status is not BatchStatus.FAILED or is_ours or not self.resubmit_failed_batch:
             return batch
         if self.provider.results(batch) is not Results.NONE or not is_covered(self.job, ledger):
             return batch
