@@ -326,7 +326,7 @@ def test_each_flag_reaches_the_job(ran: dict[str, Any]) -> None:
     line = """run in out --provider anthropic --api-base https://x --endpoint /v1/messages --id me --model m
         --completion-window 48h --metadata team=1 --metadata a=b=c --options n=1 --options t=text
         --options d={"a":[true]} --on-orphan resubmit --on-changed fail --on-untranslatable drop
-        --on-lost land --settings region=eu
+        --on-lost land --keep-requests always --settings region=eu
         --shard-requests 7 --max-rounds 3 --restart again --lease 5 --price 0.5 2 --timeout 1.5
         --on-timeout cancel --on-partial fail --max-failed-ratio 0.25"""
     assert main(line.split()) == 2
@@ -336,9 +336,9 @@ def test_each_flag_reaches_the_job(ran: dict[str, Any]) -> None:
         "endpoint": "/v1/messages", "id": "me", "model": "m", "completion_window": "48h",
         "metadata": {"team": "1", "a": "b=c"}, "options": {"n": 1, "t": "text", "d": {"a": [True]}},
         "on_orphan": "resubmit", "on_changed": "fail", "on_untranslatable": "drop", "on_lost": "land",
-        "settings": {"region": "eu"}, "shard_requests": 7, "max_rounds": 3, "restart": "again",
-        "lease": 5.0, "price": (0.5, 2.0), "timeout": 1.5, "on_timeout": "cancel", "on_partial": "fail",
-        "max_failed_ratio": 0.25,
+        "settings": {"region": "eu"}, "shard_requests": 7, "keep_requests": "always", "max_rounds": 3,
+        "restart": "again", "lease": 5.0, "price": (0.5, 2.0),
+        "timeout": 1.5, "on_timeout": "cancel", "on_partial": "fail", "max_failed_ratio": 0.25,
     }  # fmt: skip
     assert ran == expected
     assert [name for name, value in expected.items() if value == option(name).default] == []  # all were said
@@ -421,7 +421,8 @@ def test_the_fingerprint_holds_what_the_table_says() -> None:
     other: dict[str, Any] = {
         "endpoint": "/v1/embeddings", "id": "me", "model": "m", "completion_window": "48h",
         "metadata": {"a": "b"}, "options": {"a": 1}, "on_orphan": "resubmit", "on_changed": "fail",
-        "on_untranslatable": "drop", "on_lost": "land", "shard_requests": 3, "max_rounds": 2, "lease": 1.0,
+        "on_untranslatable": "drop", "on_lost": "land", "shard_requests": 3,
+        "keep_requests": "always", "max_rounds": 2, "lease": 1.0,
         "price": (1.0, 2.0), "output": "other",
     }  # fmt: skip
     openai = get_provider("openai", api_key="k")

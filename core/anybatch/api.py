@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .client import AsyncClient, Client
 from .jobs.job import Job, JobInput
-from .jobs.options import OnChanged, OnLost, OnOrphan, OnPartial, OnTimeout, OnUntranslatable
+from .jobs.options import KeepRequests, OnChanged, OnLost, OnOrphan, OnPartial, OnTimeout, OnUntranslatable
 from .jobs.running import OnProgress
 from .models import Batch, BatchResult, Page, Report
 from .providers import Given, open_provider, split_settings
@@ -233,6 +233,7 @@ def run_job(
     on_untranslatable: OnUntranslatable = "fail",
     on_lost: OnLost = "fail",
     shard_requests: int | None = None,
+    keep_requests: KeepRequests = "until_landed",
     max_rounds: int = 1,
     restart: str | None = None,
     lease: float = 90.0,
@@ -268,6 +269,7 @@ def run_job(
         on_untranslatable=on_untranslatable,
         on_lost=on_lost,
         shard_requests=shard_requests,
+        keep_requests=keep_requests,
         max_rounds=max_rounds,
         restart=restart,
         lease=lease,
@@ -302,6 +304,7 @@ async def arun_job(
     on_untranslatable: OnUntranslatable = "fail",
     on_lost: OnLost = "fail",
     shard_requests: int | None = None,
+    keep_requests: KeepRequests = "until_landed",
     max_rounds: int = 1,
     restart: str | None = None,
     lease: float = 90.0,
@@ -331,6 +334,7 @@ async def arun_job(
         on_untranslatable=on_untranslatable,
         on_lost=on_lost,
         shard_requests=shard_requests,
+        keep_requests=keep_requests,
         max_rounds=max_rounds,
         restart=restart,
         lease=lease,

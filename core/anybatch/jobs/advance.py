@@ -286,7 +286,7 @@ class Attempt:
         why = f"job {ledger.job}: rows could not be submitted again: the input"
         then = "while the job ran; what was answered so far can be collected"
         try:
-            source, opened = open_input(self.job, ledger)
+            source, opened = open_input(self.job, ledger, self.scratch)
         except InputChangedError as error:
             raise type(error)(f"{why} {error.message} {then}") from None
         try:

@@ -5,7 +5,8 @@ the next one is taken. It holds ids, hashes and counts; never a prompt, never a 
 
     job.json        the ledger
     ids.jsonl       the custom_ids in input order, one JSON string a line
-    requests.jsonl  the request lines, where they were given as objects and not as a file
+    requests.jsonl  the request lines, where they were given as objects and not as a file; how long they stay
+                    is for `Job.keep_requests` to say
     results.jsonl   the rows in input order
     stray.jsonl     result lines that no request asked for, if there were any
     report.json     the account; it is the last word once the ledger says that the job has landed
@@ -123,6 +124,11 @@ class Ledger(BaseModel):
     def is_untouched(self) -> bool:
         """Whether nothing was uploaded yet: what is needed of the input may not have been written down."""
         return self.round == 1 and all(record.step is Step.PLANNED for record in self.shards)
+
+    @property
+    def is_submitted(self) -> bool:
+        """Whether every row of the current round has had its batch."""
+        return all(record.step is Step.CREATED for record in self.current)
 
     @property
     def round(self) -> int:

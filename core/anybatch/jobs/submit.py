@@ -15,9 +15,9 @@ from ..flow import Flow, do
 from ..rows.planning import Plan
 from .advance import Attempt
 from .folder import JobFolder
-from .inputs import input_text, prepare, restarts
+from .inputs import SPOOL, input_text, prepare, restarts
 from .job import fingerprint, job_metadata, never_submitted
-from .landing import remove_round_files
+from .landing import remove_leftovers
 from .ledger import Ledger, Step
 from .lookup import call_off, unnoted
 from .rounds import ids_name, records_of, rows_name, stray_name
@@ -49,10 +49,11 @@ def submit(job: Job, provider: Provider) -> Flow[Standing]:
             begun: Ledger | None = yield from _begun(job, ledger)
         else:
             begun = yield from attempt.reopen(ledger)
-            if begun is None and ledger.round > 1 and job.folder.local is not None:
+            if begun is None and job.folder.local is not None:
                 # whoever has landed it may have been killed
-                yield from do(partial(remove_round_files, job.folder, ledger))
+                yield from do(partial(remove_leftovers, job, ledger))
         batches = (yield from attempt.go_on(begun)) if begun is not None else []
+        yield from _forget_requests(job, ledger)
     return (yield from _standing(job, ledger, batches))
 
 
@@ -71,6 +72,7 @@ def resume(job: Job, provider: Provider) -> Flow[Standing]:
     with tempfile.TemporaryDirectory(prefix="anybatch-") as scratch:
         attempt = Attempt(job, provider, Path(scratch), resubmit_failed_batch=False)
         batches = yield from attempt.go_on(ledger)
+        yield from _forget_requests(job, ledger)
     return (yield from _standing(job, ledger, batches))
 
 
@@ -94,6 +96,20 @@ def _standing(job: Job, before: Ledger, batches: Sequence[Batch]) -> Flow[Standi
     """What the job stands at now that this was done about it."""
     now = yield from do(job.folder.read)
     return Standing.of(before if now is None else now, batches)
+
+
+def _forget_requests(job: Job, before: Ledger) -> Flow[None]:
+    """Remove the request lines from the folder where they are only to stay until each has its batch."""
+    if job.keep_requests != "until_submitted" or not (yield from do((job.folder / SPOOL).exists)):
+        return
+
+    def remove() -> None:
+        with job.folder.locked():
+            now = job.folder.read()
+            if now is not None and now.fingerprint == before.fingerprint and now.is_submitted:
+                job.folder.discard(SPOOL)
+
+    yield from do(remove)
 
 
 def _note_stop(job: Job) -> Flow[Ledger]:
@@ -253,7 +269,7 @@ def _keep_input(folder: JobFolder, ledger: Ledger, scratch: Path, stale: int) ->
     with folder.locked():
         if folder.read() != ledger:
             return False
-        for name in ("ids.jsonl", "requests.jsonl"):
+        for name in ("ids.jsonl", SPOOL):
             if (scratch / name).exists():
                 copy = scratch / f"{name}.copy"
                 shutil.copyfile(scratch / name, copy)
