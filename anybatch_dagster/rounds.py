@@ -14,7 +14,6 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from anybatch import AnyBatchError, Client
 from anybatch.errors import classify
 from anybatch.jobs.policies import deadlines_of
-from anybatch.providers.consoles import console_url
 
 from .gate import IN_FLIGHT, Gate
 from .inputs import span
@@ -50,7 +49,7 @@ def submission_facts(
     current = [record.batch_id for record in ledger.current if record.batch_id]
     # A job that was stopped may have landed with a round that never had a batch: then those of all rounds.
     ids = [batch.id for batch in standing] or current or ledger.batch_ids
-    console = console_url(client.account.api_base, ids)
+    console = client.provider.console_url(ids)
     return SubmissionMetadata(
         batches=", ".join(ids),
         folder=str(job.output),

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from anybatch.providers import base
-from tests.pauses import shorten
+from anybatch.testing import shorten_pauses
 
 from .world import MODES, Driver, LocalWorld, RemoteWorld, World, open_world
 
@@ -76,6 +75,5 @@ def surroundings(fast_folder: Path) -> Iterator[None]:
         for name in filter(NOT_OURS.fullmatch, list(os.environ)):
             patch.delenv(name)
         patch.setattr(tempfile, "tempdir", str(fast_folder))
-        patch.setattr(base, "_ASK_AFTER", (0.01, 0.01, 0.01))
-        shorten(patch)
+        shorten_pauses(patch)
         yield

@@ -31,7 +31,7 @@ def created(world: World, driver: Driver, path: Path, rows: int = 3, **more: obj
 
 @every_provider
 def test_create_wait_results(world: World, driver: Driver, tmp_path: Path) -> None:
-    keeps_metadata = driver.provider.metadata_limits is not None
+    keeps_metadata = driver.provider.traits.metadata is not None
     metadata = {"metadata": {"team": "a b", "run": "7"}} if keeps_metadata else {}
     batch = created(world, driver, tmp_path, **metadata)
     assert not batch.status.is_terminal

@@ -114,13 +114,29 @@ def test_expired_rows_go_again(world: RemoteWorld, driver: Driver, tmp_path: Pat
     assert [found.text(one) for one in IDS] == [f"echo: say {one}" for one in IDS]
     spent = [line["response"]["body"]["usage"]["total_tokens"] for line in found.lines]
     assert report.usage.total_tokens == sum(spent)
-    if driver.provider.metadata_limits is not None:
+    if driver.provider.traits.metadata is not None:
         marks = [batch.metadata for batch in world.fake.batches.values()]
         assert [(mark["anybatch_round"], mark["anybatch_shard"]) for mark in marks] == [
             ("1", "0/1"),
             ("2", "0/1"),
         ]
     costs_nothing(world, driver, job)
+
+
+@openai_only
+def test_too_few_rows_for_a_batch_stay_as_they_are(
+    world: RemoteWorld, fours: Driver, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fours.provider.limits = replace(fours.provider.limits, requests=8, min_requests=4)
+    end_like(world, expire(done=5))
+    job = world.job(tmp_path, max_rounds=2)
+    report = fours.run(job, timeout=10)
+    assert landed(job, report, IDS).outcomes["row-5"] == Outcome.EXPIRED
+    assert (report.rounds, asked(world)) == (1, [IDS])
+    assert "3 rows could go again, but a batch at openai has at least 4 requests" in caplog.text
+    caplog.clear()
+    assert fours.submit(replace(job, max_rounds=3)).is_over
+    assert "3 rows could go again" in caplog.text
 
 
 @every_format

@@ -91,7 +91,7 @@ def test_seven_shards(world: RemoteWorld, small: Driver, tmp_path: Path) -> None
 
 
 def driver_keeps_metadata(driver: Driver) -> bool:
-    return driver.provider.metadata_limits is not None
+    return driver.provider.traits.metadata is not None
 
 
 @every_format

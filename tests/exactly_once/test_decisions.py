@@ -17,7 +17,7 @@ from anybatch.jobs.lost import lost_row
 from anybatch.jobs.rounds import Budget, budget, choose, fold, part_of, worth_repeating
 from anybatch.jobs.shard import Transition, next_transition
 from anybatch.models import Batch, BatchStatus, Body, Outcome, Row, RowError
-from anybatch.providers.base import oldest
+from anybatch.providers.finding import oldest
 from anybatch.rows.results import landed_line, parse_landed
 from anybatch.rows.tally import Tally
 

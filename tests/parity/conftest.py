@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 # First: it makes the home that Airflow reads when it is imported.
-from tests.airflow import conftest as _airflow  # noqa: F401  isort: skip
+from tests.airflow import conftest as _airflow  # isort: skip
 from anybatch.providers.compatible import DIALECTS
 from tests.dagster.conftest import _gated_memory, gated  # noqa: F401  fixtures
 from tests.fakes.openai import OpenAIFake
@@ -37,7 +36,7 @@ def surface(
     request: pytest.FixtureRequest, provider: Provider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Surface:
     shorten(monkeypatch)
-    monkeypatch.setitem(DIALECTS, "openai", replace(DIALECTS["openai"], poll_seconds=(0.05, 0.2)))
+    monkeypatch.setitem(DIALECTS, "openai", _airflow.polled_every(DIALECTS["openai"], (0.05, 0.2)))
     account = {
         "conn_type": "anybatch", "password": KEY, "host": provider.server.api_base,
         "extra": {"provider": "openai"},

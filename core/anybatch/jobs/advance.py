@@ -24,7 +24,7 @@ import orjson
 from ..errors import AnyBatchError, InputChangedError, InputError, JobError, LedgerConflictError
 from ..flow import Flow, do
 from ..models import BatchStatus, Outcome
-from ..rows.requests import make_plan
+from ..rows.planning import make_plan
 from .collect import ended_round, gather
 from .inputs import InputGoneError, open_input
 from .job import fingerprint, job_metadata
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from ..models import Batch
     from ..providers.base import Provider
-    from ..rows.requests import Plan
+    from ..rows.planning import Plan
     from .folder import JobFolder
     from .job import Job
     from .landing import Gathered
@@ -155,7 +155,7 @@ class Attempt:
             return None
         try:
             chosen = yield from do(partial(self._choose_landed, ledger, allowed))
-            if not chosen.rows:
+            if not self._fill_a_batch(chosen, ledger):
                 return None
             plan = yield from self._plan_next(ledger, chosen)
         except (FileNotFoundError, JobError) as error:  # the input may be gone: what has landed stays
@@ -205,7 +205,7 @@ class Attempt:
         with (yield from do(self.job.folder.scratch)) as scratch:
             gathered = yield from gather(self.job, self.provider, ledger, ended, scratch)
             chosen = yield from do(partial(self._choose, ledger, gathered))
-            if not chosen.rows:
+            if not self._fill_a_batch(chosen, ledger):
                 yield from land(self.job, self.provider, ledger, gathered)
                 return True
             try:
@@ -232,6 +232,16 @@ class Attempt:
         log.info("job %s: round %d submits %d rows again", before.job, number, plan.rows)
         if number > 2:  # the file just kept holds all that was in these
             yield from do(partial(folder.discard, rows_name(number - 2), stray_name(number - 2)))
+
+    def _fill_a_batch(self, chosen: Chosen, ledger: Ledger) -> bool:
+        """Whether there are rows to submit again, and enough of them for a batch of this provider."""
+        least = self.provider.limits.min_requests
+        if 0 < chosen.rows < least:
+            log.warning(
+                "job %s: %d rows could go again, but a batch at %s has at least %d requests; they stay as "
+                "they are", ledger.job, chosen.rows, self.provider.name, least,
+            )  # fmt: skip
+        return chosen.rows >= least
 
     def _ids(self, number: int) -> Path:
         """Where the ids of a round that is being opened are written."""

@@ -21,6 +21,7 @@ from ..errors import (
 )
 from ..flow import Flow, do
 from ..models import Batch, BatchStatus, Outcome, Report, Row, RowError, iter_problems
+from ..providers.traits import Results
 from ..rows.downloads import Fetched, fetch
 from ..rows.merge import Index, merge
 from ..rows.results import landed_line
@@ -221,7 +222,7 @@ def _fold(gathered: Gathered, folder: JobFolder, number: int, later: Path) -> No
 
 def is_refused(provider: Provider, batch: Batch) -> bool:
     """Whether a batch failed as a whole, and has answered nothing."""
-    return batch.status is BatchStatus.FAILED and not provider.result_requests(batch)
+    return batch.status is BatchStatus.FAILED and provider.results(batch) is Results.NONE
 
 
 def ended_batch(provider: Provider, batch_id: str) -> Flow[Batch]:

@@ -12,7 +12,7 @@ from upath import UPath
 
 from ..errors import ConfigurationError, InputChangedError
 from ..paths import is_path, local_path, open_path
-from ..rows.requests import Plan, make_plan
+from ..rows.planning import Plan, make_plan
 from ..rows.sources import check_path, iter_requests, no_request
 from .job import fingerprint
 from .ledger import Ledger, Step
@@ -77,7 +77,7 @@ def prepare(job: Job, provider: Provider, scratch: Path) -> Plan | None:
 
 
 def _planned(job: Job, provider: Provider, path: UPath, scratch: Path, shard_requests: int | None) -> Plan:
-    local = local_path(path) if provider.verbatim and job.model is None else None
+    local = local_path(path) if provider.codec.verbatim and job.model is None else None
     content = local or scratch / "content.jsonl"
     with ExitStack() as files:
         file = files.enter_context(path.open("rb"))

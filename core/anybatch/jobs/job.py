@@ -123,7 +123,7 @@ class Job:
 
 def job_metadata(job: Job, provider: Provider) -> dict[str, str]:
     """The user's metadata, and the marks by which a job's batches are known at the provider."""
-    if provider.metadata_limits is None:
+    if provider.traits.metadata is None:
         if job.metadata:
             raise ConfigurationError(f"{provider.name}: batches carry no metadata", provider=provider.name)
         return {}
@@ -149,7 +149,7 @@ def fingerprint(job: Job, provider: Provider, digest: str, restarts: Sequence[st
 
     The key is left out, so that it can be rotated while a batch runs.
     """
-    facts = [digest, provider.name, provider.account.api_base, job.endpoint, job.model, job.completion_window,
+    facts = [digest, provider.name, provider.account.place, job.endpoint, job.model, job.completion_window,
              job.on_untranslatable, dict(job.options), *restarts[-1:]]  # fmt: skip
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 

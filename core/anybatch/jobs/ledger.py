@@ -47,7 +47,8 @@ class ShardRecord(BaseModel):
     `round` counts from 1, `tries` the creates from this file that may have left a batch: above 0
     before the batch is known, or above 1 after, there may be one that no attempt has heard of. `ended` is the
     batch as the report tells of it, noted when a later round is opened. `cancelling_at` is when we first saw
-    the batch being cancelled, `gone_at` when the provider first knew no such batch, in unix seconds.
+    the batch being cancelled, `gone_at` when the provider first knew no such batch, in unix seconds. `dead`
+    counts the batches of it that were refused as a whole, after each of which it gets another.
     """
 
     model_config = ConfigDict(frozen=True, defer_build=True, extra="allow")  # a later version's stay
@@ -66,16 +67,24 @@ class ShardRecord(BaseModel):
     ended: BatchRecord | None = None
     cancelling_at: float | None = None
     gone_at: float | None = None
+    dead: int = 0
+
+    def anew(self) -> ShardRecord:
+        """The same shard without its batch, which is dead."""
+        return ShardRecord(
+            shard=self.shard, round=self.round, first_row=self.first_row, rows=self.rows, dead=self.dead + 1
+        )
 
 
 class Ledger(BaseModel):
     """What is known of a job.
 
-    `revision` grows with every write. `shards` are those of all rounds. `replaced` holds what was begun with
-    earlier input, until all of its batches are known and cancelled. `input` is where the input lies, if that
-    was a path; `restarts` are the values of `Job.restart` so far; `shard_requests` is that of the first
-    submission, by which every later attempt splits the input alike. `stopped_at` is when the job was stopped,
-    `max_rounds` what it was last submitted with: only with more of them do its rows go again after that.
+    `revision` grows with every write. `submission` counts those with other input or options in this folder,
+    from 1. `shards` are those of all rounds. `replaced` holds what was begun with earlier input, until all of
+    its batches are known and cancelled. `input` is where the input lies, if that was a path; `restarts` are
+    the values of `Job.restart` so far; `shard_requests` is that of the first submission, by which every later
+    attempt splits the input alike. `stopped_at` is when the job was stopped, `max_rounds` what it was last
+    submitted with: only with more of them do its rows go again after that.
 
     Of rounds: `recoveries` is how often this attempt has submitted rows of cancelled batches or lost answers
     again, `recovery_rounds` counts the rounds that were opened for nothing else, `lost_round` is the last one
@@ -86,6 +95,7 @@ class Ledger(BaseModel):
 
     version: int = VERSION
     revision: int = 0
+    submission: int = 1
     job: str
     fingerprint: str
     provider: str

@@ -110,6 +110,12 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "client_args", "Mapping[str, Any]", {}, Part.ACCOUNT,
         "Arguments of the HTTP client: timeout, proxy, verify, headers and others.",
     ),
+    Option(
+        "settings", "Mapping[str, str]", {}, Part.ACCOUNT,
+        "What the provider's account has beside key and address, by name, such as a region or a project; "
+        "left out, each is read from the provider's environment variable, where secret ones belong.",
+        in_fingerprint=True,
+    ),
     # --- the job
     Option(
         "input", "JobInput", REQUIRED, Part.JOB,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from ..models import Batch
-    from ..rows.requests import Plan
+    from ..rows.planning import Plan
     from ..rows.tally import Tally
     from .job import Job
     from .ledger import Ledger

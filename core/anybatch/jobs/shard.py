@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,10 +37,12 @@ from ..errors import (
 )
 from ..flow import Flow, do, sleep
 from ..models import Batch, BatchStatus
-from ..providers.base import NewBatch, oldest
+from ..providers.base import NewBatch
+from ..providers.finding import find, oldest
+from ..providers.traits import Results
 from .job import shard_metadata
 from .ledger import Ledger, ShardRecord, Step
-from .lookup import call_off, unnoted
+from .lookup import call_off, shard_key, sought_batch, unnoted
 from .lost import note, present
 from .rounds import is_covered
 
@@ -47,7 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..providers.base import Provider
-    from ..rows.requests import Plan, Shard
+    from ..rows.planning import Plan, Shard
     from .job import Job
 
 log = logging.getLogger(__name__)
@@ -149,7 +152,8 @@ class Submission:
 
     def _upload(self, ledger: Ledger, record: ShardRecord) -> Flow[None]:
         plan, shard = yield from self._planned(ledger, record)
-        file_id = yield from self.provider.upload(plan.shard_content(shard), self.job.options)
+        new = self._new_batch(ledger, record, plan, shard, key=f"anybatch-{uuid.uuid4().hex}")
+        file_id = yield from self.provider.upload(new)
         yield from self._commit(ledger, record.model_copy(update={"step": Step.UPLOADED, "file_id": file_id}))
 
     def _create(self, ledger: Ledger, record: ShardRecord) -> Flow[Batch | None]:
@@ -158,16 +162,7 @@ class Submission:
         plan, shard = yield from self._planned(ledger, record)
         if (claimed := (yield from self._claim(ledger, record))) is None:
             return None
-        new = NewBatch(
-            content=plan.shard_content(shard),
-            endpoint=self.job.endpoint,
-            completion_window=self.job.completion_window,
-            metadata=shard_metadata(self.metadata, record, len(ledger.of_round(record.round))),
-            options=self.job.options,
-            models=shard.models,
-            # Every upload has its own file id: a batch that failed as a whole is submitted under a new key.
-            idempotency_key=f"{ledger.fingerprint[:24]}-{record.round}-{record.shard}-{record.file_id}"[:255],
-        )
+        new = self._new_batch(ledger, record, plan, shard, key=shard_key(ledger, record))
         try:
             batch = yield from self.provider.create(new, record.file_id)
         except AnyBatchError as error:
@@ -185,6 +180,19 @@ class Submission:
         kept = yield from self._record(claimed, [batch])
         return kept if not record.tries else None  # else look again for doubles
 
+    def _new_batch(
+        self, ledger: Ledger, record: ShardRecord, plan: Plan, shard: Shard, *, key: str
+    ) -> NewBatch:
+        return NewBatch(
+            content=plan.shard_content(shard),
+            endpoint=self.job.endpoint,
+            completion_window=self.job.completion_window,
+            metadata=shard_metadata(self.metadata, record, len(ledger.of_round(record.round))),
+            options=self.job.options,
+            models=shard.models,
+            key=key,
+        )
+
     def _claim(self, ledger: Ledger, record: ShardRecord) -> Flow[Ledger | None]:
         """Become the one attempt that creates, or None. From here on the batch may exist."""
         update = {
@@ -201,11 +209,11 @@ class Submission:
         return claimed if (yield from do(self.job.folder.read)) == claimed else None
 
     def _leave(self, ledger: Ledger, record: ShardRecord) -> Flow[Batch | None]:
-        marks = shard_metadata(self.metadata, record, len(ledger.of_round(record.round)))
+        sought = sought_batch(ledger, record, self.metadata)
         found: list[Batch] = []
-        if self.provider.can_look(record.file_id, marks):
+        if self.provider.can_look(sought):
             with suppress(IncompleteListingError):  # the other attempt may yet tell
-                found = yield from self.provider.find(record.file_id, marks, since=ledger.created_at)
+                found = yield from find(self.provider, sought, since=ledger.created_at)
         if found:
             return (yield from self._record(ledger, found))
         yield from sleep(min(_LEASE_POLL, self.job.lease))
@@ -255,14 +263,11 @@ class Submission:
         is_ours = record.attempt == self.attempt
         if batch.status is not BatchStatus.FAILED or is_ours or not self.resubmit_failed_batch:
             return batch
-        if self.provider.result_requests(batch) or not is_covered(self.job, ledger):
+        if self.provider.results(batch) is not Results.NONE or not is_covered(self.job, ledger):
             return batch
         # It was refused as a whole and cost nothing; what was wrong may have passed (quota, a full queue).
         log.warning("job %s: batch %s had failed; submitting again", self.job.identity, batch.id)
-        fresh = ShardRecord(
-            shard=record.shard, round=record.round, first_row=record.first_row, rows=record.rows
-        )
-        yield from self._commit(ledger, fresh)
+        yield from self._commit(ledger, record.anew())
         return None
 
     def _stopped(self, ledger: Ledger, record: ShardRecord, batch: Batch) -> Flow[Batch]:

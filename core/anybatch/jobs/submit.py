@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigurationError, InputChangedError, LedgerConflictError, NotFoundError
 from ..flow import Flow, do
-from ..rows.requests import Plan
+from ..rows.planning import Plan
 from .advance import Attempt
 from .folder import JobFolder
 from .inputs import SPOOL, input_text, prepare, restarts
@@ -181,10 +181,11 @@ def new_ledger(
     Raises InputChangedError where that may not be, or cannot be done from here.
     """
     return Ledger(
+        submission=replaces.submission + 1 if replaces else 1,
         job=job.identity,
         fingerprint=mark,
         provider=provider.name,
-        api_base=provider.account.api_base,
+        api_base=provider.account.place,
         endpoint=job.endpoint,
         rows=plan.rows,
         created_at=time.time(),
@@ -210,7 +211,7 @@ def _given_up(job: Job, provider: Provider, plan: Plan, ledger: Ledger) -> tuple
         if old.landed_at is None and any(record.tries for record in old.shards)
     )
     for old in begun:
-        if old.provider != provider.name or old.api_base != provider.account.api_base:
+        if old.provider != provider.name or old.api_base != provider.account.place:
             raise InputChangedError(
                 f"job {job.identity} has batches at {old.provider} ({old.api_base}): "
                 f"{', '.join(old.batch_ids) or 'their ids are not known'}; cancel them there, or give the "
