@@ -10,10 +10,10 @@ import pytest
 # First: it makes the home that Airflow reads when it is imported.
 from tests.airflow import conftest as _airflow  # isort: skip
 from anybatch.providers.compatible import DIALECTS
+from anybatch.testing import shorten_pauses
 from tests.dagster.conftest import _gated_memory, gated  # noqa: F401  fixtures
 from tests.fakes.openai import OpenAIFake
 from tests.fakes.server import FakeServer
-from tests.pauses import shorten
 
 from .surfaces import KEY, Airflow, Dagster, Plain, Provider, Surface
 
@@ -35,7 +35,7 @@ def provider() -> Iterator[Provider]:
 def surface(
     request: pytest.FixtureRequest, provider: Provider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Surface:
-    shorten(monkeypatch)
+    shorten_pauses(monkeypatch)
     monkeypatch.setitem(DIALECTS, "openai", _airflow.polled_every(DIALECTS["openai"], (0.05, 0.2)))
     account = {
         "conn_type": "anybatch", "password": KEY, "host": provider.server.api_base,
