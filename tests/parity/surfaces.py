@@ -5,7 +5,7 @@ import asyncio
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,20 +105,20 @@ class Airflow(Surface):
     def _attempt(self, input: Sequence[dict[str, Any]], **options: Any) -> tuple[str, str]:
         self.tries += 1
         context: Any = {"ti": TaskInstance(try_number=self.tries), "run_id": "r"}
-
-        def operator() -> AnyBatchOperator:  # each stretch is a process of its own
-            return AnyBatchOperator(
+        event: dict[str, Any] | None = None
+        while True:
+            # Each stretch on a worker is a process of its own.
+            operator = AnyBatchOperator(
                 task_id="task", input=list(input), output=self.folder, conn_id="fake", min_defer_seconds=0,
                 **options,
             )  # fmt: skip
-
-        step: Callable[[], Any] = lambda: operator().execute(context)  # noqa: E731
-        while True:
             try:
-                step()
+                if event is None:
+                    operator.execute(context)
+                else:
+                    operator.execute_complete(context, event)
             except TaskDeferred as deferred:
                 event = asyncio.run(_event_of(deferred.trigger))
-                step = lambda event=event: operator().execute_complete(context, event)  # noqa: E731
             except AirflowFailException as error:
                 landed = (self.folder / "report.json").exists()
                 return "lacking" if landed else "final", str(error)
