@@ -188,7 +188,7 @@ def forget_dead(client: Client, folder: TaskStateFolder) -> None:
     for record in ledger.shards if ledger else ():
         if ledger is None or record.batch_id is None or client.retrieve(record.batch_id).status not in _DEAD:
             continue
-        ledger = folder.commit(ledger, ledger.with_shard(record.anew()))
+        ledger = folder.commit(ledger, ledger.with_shard(record.without_batch()))
 
 
 def blind(provider: Provider, try_number: int) -> OrphanError:

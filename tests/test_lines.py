@@ -99,7 +99,7 @@ def test_lines_are_cut_at_the_newline_byte_alone() -> None:
         (jsonl(line(body="x")), 1, "body", "must be a JSON object"),
         (jsonl(line(body={"messages": []})), 1, "body.model", "must name the model"),
         (jsonl(line(body={"model": "m", "stream": True})), 1, "body.stream", "cannot stream"),
-        (jsonl(line(params={})), 1, "params", "no such member"),
+        (jsonl(line(params={})), 1, "params", "unknown member"),
         (jsonl(line("a", "m1"), line("b", "m2")), 2, "body.model", "line 1 has 'm1'"),
         (b"", None, None, "holds no request"),
         (b"\n\n \n", None, None, "holds no request"),

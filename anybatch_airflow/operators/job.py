@@ -201,7 +201,7 @@ class AnyBatchOperator(HasOutput, SubmittingOperator):
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
         """Resume after the trigger's event, on a worker again."""
-        from anybatch.jobs.policies import began_before
+        from anybatch.jobs.policies import waiting_since
 
         self._carried = Carried.from_text((event or {}).get("then"))
         self._carried.restore(context)
@@ -209,7 +209,7 @@ class AnyBatchOperator(HasOutput, SubmittingOperator):
         with self._at_work(context) as (client, job):
             # What was submitted is on record: the input is not made a second time.
             job = self._recorded(job, told["batches"])
-            began = began_before(told["status"] == "timeout", time.time())
+            began = waiting_since(told["status"] == "timeout", time.time())
             # A batch that was late for the trigger is looked at again: it may have ended by now.
             return self._go_on(context, client, job, client.resume(job), began)
 

@@ -189,9 +189,9 @@ def test_an_answer_that_is_no_such_model_is_a_row_without_a_result(
     [
         ({"value": "csv"}, "value: path, rows"),
         ({"value": dict}, "value: path, rows"),
-        ({"on_partial": "resubmit"}, "on_partial: 'keep' or 'fail'"),
-        ({"on_lost": "forget"}, "on_lost: 'fail' or 'land' or 'resubmit'"),
-        ({"on_timeout": "stop"}, "on_timeout: 'leave' or 'cancel' or 'land_partial'"),
+        ({"on_partial": "resubmit"}, "on_partial: must be 'keep' or 'fail'"),
+        ({"on_lost": "forget"}, "on_lost: must be 'fail' or 'land' or 'resubmit'"),
+        ({"on_timeout": "stop"}, "on_timeout: must be 'leave' or 'cancel' or 'land_partial'"),
         ({"system": "Be short."}, "system: only with `prompt`"),
         ({"prompt": "{text}"}, "need `model`"),
     ],

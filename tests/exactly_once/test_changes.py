@@ -159,7 +159,7 @@ def test_an_input_deleted_before_submission_is_needed(stage: Stage) -> None:
     with pytest.raises(BadRequestError):
         submit(stage)
     stage.input.unlink()
-    with pytest.raises(ConfigurationError, match="no input at"):
+    with pytest.raises(ConfigurationError, match="there is no file"):
         submit(stage)
     assert not stage.batches()
 
@@ -320,7 +320,7 @@ def test_a_corrupted_ledger_is_a_clear_error(stage: Stage, text: str) -> None:
     path = stage.home / "out" / "job.json"
     path.write_bytes(text.encode("latin-1"))
     before = stage.server.count()
-    with pytest.raises(LedgerConflictError, match=r"job\.json is not one that anybatch wrote"):
+    with pytest.raises(LedgerConflictError, match=r"job\.json is not a file that anybatch wrote"):
         submit(stage)
     assert stage.server.count() == before
     assert path.read_bytes() == text.encode("latin-1"), "it is left for a person to look at"
