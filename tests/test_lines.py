@@ -15,7 +15,7 @@ from anybatch.errors import ConfigurationError, InputError, JobError, Problem
 from anybatch.providers import get_provider
 from anybatch.providers.base import Limits, Provider
 from anybatch.providers.codec import OpenAICodec
-from anybatch.providers.content import Content, file_mark
+from anybatch.providers.content import Content, file_stamp
 from anybatch.rows.planning import Plan, make_plan
 from anybatch.rows.requests import MAX_PROBLEMS, iter_lines
 
@@ -130,7 +130,9 @@ def test_mixed_models_are_fine_where_the_provider_takes_them(tmp_path: Path) -> 
     assert made.models == ("m1", "m2")
 
 
-@pytest.mark.parametrize(("second", "text"), [("m2", "mistral runs one model a batch"), (None, "must name")])
+@pytest.mark.parametrize(
+    ("second", "text"), [("m2", "mistral runs one model per batch"), (None, "must name")]
+)
 def test_mistral_takes_one_model_a_job(second: str | None, text: str, tmp_path: Path) -> None:
     found = problems(jsonl(line("a", "m1"), line("b", second)), tmp_path, provider("mistral"))  # type: ignore[arg-type]
     assert found[0].line == 2
@@ -251,7 +253,7 @@ def test_many_blank_lines_cost_little(tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     source.write_bytes(b"x\n\n" * 20_000)
     segments = tuple((number * 3, number * 3 + 2) for number in range(20_000))
-    content = Content(source, segments, 20_000, file_mark(source))
+    content = Content(source, segments, 20_000, file_stamp(source))
     began = time.process_time()
     with content.open() as file:
         assert file.read(40_000) == b"x\n" * 20_000
@@ -301,7 +303,9 @@ def test_the_last_batch_is_not_too_short(
     data = numbered(rows).replace(b'"model": "m", ', b"") if model else numbered(rows)
     if sizes is None:
         [problem] = problems(data, tmp_path, at, model=model)
-        assert "a batch of 1 requests, from request 9 on; one at openai has at least 3" in problem.message
+        assert (
+            "a batch of 1 requests, from request 9 on; a batch at openai needs at least 3" in problem.message
+        )
         return
     blank = data.replace(b"\n", b"\n\n")  # its batches are of many segments
     for text in (data, blank):
@@ -318,10 +322,12 @@ def test_the_last_batch_is_not_too_short(
 def test_too_few_for_a_batch(tmp_path: Path) -> None:
     at = provider(limits=Limits(min_requests=3))
     [problem] = problems(numbered(2), tmp_path, at)
-    assert problem == Problem(None, None, "holds 2 requests; a batch at openai has at least 3")
+    assert problem == Problem(None, None, "holds 2 requests; a batch at openai needs at least 3")
     [problem] = problems(numbered(2) + b"{", tmp_path, at)
     assert problem.line == 3, "what is wrong with lines comes first: they may be enough once they are mended"
-    with pytest.raises(ConfigurationError, match="shard_requests: a batch at openai has at least 3 requests"):
+    with pytest.raises(
+        ConfigurationError, match="shard_requests: a batch at openai needs at least 3 requests"
+    ):
         plan(numbered(9), tmp_path, at, shard_requests=2)
 
 

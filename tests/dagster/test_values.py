@@ -391,12 +391,12 @@ def test_requests_of_a_partition_in_parts(
         (
             request("a"),
             None,
-            "partition 2026-01-02: request lines are a path or an iterable of mappings, not d",
+            "partition 2026-01-02: request lines must be a path or an iterable of mappings, not d",
         ),
         (
             {"text": ["x"]},
             "{text}",
-            "partition 2026-01-02: a table is a path, a frame or an iterable of rows",
+            "partition 2026-01-02: a table must be a path, a frame or an iterable of rows",
         ),
         ([7], "{text}", "partition 2026-01-02: the table: 1 problem"),
         (None, "{text}", "partition 2026-01-02: the function returned None"),

@@ -13,7 +13,7 @@ from upath import UPath
 from ..errors import ConfigurationError, InputChangedError
 from ..paths import is_path, local_path, open_path
 from ..rows.planning import Plan, make_plan
-from ..rows.sources import check_path, iter_requests, no_request
+from ..rows.sources import check_path, iter_requests, why_no_request
 from .job import fingerprint
 from .ledger import Ledger, Step
 
@@ -107,7 +107,7 @@ def _spool_requests(requests: object, path: Path) -> Path:
     """Write request objects to a file: an iterator yields them once, and later rounds need them again."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for number, request in enumerate(iter_requests(requests), start=1):
-            if (wrong := no_request(request)) is not None:
+            if (wrong := why_no_request(request)) is not None:
                 raise ConfigurationError(f"input: request {number} {wrong}")
             try:
                 file.write(json.dumps(dict(request), ensure_ascii=False, allow_nan=False) + "\n")

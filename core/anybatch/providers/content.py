@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 class Content:
     """The uploaded form of one shard: byte ranges of a local file, which must not change meanwhile.
 
-    `mark` is the file's size and modification time when it was validated.
+    `stamp` is the size and modification time of the file when it was validated.
     """
 
     path: Path
     segments: tuple[tuple[int, int], ...]
     rows: int
-    mark: tuple[int, int]
+    stamp: tuple[int, int]
 
     @property
     def size(self) -> int:
         return sum(end - start for start, end in self.segments)
 
     def open(self) -> SegmentReader:
-        if file_mark(self.path) != self.mark:
+        if file_stamp(self.path) != self.stamp:
             raise JobError(f"{self.path} was changed after it was validated; nothing of it was submitted")
         return SegmentReader(self.path.open("rb", buffering=0), self.segments)
 
@@ -63,7 +63,7 @@ class LinesBody(httpx.SyncByteStream, httpx.AsyncByteStream):
             yield block
 
 
-def file_mark(path: Path) -> tuple[int, int]:
+def file_stamp(path: Path) -> tuple[int, int]:
     """What changes when a file is written to."""
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns

@@ -33,7 +33,7 @@ def unix_time(value: Any) -> int | None:
     return int((parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp())
 
 
-def mended_json(text: bytes | str) -> Any:
+def repaired_json(text: bytes | str) -> Any:
     """JSON as some servers spoil it: with NaN, which becomes null, or half a surrogate pair, as of an emoji
     that was cut in two, which becomes a question mark. Raises ValueError for what is no JSON at all."""
     value = json.loads(text, parse_constant=lambda _: None)
@@ -140,7 +140,7 @@ def _response(response: Any) -> tuple[int | None, Body | None]:
     body = response.get("body")
     if isinstance(body, str):
         try:
-            body = mended_json(body)
+            body = repaired_json(body)
         except ValueError:
             body = {"error": {"message": body}} if isinstance(status, int) and status >= 400 else None
     return status if isinstance(status, int) else None, Body(body) if isinstance(body, dict) else None

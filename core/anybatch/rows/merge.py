@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import orjson
 
 from ..models import BatchStatus, Outcome, Row, RowError
-from ..providers.reading import mended_json
+from ..providers.reading import repaired_json
 from .requests import iter_lines
 from .results import NEVER_RUN, decode_line, has_openai_shape, landed_line, writable
 from .tally import Tally
@@ -193,7 +193,7 @@ class Index:
 
 def _is_json(raw: bytes) -> bool:
     try:
-        mended_json(raw)
+        repaired_json(raw)
     except (ValueError, RecursionError):
         return False
     return True
