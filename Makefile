@@ -4,6 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# The quick tests run in so many processes: one for each core, and at least two, as tests wait as well.
+CORES := $(shell $(PYTHON) -c 'import os; print(max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2))')
+SIDE_BY_SIDE := -n $(CORES) --dist worksteal
+
 # Older Airflows that are supported, each with an environment and a constraints file of its own.
 OLDER := 3.1 3.2
 OLDER_RUNS := $(OLDER:%=airflow-%)
@@ -24,7 +28,7 @@ CORE_TESTS := $(FASTEST_TESTS) tests/conformance tests/exactly_once tests/fakes 
 help:
 	@echo "make demo          the main job on a real Airflow (throw-away, SQLite) and the embedded provider"
 	@echo "make demo-dagster  the same under the Dagster daemon"
-	@echo "make test          the test suite"
+	@echo "make test          the quick tests, side by side on $(CORES) cores"
 	@echo "make check         ruff, mypy --strict, pyright"
 	@echo "make options       docs/options.md anew from the table of options"
 	@echo "make wheel         build the wheel and test it in an environment of its own"
@@ -53,7 +57,7 @@ demo-dagster: $(READY)
 	@$(BIN)/python examples/demo_dagster.py
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not deployment" --durations=5
+	$(BIN)/python -m pytest -m "not deployment" --durations=5 $(SIDE_BY_SIDE)
 
 check: $(READY)
 	$(BIN)/ruff check
