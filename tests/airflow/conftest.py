@@ -88,9 +88,9 @@ class TaskInstance:
 
 @pytest.fixture(autouse=True)
 def _frequent_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The local provider and OpenAI are looked at ten times as often as in life."""
+    """The local provider and OpenAI are looked at many times as often as in life."""
     monkeypatch.setattr(local, "_DIALECT", replace(local._DIALECT, poll_seconds=(0.1, 0.5)))
-    monkeypatch.setitem(DIALECTS, "openai", replace(DIALECTS["openai"], poll_seconds=(1.5, 30.0)))
+    monkeypatch.setitem(DIALECTS, "openai", replace(DIALECTS["openai"], poll_seconds=(0.3, 6.0)))
 
 
 @pytest.fixture(scope="session")

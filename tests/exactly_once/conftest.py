@@ -17,7 +17,7 @@ from anybatch.providers import base
 from anybatch.rows import downloads
 from tests.exactly_once.forge import Forge
 from tests.exactly_once.models import Model
-from tests.exactly_once.stage import LOOKS, POLL
+from tests.exactly_once.stage import LOOKS
 from tests.exactly_once.worlds import LEASE, Clock
 from tests.pauses import shorten
 
@@ -25,8 +25,6 @@ from tests.pauses import shorten
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "_ASK_AFTER", LOOKS)
-    monkeypatch.setattr(shards, "_LEASE_POLL", POLL)
-    monkeypatch.setattr(shards, "_WRITE_TIME", POLL)
     shorten(monkeypatch)
 
 
