@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from anybatch import AsyncClient, Client
     from anybatch.polling.watcher import Watcher
+    from anybatch.providers import Provider
 
 _FIRST_PARTY = "anthropic"  # the only platform of the Anthropic provider that signs in by API key
 
@@ -53,22 +54,25 @@ class ClientSettings:
     api_base: str | None = None
     client_args: Mapping[str, Any] = field(default_factory=dict, repr=False)  # may hold headers
     console_url: str | None = None
+    settings: Mapping[str, str] = field(default_factory=dict, repr=False)  # some may be secret
+
+    def open(self) -> Provider:
+        """The account at the provider. Raises ConfigurationError; settings that it lacks are named."""
+        from anybatch.providers import Given, open_provider
+
+        return open_provider(self.provider, Given(self.api_key, self.api_base, self.settings))
 
     def as_kwargs(self) -> dict[str, Any]:
         """Keyword arguments for `anybatch.Client` and `anybatch.AsyncClient`."""
-        return {
-            "provider": self.provider,
-            "api_key": self.api_key,
-            "api_base": self.api_base,
-            "client_args": dict(self.client_args) or None,
-        }
+        return {"provider": self.open(), "client_args": dict(self.client_args) or None}
 
 
 class AnyBatchHook(BaseHook):
     """Turns an Airflow connection into an anybatch client.
 
     The connection's `password` is the key, `host` the base URL (empty for the provider's own), `extra` holds
-    `provider`, for httpx `client_args`, and for the link to a console that is not the provider's own
+    `provider`, `settings` (what the provider's account has beside key and base URL, by name, such as a
+    region), for httpx `client_args`, and for the link to a console that is not the provider's own
     `console_url`. Connections of other types serve as they are: `openai`, `anthropic`, `pydanticai`,
     `pydanticai_azure`, `langchain`, `llamaindex`, and any type whose `extra` names a `provider`. What the
     connection leaves empty comes from the provider's own environment variables, on the worker and on the
@@ -107,7 +111,7 @@ class AnyBatchHook(BaseHook):
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
-        """What Airflow 3.1 asks the hook about its own fields; `client_args` is text there, in JSON."""
+        """What Airflow 3.1 asks the hook about its own fields; objects are text there, in JSON."""
         # The API server puts a stand-in there where wtforms is not installed.
         from wtforms import StringField  # pyright: ignore[reportMissingModuleSource]
 
@@ -166,10 +170,7 @@ class AnyBatchHook(BaseHook):
 
     def console_url(self, client: Client | AsyncClient, batch_ids: Sequence[str]) -> str | None:
         """Where a person looks at these batches; None where no such page is known."""
-        from anybatch.providers.consoles import console_url
-
-        pattern = self._settings().console_url
-        return console_url(client.account.api_base, batch_ids, pattern)
+        return client.provider.console_url(batch_ids, self._settings().console_url)
 
     def test_connection(self) -> tuple[bool, str]:
         """One cheap authenticated call; the message is for the person in front of the connection form."""
@@ -228,13 +229,14 @@ def read_connection(
     kind = (connection.conn_type or "").replace("_", "-")
     _refuse_foreign_auth(connection.conn_id, kind, extra)
     foreign = dict(extra.get(f"{kind}_client_kwargs") or {})
-    client_args = {**_client_args(foreign), **_object(extra.get("client_args"))}
+    client_args = {**_client_args(foreign), **_object(extra, "client_args")}
     return ClientSettings(
         provider=provider or _provider_of(connection.conn_id, kind, extra),
         api_key=foreign.get("api_key") or connection.password or extra.get("api_key") or None,
         api_base=api_base or foreign.get("base_url") or _base_url(connection, kind) or extra.get("api_base"),
         client_args=client_args,
         console_url=extra.get("console_url") or None,
+        settings={name: str(value) for name, value in _object(extra, "settings").items()},
     )
 
 
@@ -290,18 +292,18 @@ def _client_args(foreign: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _object(value: Any) -> dict[str, Any]:
-    """A JSON object that a connection form may have stored as text."""
+def _object(extra: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A JSON object in an extra, which a connection form may have stored as text."""
     from anybatch import ConfigurationError
 
-    if not value:
+    if not (value := extra.get(name)):
         return {}
     try:
         read = json.loads(value) if isinstance(value, str) else value
     except ValueError as error:
-        raise ConfigurationError(f"client_args is not JSON: {error}") from None
+        raise ConfigurationError(f"{name} is not JSON: {error}") from None
     if not isinstance(read, dict):
-        raise ConfigurationError("client_args is not a JSON object")
+        raise ConfigurationError(f"{name} is not a JSON object")
     return read
 
 
@@ -314,11 +316,11 @@ def _async_client(settings: ClientSettings, attempts: int | None) -> AsyncClient
 
 def _poller(settings: ClientSettings) -> tuple[str, Callable[[], AsyncClient]]:
     """What a watcher is known by, and how it makes its client. Raises ConfigurationError."""
-    from anybatch import AsyncClient, RetryPolicy, get_provider
+    from anybatch import AsyncClient, RetryPolicy
     from anybatch.polling.watcher import watcher_key
 
     _freeze_once()
-    provider = get_provider(settings.provider, api_key=settings.api_key, api_base=settings.api_base)
+    provider = settings.open()
     client_args = dict(settings.client_args)
 
     def make_client() -> AsyncClient:

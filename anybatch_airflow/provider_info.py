@@ -63,6 +63,12 @@ def connection_type() -> dict[str, Any]:
                 "description": 'Passed to httpx, e.g. {"timeout": 60, "proxy": "http://proxy:3128"}',
                 "schema": {"type": ["object", "null"]},
             },
+            "settings": {
+                "label": "Account settings",
+                "description": "What the provider's account has beside key and URL, by name, e.g. "
+                '{"region": "eu-west-1"}',
+                "schema": {"type": ["object", "null"]},
+            },
             "console_url": {
                 "label": "Console URL",
                 "description": "The page of a batch that a task links to, where it is not the "

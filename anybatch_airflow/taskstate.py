@@ -23,7 +23,7 @@ from anybatch.jobs.folder import JobFolder
 from anybatch.jobs.job import shard_metadata, short
 from anybatch.jobs.ledger import Ledger, ShardRecord, Step
 from anybatch.paths import open_path
-from anybatch.providers.base import oldest
+from anybatch.providers.finding import oldest
 from anybatch_airflow.listing import CLOCK_SKEW, Reading, reaches
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def _retrieved(client: Client, ids: Sequence[str]) -> Iterator[Batch]:
 
 def has_marks(provider: Provider) -> bool:
     """Whether batches can be looked up by the marks of their job."""
-    return provider.can_find and provider.metadata_limits is not None
+    return provider.can_find and provider.traits.metadata is not None
 
 
 def begin_of_run(context: Context) -> float:
@@ -193,8 +193,7 @@ def forget_dead(client: Client, folder: TaskStateFolder) -> None:
     for record in ledger.shards if ledger else ():
         if ledger is None or record.batch_id is None or client.retrieve(record.batch_id).status not in _DEAD:
             continue
-        fresh = ShardRecord(shard=record.shard, first_row=record.first_row, rows=record.rows)
-        ledger = folder.commit(ledger, ledger.with_shard(fresh))
+        ledger = folder.commit(ledger, ledger.with_shard(record.anew()))
 
 
 def blind(provider: Provider, try_number: int) -> OrphanError:

@@ -18,6 +18,7 @@ from dagster._utils.warnings import disable_dagster_warnings
 
 from anybatch.jobs.options import (
     DEFAULT_TIMEOUT,
+    KeepRequests,
     OnChanged,
     OnLost,
     OnOrphan,
@@ -89,6 +90,7 @@ def build_batch_assets(
     on_untranslatable: OnUntranslatable = "fail",
     on_lost: OnLost = "fail",
     shard_requests: int | None = None,
+    keep_requests: KeepRequests = "until_landed",
     max_rounds: int = 1,
     on_partial: OnPartial = "keep",
     max_failed_ratio: float | None = None,
@@ -129,7 +131,7 @@ def build_batch_assets(
 
     resource_key      key of the `BatchResource`: provider, credentials
     model, endpoint, completion_window, metadata, options, on_orphan, on_changed, on_untranslatable, on_lost,
-    shard_requests, price
+    shard_requests, keep_requests, price
                       as in `anybatch.Job`; `metadata` goes to the provider, `definition_metadata` to Dagster
     prompt, id_column, system, body  as `prompt`, `id_column`, `system` and the other parameters of
                       `anybatch.build_requests`
@@ -171,6 +173,7 @@ def build_batch_assets(
         on_untranslatable=on_untranslatable,
         on_lost=on_lost,
         shard_requests=shard_requests,
+        keep_requests=keep_requests,
         max_rounds=max_rounds,
         on_partial=on_partial,
         max_failed_ratio=max_failed_ratio,

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from anybatch import Report, build_requests
 from anybatch.jobs.options import (
     DEFAULT_TIMEOUT,
+    KeepRequests,
     OnChanged,
     OnLost,
     OnOrphan,
@@ -106,6 +107,7 @@ class BatchAssetComponent(dg.Component, dg.Model, dg.Resolvable):
     on_untranslatable: Annotated[OnUntranslatable, told_of("on_untranslatable")] = "fail"
     on_lost: Annotated[OnLost, told_of("on_lost")] = "fail"
     shard_requests: Annotated[int | None, told_of("shard_requests", 10_000)] = None
+    keep_requests: Annotated[KeepRequests, told_of("keep_requests")] = "until_landed"
     max_rounds: Annotated[int, told_of("max_rounds", 3)] = 1
     on_partial: Annotated[OnPartial, told_of("on_partial")] = "keep"
     max_failed_ratio: Annotated[

@@ -74,6 +74,12 @@ class BatchResourceModel(dg.Model):
     client_args: dict[str, Any] = Field(
         default={}, description="Arguments for the HTTP client: timeout, proxy, verify, headers."
     )
+    settings: dict[str, Any] = Field(
+        default={},
+        description="What the provider's account has beside key and base URL, by name; a secret one as a"
+        " template that reads a variable.",
+        examples=[{"region": "eu-west-1"}],
+    )
     output: str | None = Field(
         default=None, description="Folder or fsspec URL under which each batch asset keeps its job folders."
     )

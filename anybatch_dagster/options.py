@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from anybatch import Job, Report
 from anybatch.jobs.options import (
+    KeepRequests,
     OnChanged,
     OnLost,
     OnOrphan,
@@ -51,6 +52,7 @@ class JobOptions:
     on_untranslatable: OnUntranslatable
     on_lost: OnLost
     shard_requests: int | None
+    keep_requests: KeepRequests
     max_rounds: int
     on_partial: OnPartial
     max_failed_ratio: float | None
@@ -88,6 +90,7 @@ class JobOptions:
             on_untranslatable=self.on_untranslatable,
             on_lost=self.on_lost,
             shard_requests=self.shard_requests,
+            keep_requests=self.keep_requests,
             max_rounds=self.max_rounds,
             price=self.price,
             restart=restart,

@@ -2,13 +2,14 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
-from anybatch import AsyncClient, Batch, Client, Page, RetryPolicy, Row
+from anybatch import AnyBatchError, AsyncClient, Batch, Client, Page, RetryPolicy, Row
+from anybatch.providers import Given, Provider, open_provider, settings_of
 
 _KEYS: dict[str, str] = {}
 
@@ -29,6 +30,12 @@ class BatchResource(dg.ConfigurableResource[Any]):
     client_args: dict[str, Any] = Field(
         default={}, repr=False, description="Arguments for the HTTP client: timeout, proxy, verify, headers."
     )
+    settings: dict[str, Any] = Field(
+        default={},
+        repr=False,
+        description="What the provider's account has beside key and base URL, by name, such as a region; its"
+        " environment variables if left out.",
+    )
     output: str | None = Field(
         default=None,
         description="Folder or fsspec URL under which each batch asset keeps its job folders; the instance's"
@@ -48,11 +55,19 @@ class BatchResource(dg.ConfigurableResource[Any]):
         Dagster writes resource config into its database and shows it in the UI. The variable of an
         `EnvVar` is named there, which is right, but a key given as text would be there to read.
         """
-        if not isinstance(value, str) or isinstance(value, dg.EnvVar) or value in _KEYS:
+        return _reference(value)
+
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _keep_secrets_out_of_config(cls, value: Any, info: ValidationInfo) -> Any:
+        """The same for the settings that the provider says are secret."""
+        if not value or not isinstance(value, Mapping):
             return value
-        reference = f"key-{hashlib.sha256(value.encode()).hexdigest()[:12]}"
-        _KEYS[reference] = value
-        return reference
+        try:
+            shown = {one.name for one in settings_of(info.data["provider"]) if not one.secret}
+        except (AnyBatchError, KeyError):  # nobody knows which they are
+            shown = set()
+        return {name: one if name in shown else _reference(one) for name, one in value.items()}
 
     @classmethod
     def _is_dagster_maintained(cls) -> bool:
@@ -60,11 +75,11 @@ class BatchResource(dg.ConfigurableResource[Any]):
 
     def client(self) -> Client:
         """A new client for this account; a context manager."""
-        return Client(self.provider, **self._arguments())
+        return Client(self._account(), client_args=self.client_args or None)
 
     def async_client(self, *, retry: RetryPolicy | None = None) -> AsyncClient:
         """A new async client for this account; an async context manager."""
-        return AsyncClient(self.provider, **self._arguments(), retry=retry)
+        return AsyncClient(self._account(), client_args=self.client_args or None, retry=retry)
 
     def check(self) -> str:
         """One cheap call that needs the key: a sentence if the provider answers, else an `AnyBatchError`."""
@@ -101,9 +116,27 @@ class BatchResource(dg.ConfigurableResource[Any]):
         with self.client() as client:
             yield from client.results(batch_id)
 
-    def _arguments(self) -> dict[str, Any]:
-        key = self.api_key
-        if isinstance(key, dg.EnvVar):  # used outside of a run, where Dagster has not read the variable
-            key = key.get_value()
-        key = _KEYS.get(key, key) if key else None
-        return {"api_key": key, "api_base": self.api_base, "client_args": self.client_args or None}
+    def _account(self) -> Provider:
+        settings = {name: _read(value) for name, value in self.settings.items()}
+        return open_provider(self.provider, Given(_read(self.api_key), self.api_base, settings))
+
+
+def _reference(value: Any) -> Any:
+    """What stands for a secret in config; an `EnvVar` stands for itself."""
+    if not isinstance(value, str) or isinstance(value, dg.EnvVar) or value in _KEYS:
+        return value
+    reference = f"key-{hashlib.sha256(value.encode()).hexdigest()[:12]}"
+    _KEYS[reference] = value
+    return reference
+
+
+def _read(value: Any) -> str | None:
+    """A value of the config, where it may be a reference, or a variable that Dagster has not read.
+
+    It reads those of fields, inside of runs; one in a mapping stays `{"env": name}`.
+    """
+    if isinstance(value, Mapping):
+        value = dg.EnvVar(value["env"])
+    if isinstance(value, dg.EnvVar):
+        value = value.get_value()
+    return _KEYS.get(value, str(value)) if value not in (None, "") else None

@@ -23,7 +23,6 @@ from anybatch import (
     TransportError,
 )
 from anybatch.jobs.policies import deadlines_of
-from anybatch.providers.consoles import console_url
 
 from .gate import IN_FLIGHT, Gate
 from .inputs import span
@@ -59,7 +58,7 @@ def submission_facts(
     current = [record.batch_id for record in ledger.current if record.batch_id]
     # A job that was stopped may have landed with a round that never had a batch: then those of all rounds.
     ids = [batch.id for batch in standing] or current or ledger.batch_ids
-    console = console_url(client.account.api_base, ids)
+    console = client.provider.console_url(ids)
     return SubmissionMetadata(
         batches=", ".join(ids),
         folder=str(job.output),
@@ -70,7 +69,7 @@ def submission_facts(
         resource=options.resource_key,
         deadline=deadline_of(standing, options, now),
         on_timeout=options.on_timeout,
-        round=ledger.round + 1,
+        round=ledger.round,
         console=dg.MetadataValue.url(console) if console else None,
     )
 

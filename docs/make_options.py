@@ -55,7 +55,8 @@ PARTS = {
     ),
     Part.ACCOUNT: (
         "The account",
-        "Arguments of `Client` and of each function. In Airflow the connection has the key and the rest.",
+        "Arguments of `Client` and of each function, which take settings as keywords; `run_job` a mapping. "
+        "In Airflow the connection has the key and the rest.",
     ),
 }
 

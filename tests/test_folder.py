@@ -13,7 +13,7 @@ import orjson
 import pytest
 from upath import UPath
 
-from anybatch import RetryPolicy, get_provider
+from anybatch import LedgerConflictError, RetryPolicy, get_provider
 from anybatch.flow import Flow, aperform, do
 from anybatch.jobs.folder import JobFolder
 from anybatch.jobs.ledger import Ledger, ShardRecord
@@ -40,15 +40,56 @@ def test_a_rival_that_writes_during_the_files_before_a_commit_is_not_overwritten
     """What is put first may be gigabytes: long enough for another attempt to go on."""
     before = folder.commit(None, ledger())
     assert before is not None
-    rivals = before.model_copy(update={"renewals": 1})
+    rivals = before.model_copy(update={"recovery_rounds": 1})
 
     def put_files() -> None:
         assert folder.commit(before, rivals) is not None
 
-    assert folder.commit(before, before.model_copy(update={"renewed": 1}), first=put_files) is None
+    assert folder.commit(before, before.model_copy(update={"recoveries": 1}), first=put_files) is None
     now = folder.read()
     assert now is not None
-    assert (now.renewals, now.renewed) == (1, 0)
+    assert (now.recovery_rounds, now.recoveries) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [
+        (1, "older anybatch .*let that version finish"),
+        (3, "newer anybatch .*use that version"),
+        (None, "not one that anybatch wrote"),
+        ("2", "older anybatch"),
+    ],
+)
+def test_a_ledger_of_another_version_is_refused_and_left_as_it_is(
+    folder: JobFolder, version: object, told: str
+) -> None:
+    """FAULTS A6: its batches are on record there, and what this version would write back may lose some."""
+    before = folder.commit(None, ledger())
+    assert before is not None
+    text = orjson.loads((folder / "job.json").read_bytes())
+    text = text | {"version": version} if version is not None else {"shards": []}
+    (folder / "job.json").write_bytes(orjson.dumps(text))
+    for act in (folder.read, lambda: folder.commit(before, before)):
+        with pytest.raises(LedgerConflictError, match=told):
+            act()
+    assert orjson.loads((folder / "job.json").read_bytes()) == text
+
+
+def test_members_of_a_ledger_that_nobody_knows_here_stay(folder: JobFolder) -> None:
+    """FAULTS A6: a later version of anybatch that writes the same form may note more."""
+    before = folder.commit(None, ledger())
+    assert before is not None
+    text = orjson.loads((folder / "job.json").read_bytes())
+    text["trace"] = "0af7"
+    text["shards"][0]["held_since"] = 5.0
+    (folder / "job.json").write_bytes(orjson.dumps(text))
+    now = folder.read()
+    assert now is not None
+    assert folder.commit(before, before) is None, "it is not the one that was written"
+    again = now.with_shard(now.shards[0].model_copy(update={"batch_id": "b"}))
+    assert folder.commit(now, again.model_copy(update={"landed_at": 7.0})) is not None
+    text = orjson.loads((folder / "job.json").read_bytes())
+    assert (text["trace"], text["shards"][0]["held_since"], text["landed_at"]) == ("0af7", 5.0, 7.0)
 
 
 def test_what_is_put_is_on_disk_before_it_has_its_name(

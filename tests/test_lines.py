@@ -5,16 +5,19 @@ from __future__ import annotations
 import io
 import json
 import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from anybatch.errors import InputError, JobError, Problem
+from anybatch.errors import ConfigurationError, InputError, JobError, Problem
 from anybatch.providers import get_provider
 from anybatch.providers.base import Limits, Provider
+from anybatch.providers.codec import OpenAICodec
 from anybatch.providers.content import Content, file_mark
-from anybatch.rows.requests import MAX_PROBLEMS, Plan, iter_lines, make_plan
+from anybatch.rows.planning import Plan, make_plan
+from anybatch.rows.requests import MAX_PROBLEMS, iter_lines
 
 CHAT = "/v1/chat/completions"
 
@@ -42,7 +45,7 @@ def plan(
     source = tmp_path / "in.jsonl"
     source.write_bytes(data)
     spooled = tmp_path / "spool.jsonl"
-    as_it_is = at.verbatim and options.get("model") is None
+    as_it_is = at.codec.verbatim and options.get("model") is None
     content = source if as_it_is else spooled
     with source.open("rb") as file, spooled.open("wb") as spool, (tmp_path / "ids.jsonl").open("wb") as ids:
         return make_plan(
@@ -264,9 +267,80 @@ def test_an_input_that_changes_after_validation_is_not_uploaded(tmp_path: Path) 
 
 
 def test_many_ids_are_compared_across_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anybatch.rows.requests._SeenIds._BATCH", 4)
+    monkeypatch.setattr("anybatch.rows.requests.SeenIds._BATCH", 4)
     data = jsonl(*[line(str(n)) for n in range(30)], line("3"), line("29"))
     assert [(p.line, p.message) for p in problems(data, tmp_path)] == [
         (31, "'3' was used before, in line 4"),
         (32, "'29' was used before, in line 30"),
     ]
+
+
+# --- batches that must hold some requests -----------------------------------------------------------------
+
+
+def numbered(count: int) -> bytes:
+    return jsonl(*[line(f"r{number}") for number in range(count)])
+
+
+@pytest.mark.parametrize(
+    ("rows", "limits", "given", "sizes"),
+    [
+        (10, Limits(requests=4, min_requests=3), None, [4, 3, 3]),
+        (9, Limits(requests=4, min_requests=3), None, None),  # only the last two are balanced
+        (8, Limits(requests=4, min_requests=4), None, [4, 4]),
+        (7, Limits(requests=5, min_requests=3), None, [4, 3]),
+        (7, Limits(requests=9, min_requests=3), 6, [4, 3]),
+        (3, Limits(requests=9, min_requests=3), None, [3]),
+    ],
+)
+@pytest.mark.parametrize("model", [None, "given"])
+def test_the_last_batch_is_not_too_short(
+    tmp_path: Path, rows: int, limits: Limits, given: int | None, sizes: list[int] | None, model: str | None
+) -> None:
+    at = provider(limits=limits)
+    data = numbered(rows).replace(b'"model": "m", ', b"") if model else numbered(rows)
+    if sizes is None:
+        [problem] = problems(data, tmp_path, at, model=model)
+        assert "a batch of 1 requests, from request 9 on; one at openai has at least 3" in problem.message
+        return
+    blank = data.replace(b"\n", b"\n\n")  # its batches are of many segments
+    for text in (data, blank):
+        made = plan(text, tmp_path, at, shard_requests=given, model=model)
+        assert [shard.rows for shard in made.shards] == sizes
+        assert [shard.first_row for shard in made.shards] == [sum(sizes[:n]) for n in range(len(sizes))]
+        sent = uploaded(made)
+        assert [len(one) for one in sent] == [shard.size for shard in made.shards]
+        ids = [[json.loads(raw)["custom_id"] for raw in one.split(b"\n") if raw] for one in sent]
+        assert [len(one) for one in ids] == sizes
+        assert [one for batch in ids for one in batch] == [f"r{number}" for number in range(rows)]
+
+
+def test_too_few_for_a_batch(tmp_path: Path) -> None:
+    at = provider(limits=Limits(min_requests=3))
+    [problem] = problems(numbered(2), tmp_path, at)
+    assert problem == Problem(None, None, "holds 2 requests; a batch at openai has at least 3")
+    [problem] = problems(numbered(2) + b"{", tmp_path, at)
+    assert problem.line == 3, "what is wrong with lines comes first: they may be enough once they are mended"
+    with pytest.raises(ConfigurationError, match="shard_requests: a batch at openai has at least 3 requests"):
+        plan(numbered(9), tmp_path, at, shard_requests=2)
+
+
+def test_what_is_too_large_does_not_move(tmp_path: Path) -> None:
+    size = len(jsonl(line("r0")))
+    at = provider(limits=Limits(min_requests=2, bytes=3 * size))
+    large = line("r3")
+    large["body"]["messages"][0]["content"] = "x" * 2 * size
+    [problem] = problems(numbered(3) + jsonl(large), tmp_path, at)
+    assert "a batch of 1 requests, from request 4 on" in problem.message
+
+
+def test_a_batch_that_was_filled_up_is_checked_as_a_whole(tmp_path: Path) -> None:
+    seen: list[list[tuple[int, str]]] = []
+
+    class Seeing(OpenAICodec):
+        def check_shard(self, lines: Iterable[tuple[int, Mapping[str, Any]]]) -> Iterator[Problem]:
+            seen.append([(number, one["custom_id"]) for number, one in lines])
+            return iter(())
+
+    plan(numbered(5), tmp_path, provider(limits=Limits(requests=4, min_requests=2), codec=Seeing()))
+    assert seen[-1] == [(4, "r3"), (5, "r4")]

@@ -145,6 +145,7 @@ _AIRFLOW = {
     "restart": "who clears a task wants its results; a new run is a new job",
     "api_key": "it is in the connection, never in a DAG",
     "client_args": "they are in the connection",
+    "settings": "they are in the connection",
 }
 _DAGSTER = {
     **_PIPELINE,
@@ -154,6 +155,7 @@ _DAGSTER = {
     "api_key": "it is the resource's",
     "api_base": "it is the resource's",
     "client_args": "they are the resource's",
+    "settings": "they are the resource's",
 }
 LACKING: dict[str, dict[str, str]] = {
     "run_job": _RUN_JOB,
@@ -324,7 +326,7 @@ def test_each_flag_reaches_the_job(ran: dict[str, Any]) -> None:
     line = """run in out --provider anthropic --api-base https://x --endpoint /v1/messages --id me --model m
         --completion-window 48h --metadata team=1 --metadata a=b=c --options n=1 --options t=text
         --options d={"a":[true]} --on-orphan resubmit --on-changed fail --on-untranslatable drop
-        --on-lost land
+        --on-lost land --keep-requests always --settings region=eu
         --shard-requests 7 --max-rounds 3 --restart again --lease 5 --price 0.5 2 --timeout 1.5
         --on-timeout cancel --on-partial fail --max-failed-ratio 0.25"""
     assert main(line.split()) == 2
@@ -334,7 +336,8 @@ def test_each_flag_reaches_the_job(ran: dict[str, Any]) -> None:
         "endpoint": "/v1/messages", "id": "me", "model": "m", "completion_window": "48h",
         "metadata": {"team": "1", "a": "b=c"}, "options": {"n": 1, "t": "text", "d": {"a": [True]}},
         "on_orphan": "resubmit", "on_changed": "fail", "on_untranslatable": "drop", "on_lost": "land",
-        "shard_requests": 7, "max_rounds": 3, "restart": "again", "lease": 5.0, "price": (0.5, 2.0),
+        "settings": {"region": "eu"}, "shard_requests": 7, "keep_requests": "always", "max_rounds": 3,
+        "restart": "again", "lease": 5.0, "price": (0.5, 2.0),
         "timeout": 1.5, "on_timeout": "cancel", "on_partial": "fail", "max_failed_ratio": 0.25,
     }  # fmt: skip
     assert ran == expected
@@ -418,7 +421,8 @@ def test_the_fingerprint_holds_what_the_table_says() -> None:
     other: dict[str, Any] = {
         "endpoint": "/v1/embeddings", "id": "me", "model": "m", "completion_window": "48h",
         "metadata": {"a": "b"}, "options": {"a": 1}, "on_orphan": "resubmit", "on_changed": "fail",
-        "on_untranslatable": "drop", "on_lost": "land", "shard_requests": 3, "max_rounds": 2, "lease": 1.0,
+        "on_untranslatable": "drop", "on_lost": "land", "shard_requests": 3,
+        "keep_requests": "always", "max_rounds": 2, "lease": 1.0,
         "price": (1.0, 2.0), "output": "other",
     }  # fmt: skip
     openai = get_provider("openai", api_key="k")
@@ -435,6 +439,9 @@ def test_the_fingerprint_holds_what_the_table_says() -> None:
         "api_key": fingerprint(job, get_provider("openai", api_key="other"), "digest"),
         "api_base": fingerprint(job, get_provider("openai", api_key="k", api_base="https://x/v1"), "digest"),
     }
+    there = get_provider("openai", api_key="k")
+    there.account = replace(there.account, settings={"region": "eu"})
+    changed["settings"] = fingerprint(job, there, "digest")
     counts |= {name for name, value in changed.items() if value != before}
     assert counts == {one.name for one in options_of(Part.ACCOUNT, Part.JOB) if one.in_fingerprint}
     tried = other.keys() | changed.keys()

@@ -23,7 +23,7 @@ def batch(status: str, created_at: int | None = None, cancelling_at: int | None 
 
 def report(rounds: int = 1, **counts: int) -> Report:
     outcomes = {Outcome(name): count for name, count in counts.items()}
-    record = BatchRecord(id="b1", shard=0, round=0, rows=3, status=BatchStatus.COMPLETED)
+    record = BatchRecord(id="b1", shard=0, round=1, rows=3, status=BatchStatus.COMPLETED)
     return Report(
         job="j", provider="p", endpoint="e", rows=sum(counts.values()), counts=outcomes, started_at=0,
         finished_at=1, duration_s=1, results="r", rounds=rounds, batches=(record,),

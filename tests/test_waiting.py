@@ -65,7 +65,7 @@ def drive(
     pauses: list[float] = []
     until = None if deadline is None else EPOCH + deadline
     with Client("openai", api_key="k") as client:
-        flow = client._wait("b", until, on_progress)
+        flow = client._wait(client.provider, "b", until, on_progress)
         try:
             effect = next(flow)
             while True:

@@ -29,7 +29,15 @@ if TYPE_CHECKING:
 
     from anybatch import Batch, Client, Job, Standing
     from anybatch.jobs.ledger import Ledger
-    from anybatch.jobs.options import OnChanged, OnLost, OnOrphan, OnPartial, OnTimeout, OnUntranslatable
+    from anybatch.jobs.options import (
+        KeepRequests,
+        OnChanged,
+        OnLost,
+        OnOrphan,
+        OnPartial,
+        OnTimeout,
+        OnUntranslatable,
+    )
     from anybatch_airflow.inputs import IdColumn, Prompt, Requests
 
 
@@ -87,6 +95,9 @@ class AnyBatchOperator(HasOutput, SubmittingOperator):
         of the job are waited for all the same, and whether it is gone is looked at for 15 minutes.
     :param shard_requests: How many requests one batch may hold at most, below the provider's own limit; in
         force from the first submission on.
+    :param keep_requests: How long the request lines of a `prompt` or a function stay in the output folder,
+        prompts and all: "until_submitted", "until_landed" or "always". With the first, no later round can be
+        submitted while the task waits.
     :param max_rounds: How often a row may be submitted: 2 and more submit rows again that expired, went
         missing or failed in a way that may pass. Rows of a batch that someone cancelled always are.
     :param on_partial: "keep": rows without a result land as they are, and `max_failed_ratio` decides.
@@ -134,6 +145,7 @@ class AnyBatchOperator(HasOutput, SubmittingOperator):
         on_untranslatable: OnUntranslatable = "fail",
         on_lost: OnLost = "fail",
         shard_requests: int | None = None,
+        keep_requests: KeepRequests = "until_landed",
         max_rounds: int = 1,
         on_partial: OnPartial = "keep",
         max_failed_ratio: float | None = None,
@@ -166,6 +178,7 @@ class AnyBatchOperator(HasOutput, SubmittingOperator):
         self.output_folder = plain(output)
         self.on_lost: OnLost = on_lost
         self.shard_requests = shard_requests
+        self.keep_requests = keep_requests
         self.max_rounds = max_rounds
         self.on_partial = chosen("on_partial", on_partial)
         self.max_failed_ratio = max_failed_ratio
@@ -216,6 +229,7 @@ class AnyBatchOperator(HasOutput, SubmittingOperator):
                 folder,
                 on_lost=self.on_lost,
                 shard_requests=self.shard_requests,
+                keep_requests=self.keep_requests,
                 max_rounds=self.max_rounds,
                 price=self.price,
             )

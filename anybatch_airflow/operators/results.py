@@ -202,7 +202,7 @@ class _Count:
             BatchRecord(
                 id=batch.id,
                 shard=len(self.records),
-                round=0,
+                round=1,
                 rows=rows,
                 status=batch.status,
                 input_file_id=batch.input_file_id,

@@ -1,4 +1,8 @@
-"""The four operations, the results, and a whole job, as functions: each opens a client and closes it."""
+"""The four operations, the results, and a whole job, as functions: each opens a client and closes it.
+
+Their `kwargs` are the provider's own options, and the settings of its account beside key and base URL; what
+it does not have is an UnknownOptionError that names what it has.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,12 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .client import AsyncClient, Client, OnProgress
+from .client import AsyncClient, Client
 from .jobs.job import Job, JobInput
-from .jobs.options import OnChanged, OnLost, OnOrphan, OnPartial, OnTimeout, OnUntranslatable
+from .jobs.options import KeepRequests, OnChanged, OnLost, OnOrphan, OnPartial, OnTimeout, OnUntranslatable
+from .jobs.running import OnProgress
 from .models import Batch, BatchResult, Page, Report
+from .providers import Given, open_provider, split_settings
 from .providers.base import DEFAULT_WINDOW
 from .providers.keys import hides_key
 
@@ -34,13 +40,13 @@ def create_batch(
 ) -> Batch:
     """Validate a JSONL file of request lines, upload it, and create one batch of it.
 
-    `kwargs` are the provider's own create options. Raises InputError (with line numbers) and
-    ConfigurationError before anything is sent, APIError for what the provider refuses, and
-    CreateOutcomeUnknownError where a batch may exist that cannot be looked up.
+    Raises InputError (with line numbers) and ConfigurationError before anything is sent, APIError for what
+    the provider refuses, and CreateOutcomeUnknownError where a batch may exist that cannot be looked up.
     """
-    with Client(provider, api_key=api_key, api_base=api_base, client_args=client_args) as client:
+    settings, options = split_settings(provider, kwargs)
+    with Client(provider, api_key=api_key, api_base=api_base, client_args=client_args, **settings) as client:
         return client.create(
-            input_file_path, endpoint, completion_window=completion_window, metadata=metadata, **kwargs
+            input_file_path, endpoint, completion_window=completion_window, metadata=metadata, **options
         )
 
 
@@ -58,9 +64,12 @@ async def acreate_batch(
     **kwargs: Any,
 ) -> Batch:
     """`create_batch`, awaited."""
-    async with AsyncClient(provider, api_key=api_key, api_base=api_base, client_args=client_args) as client:
+    settings, options = split_settings(provider, kwargs)
+    async with AsyncClient(
+        provider, api_key=api_key, api_base=api_base, client_args=client_args, **settings
+    ) as client:
         return await client.create(
-            input_file_path, endpoint, completion_window=completion_window, metadata=metadata, **kwargs
+            input_file_path, endpoint, completion_window=completion_window, metadata=metadata, **options
         )
 
 
@@ -72,10 +81,12 @@ def retrieve_batch(
     api_key: str | None = None,
     api_base: str | None = None,
     client_args: ClientArgs = None,
+    **kwargs: Any,
 ) -> Batch:
     """The batch as it stands now."""
-    with Client(provider, api_key=api_key, api_base=api_base, client_args=client_args) as client:
-        return client.retrieve(batch_id)
+    settings, options = split_settings(provider, kwargs)
+    with Client(provider, api_key=api_key, api_base=api_base, client_args=client_args, **settings) as client:
+        return client.retrieve(batch_id, **options)
 
 
 @hides_key
@@ -86,10 +97,14 @@ async def aretrieve_batch(
     api_key: str | None = None,
     api_base: str | None = None,
     client_args: ClientArgs = None,
+    **kwargs: Any,
 ) -> Batch:
     """`retrieve_batch`, awaited."""
-    async with AsyncClient(provider, api_key=api_key, api_base=api_base, client_args=client_args) as client:
-        return await client.retrieve(batch_id)
+    settings, options = split_settings(provider, kwargs)
+    async with AsyncClient(
+        provider, api_key=api_key, api_base=api_base, client_args=client_args, **settings
+    ) as client:
+        return await client.retrieve(batch_id, **options)
 
 
 @hides_key
@@ -100,10 +115,12 @@ def cancel_batch(
     api_key: str | None = None,
     api_base: str | None = None,
     client_args: ClientArgs = None,
+    **kwargs: Any,
 ) -> Batch:
     """Ask the provider to stop a batch; it ends some minutes later, and its finished rows stay available."""
-    with Client(provider, api_key=api_key, api_base=api_base, client_args=client_args) as client:
-        return client.cancel(batch_id)
+    settings, options = split_settings(provider, kwargs)
+    with Client(provider, api_key=api_key, api_base=api_base, client_args=client_args, **settings) as client:
+        return client.cancel(batch_id, **options)
 
 
 @hides_key
@@ -114,10 +131,14 @@ async def acancel_batch(
     api_key: str | None = None,
     api_base: str | None = None,
     client_args: ClientArgs = None,
+    **kwargs: Any,
 ) -> Batch:
     """`cancel_batch`, awaited."""
-    async with AsyncClient(provider, api_key=api_key, api_base=api_base, client_args=client_args) as client:
-        return await client.cancel(batch_id)
+    settings, options = split_settings(provider, kwargs)
+    async with AsyncClient(
+        provider, api_key=api_key, api_base=api_base, client_args=client_args, **settings
+    ) as client:
+        return await client.cancel(batch_id, **options)
 
 
 @hides_key
@@ -132,8 +153,9 @@ def list_batches(
     **kwargs: Any,
 ) -> Page:
     """One page of the account's batches, newest first; `after` takes the page before's `next_cursor`."""
-    with Client(provider, api_key=api_key, api_base=api_base, client_args=client_args) as client:
-        return client.list(after=after, limit=limit, **kwargs)
+    settings, options = split_settings(provider, kwargs)
+    with Client(provider, api_key=api_key, api_base=api_base, client_args=client_args, **settings) as client:
+        return client.list(after=after, limit=limit, **options)
 
 
 @hides_key
@@ -148,8 +170,11 @@ async def alist_batches(
     **kwargs: Any,
 ) -> Page:
     """`list_batches`, awaited."""
-    async with AsyncClient(provider, api_key=api_key, api_base=api_base, client_args=client_args) as client:
-        return await client.list(after=after, limit=limit, **kwargs)
+    settings, options = split_settings(provider, kwargs)
+    async with AsyncClient(
+        provider, api_key=api_key, api_base=api_base, client_args=client_args, **settings
+    ) as client:
+        return await client.list(after=after, limit=limit, **options)
 
 
 @hides_key
@@ -161,13 +186,15 @@ def retrieve_batch_results(
     api_key: str | None = None,
     api_base: str | None = None,
     client_args: ClientArgs = None,
+    **kwargs: Any,
 ) -> BatchResult:
     """All rows of an ended batch: good, failed, expired, cancelled. `Client.results` streams them instead.
 
     Raises BatchNotCompleteError while the batch is running.
     """
-    with Client(provider, api_key=api_key, api_base=api_base, client_args=client_args) as client:
-        return BatchResult(list(client.results(batch_id, endpoint=endpoint)))
+    settings, options = split_settings(provider, kwargs)
+    with Client(provider, api_key=api_key, api_base=api_base, client_args=client_args, **settings) as client:
+        return BatchResult(list(client.results(batch_id, endpoint=endpoint, **options)))
 
 
 @hides_key
@@ -179,10 +206,14 @@ async def aretrieve_batch_results(
     api_key: str | None = None,
     api_base: str | None = None,
     client_args: ClientArgs = None,
+    **kwargs: Any,
 ) -> BatchResult:
     """`retrieve_batch_results`, awaited."""
-    async with AsyncClient(provider, api_key=api_key, api_base=api_base, client_args=client_args) as client:
-        return BatchResult([row async for row in client.results(batch_id, endpoint=endpoint)])
+    settings, options = split_settings(provider, kwargs)
+    async with AsyncClient(
+        provider, api_key=api_key, api_base=api_base, client_args=client_args, **settings
+    ) as client:
+        return BatchResult([row async for row in client.results(batch_id, endpoint=endpoint, **options)])
 
 
 @hides_key
@@ -202,6 +233,7 @@ def run_job(
     on_untranslatable: OnUntranslatable = "fail",
     on_lost: OnLost = "fail",
     shard_requests: int | None = None,
+    keep_requests: KeepRequests = "until_landed",
     max_rounds: int = 1,
     restart: str | None = None,
     lease: float = 90.0,
@@ -214,6 +246,7 @@ def run_job(
     api_key: str | None = None,
     api_base: str | None = None,
     client_args: ClientArgs = None,
+    settings: Mapping[str, str] | None = None,
 ) -> Report:
     """From requests to landed results: submit (once, however often this is called), wait, collect.
 
@@ -236,12 +269,14 @@ def run_job(
         on_untranslatable=on_untranslatable,
         on_lost=on_lost,
         shard_requests=shard_requests,
+        keep_requests=keep_requests,
         max_rounds=max_rounds,
         restart=restart,
         lease=lease,
         price=price,
     )
-    with Client(provider, api_key=api_key, api_base=api_base, client_args=client_args) as client:
+    account = open_provider(provider, Given(api_key, api_base, settings or {}))
+    with Client(account, client_args=client_args) as client:
         return client.run(
             job,
             timeout=timeout,
@@ -269,6 +304,7 @@ async def arun_job(
     on_untranslatable: OnUntranslatable = "fail",
     on_lost: OnLost = "fail",
     shard_requests: int | None = None,
+    keep_requests: KeepRequests = "until_landed",
     max_rounds: int = 1,
     restart: str | None = None,
     lease: float = 90.0,
@@ -281,6 +317,7 @@ async def arun_job(
     api_key: str | None = None,
     api_base: str | None = None,
     client_args: ClientArgs = None,
+    settings: Mapping[str, str] | None = None,
 ) -> Report:
     """`run_job`, awaited."""
     job = Job(
@@ -297,12 +334,14 @@ async def arun_job(
         on_untranslatable=on_untranslatable,
         on_lost=on_lost,
         shard_requests=shard_requests,
+        keep_requests=keep_requests,
         max_rounds=max_rounds,
         restart=restart,
         lease=lease,
         price=price,
     )
-    async with AsyncClient(provider, api_key=api_key, api_base=api_base, client_args=client_args) as client:
+    account = open_provider(provider, Given(api_key, api_base, settings or {}))
+    async with AsyncClient(account, client_args=client_args) as client:
         return await client.run(
             job,
             timeout=timeout,

@@ -222,7 +222,7 @@ def _pending(ledger: Ledger) -> str:
     ]
     for record in ledger.shards:
         state = record.ended.status if record.ended else record.status or record.step
-        again = f"  round {record.round + 1}" if record.round else ""
+        again = f"  round {record.round}" if record.round > 1 else ""
         lines.append(
             f"  rows {record.first_row}+{record.rows}  {record.batch_id or 'no batch yet'}  {state}{again}"
         )

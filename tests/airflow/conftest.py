@@ -17,9 +17,10 @@ import pytest
 
 from anybatch.providers import local
 from anybatch.providers.compatible import DIALECTS
+from anybatch.providers.openai import Dialect
+from anybatch.testing import shorten_pauses
 from tests.fakes.openai import OpenAIFake
 from tests.fakes.server import FakeServer
-from tests.pauses import shorten
 
 from .stack import airflow_stack
 
@@ -86,11 +87,15 @@ class TaskInstance:
         self.pushed[key] = value
 
 
+def polled_every(dialect: Dialect, seconds: tuple[float, float]) -> Dialect:
+    return replace(dialect, traits=replace(dialect.traits, poll_seconds=seconds))
+
+
 @pytest.fixture(autouse=True)
 def _frequent_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The local provider and OpenAI are looked at many times as often as in life."""
-    monkeypatch.setattr(local, "_DIALECT", replace(local._DIALECT, poll_seconds=(0.1, 0.5)))
-    monkeypatch.setitem(DIALECTS, "openai", replace(DIALECTS["openai"], poll_seconds=(0.3, 6.0)))
+    monkeypatch.setattr(local, "_DIALECT", polled_every(local._DIALECT, (0.1, 0.5)))
+    monkeypatch.setitem(DIALECTS, "openai", polled_every(DIALECTS["openai"], (0.3, 6.0)))
 
 
 @pytest.fixture(scope="session")
@@ -195,4 +200,4 @@ def stack() -> ModuleType:
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is minutes in life is not, in this process."""
-    shorten(monkeypatch)
+    shorten_pauses(monkeypatch)

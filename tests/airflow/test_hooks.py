@@ -127,6 +127,7 @@ def test_connections_of_every_type_are_understood(
         ({"conn_type": "aws"}, {}, "does not say which provider"),
         ({}, {"provider": "openai", "client_args": "{"}, "client_args is not JSON"),
         ({}, {"provider": "openai", "client_args": "[1]"}, "not a JSON object"),
+        ({}, {"provider": "openai", "settings": "{"}, "settings is not JSON"),
     ],
 )
 def test_connections_that_cannot_serve_say_why(
@@ -195,6 +196,8 @@ def test_testing_a_connection_gives_a_sentence(
         ({"extra": {"provider": "opnai"}}, "Did you mean 'openai'"),
         ({"extra": {"provider": "openai", "client_args": {"tmeout": 3}}}, "tmeout"),
         ({"extra": {"provider": "openai", "client_args": {"proxy": "nonsense"}}}, "proxy"),
+        ({"extra": {"provider": "openai", "settings": {"region": "eu"}}}, "no setting region; it has none"),
+        ({"extra": {"provider": "local", "settings": {"api_key": "x"}}}, "local has no setting api_key"),
         ({"password": None}, "no API key: fill in the connection's API key"),
     ],
 )

@@ -193,7 +193,7 @@ def test_what_has_landed_is_not_cancelled(world: World, airflow: Airflow) -> Non
         ([{"step": Step.UPLOADED}], [], False),
         ([{"step": Step.CREATING, "tries": 1}], [], True),  # it may have left a batch that nobody knows of
         ([{"batch_id": "a", "tries": 1}, {"step": Step.CREATING, "tries": 1}], ["a"], True),
-        ([{"batch_id": "old", "tries": 1}, {"batch_id": "new", "tries": 1, "round": 1}], ["new"], False),
+        ([{"batch_id": "old", "tries": 1}, {"batch_id": "new", "tries": 1, "round": 2}], ["new"], False),
     ],
 )
 def test_what_may_run(shards: list[dict[str, Any]], ids: list[str], is_told: bool) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.sdk import DAG
 
-from anybatch.providers.consoles import console_url
+from anybatch import get_provider
 from anybatch_airflow import AnyBatchOperator
 from anybatch_airflow.links import (
     BATCH_URL,
@@ -31,37 +31,51 @@ OPENAI = "https://platform.openai.com/batches"
 
 
 @pytest.mark.parametrize(
-    ("api_base", "ids", "pattern", "expected"),
+    ("name", "api_base", "ids", "pattern", "expected"),
     [
-        ("https://api.openai.com/v1", ["batch_1"], None, f"{OPENAI}/batch_1"),
-        ("https://api.openai.com/v1", ["batch_1", "batch_2"], None, OPENAI),
-        ("https://eu.api.openai.com/v1", ["batch_1"], None, f"{OPENAI}/batch_1"),
-        ("https://api.openai.com/v1", ["a/../b?c"], None, f"{OPENAI}/a%2F..%2Fb%3Fc"),
-        ("https://api.openai.com/v1", [], None, None),
+        ("openai", "https://api.openai.com/v1", ["batch_1"], None, f"{OPENAI}/batch_1"),
+        ("openai", "https://api.openai.com/v1", ["batch_1", "batch_2"], None, OPENAI),
+        ("openai", "https://eu.api.openai.com/v1", ["batch_1"], None, f"{OPENAI}/batch_1"),
+        ("openai", "https://api.openai.com/v1", ["a/../b?c"], None, f"{OPENAI}/a%2F..%2Fb%3Fc"),
+        ("openai", "https://api.openai.com/v1", [], None, None),
         (
+            "anthropic",
             "https://api.anthropic.com",
             ["msgbatch_1"],
             None,
             "https://platform.claude.com/workspaces/default/batches",
         ),
-        ("https://api.mistral.ai", ["uuid"], None, "https://console.mistral.ai/build/batches"),
-        ("https://api.groq.com/openai/v1", ["batch_1"], None, "https://console.groq.com/dashboard/batch"),
-        ("https://api.doubleword.ai/v1", ["b"], None, "https://app.doubleword.ai/batches/b"),
+        ("mistral", "https://api.mistral.ai", ["uuid"], None, "https://console.mistral.ai/build/batches"),
+        (
+            "groq",
+            "https://api.groq.com/openai/v1",
+            ["batch_1"],
+            None,
+            "https://console.groq.com/dashboard/batch",
+        ),
+        ("doubleword", "https://api.doubleword.ai/v1", ["b"], None, "https://app.doubleword.ai/batches/b"),
         # No link: local, unknown, a gateway, and a host that only looks like one of them.
-        ("sqlite:////tmp/local.db", ["batch_1"], None, None),
-        ("https://api.deepinfra.com/v1/openai", ["batch_1"], None, None),
-        ("https://gateway.example.com/v1", ["batch_1"], None, None),
-        ("https://notapi.openai.com.example.com/v1", ["batch_1"], None, None),
-        ("https://evilapi.openai.com/v1", ["batch_1"], None, None),
+        ("local", "sqlite:////tmp/local.db", ["batch_1"], None, None),
+        ("deepinfra", "https://api.deepinfra.com/v1/openai", ["batch_1"], None, None),
+        ("openai", "https://gateway.example.com/v1", ["batch_1"], None, None),
+        ("openai", "https://notapi.openai.com.example.com/v1", ["batch_1"], None, None),
+        ("openai", "https://evilapi.openai.com/v1", ["batch_1"], None, None),
         # A connection's own pattern wins.
-        ("https://gateway.example.com/v1", ["b 1"], "https://gw/b/{batch_id}", "https://gw/b/b%201"),
-        ("https://api.openai.com/v1", ["b1", "b2"], "https://gw/all", "https://gw/all"),
+        (
+            "openai",
+            "https://gateway.example.com/v1",
+            ["b 1"],
+            "https://gw/b/{batch_id}",
+            "https://gw/b/b%201",
+        ),
+        ("openai", "https://api.openai.com/v1", ["b1", "b2"], "https://gw/all", "https://gw/all"),
     ],
 )
 def test_the_page_of_batches(
-    api_base: str, ids: list[str], pattern: str | None, expected: str | None
+    name: str, api_base: str | None, ids: list[str], pattern: str | None, expected: str | None
 ) -> None:
-    assert console_url(api_base, ids, pattern) == expected
+    provider = get_provider(name, api_key="k", api_base=api_base)
+    assert provider.console_url(ids, pattern) == expected
 
 
 @pytest.mark.parametrize(

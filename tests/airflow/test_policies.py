@@ -26,7 +26,7 @@ XCOM = AnyBatchOperator(task_id="other", input=[], output="o").output
 
 def report(rounds: int = 1, **counts: int) -> Report:
     outcomes = {Outcome(name): count for name, count in counts.items()}
-    record = BatchRecord(id="b1", shard=0, round=0, rows=3, status=BatchStatus.COMPLETED)
+    record = BatchRecord(id="b1", shard=0, round=1, rows=3, status=BatchStatus.COMPLETED)
     return Report(
         job="j", provider="p", endpoint="e", rows=sum(counts.values()), counts=outcomes, started_at=0,
         finished_at=1, duration_s=1, results="r", rounds=rounds, batches=(record,),
@@ -44,7 +44,7 @@ def test_the_manifest_names_rounds_and_batches() -> None:
     manifest = manifest_of(report(rounds=2, succeeded=3))
     assert manifest["rounds"] == 2
     assert manifest["batch_ids"] == ["b1"]
-    assert manifest["batches"] == [{"id": "b1", "shard": 0, "round": 0, "rows": 3, "status": "completed"}]
+    assert manifest["batches"] == [{"id": "b1", "shard": 0, "round": 1, "rows": 3, "status": "completed"}]
 
 
 @pytest.mark.parametrize(

@@ -66,11 +66,16 @@ def test_every_option_that_is_read_is_declared() -> None:
 def test_the_form_shows_the_fields_that_are_read() -> None:
     """A field that the hook does not know would be filled in and forgotten."""
     [kind] = get_provider_info()["connection-types"]
-    assert set(kind["conn-fields"]) == {"provider", "client_args", "console_url"}
-    extra = {"provider": "openai", "client_args": {"timeout": 9}, "console_url": "https://gw/{batch_id}"}
+    assert set(kind["conn-fields"]) == {"provider", "client_args", "settings", "console_url"}
+    extra = {
+        "provider": "openai",
+        "client_args": {"timeout": 9},
+        "settings": {"region": "eu"},
+        "console_url": "https://gw/{batch_id}",
+    }
     settings = read_connection(Connection(conn_id="c", conn_type="anybatch"), extra)
-    assert (settings.provider, settings.client_args, settings.console_url) == (
-        "openai", {"timeout": 9}, "https://gw/{batch_id}",
+    assert (settings.provider, settings.client_args, settings.settings, settings.console_url) == (
+        "openai", {"timeout": 9}, {"region": "eu"}, "https://gw/{batch_id}",
     )  # fmt: skip
 
 
@@ -132,7 +137,7 @@ def test_the_api_server_knows_the_form(shown: dict[str, str]) -> None:
     assert form["hook_name"] == "anybatch (LLM batches)"
     assert form["standard_fields"]["password"]["title"] == "API key"
     assert form["standard_fields"]["login"]["hidden"] is True
-    assert set(form["extra_fields"]) == {"provider", "client_args", "console_url"}
+    assert set(form["extra_fields"]) == {"provider", "client_args", "settings", "console_url"}
     assert "openai-compatible" in json.dumps(form["extra_fields"]["provider"])
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from anybatch.providers import base
-from tests.pauses import shorten
+from anybatch.jobs import shard as shards
+from anybatch.testing import shorten_pauses
 
 from .world import MODES, Driver, LocalWorld, RemoteWorld, World, open_world
 
@@ -76,6 +76,7 @@ def surroundings(fast_folder: Path) -> Iterator[None]:
         for name in filter(NOT_OURS.fullmatch, list(os.environ)):
             patch.delenv(name)
         patch.setattr(tempfile, "tempdir", str(fast_folder))
-        patch.setattr(base, "_ASK_AFTER", (0.01, 0.01, 0.01))
-        shorten(patch)
+        shorten_pauses(patch)
+        for name in ("_LEASE_POLL", "_WRITE_TIME"):  # between two looks at what another attempt does
+            patch.setattr(shards, name, 0.02)
         yield

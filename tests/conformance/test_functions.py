@@ -98,9 +98,12 @@ def test_the_embedded_provider(world: LocalWorld, functions: Functions, tmp_path
 @pytest.fixture
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """The functions open the provider themselves: it is to poll without pause."""
-    monkeypatch.setitem(DIALECTS, "openai", replace(DIALECTS["openai"], poll_seconds=(0.0, 0.0)))
+    openai = DIALECTS["openai"]
+    monkeypatch.setitem(
+        DIALECTS, "openai", replace(openai, traits=replace(openai.traits, poll_seconds=(0.0, 0.0)))
+    )
     for wire_format in (Mistral, Anthropic):
-        monkeypatch.setattr(wire_format, "poll_seconds", (0.0, 0.0))
+        monkeypatch.setattr(wire_format, "traits", replace(wire_format.traits, poll_seconds=(0.0, 0.0)))
 
 
 @pytest.mark.parametrize("shared_world", FORMATS, indirect=True, scope="module")

@@ -231,9 +231,9 @@ def test_unknown_option(world: World, driver: Driver, tmp_path: Path) -> None:
         with pytest.raises(UnknownOptionError, match="priority") as caught:
             act()
         known = (
-            driver.provider.list_options
+            driver.provider.traits.list_options
             if "list option" in str(caught.value)
-            else driver.provider.create_options
+            else driver.provider.traits.create_options
         )
         assert all(name in str(caught.value) for name in known), "those there are, are named"
     nothing_was_sent(world)
@@ -244,10 +244,10 @@ def test_endpoints_and_metadata_that_the_provider_would_refuse(
     world: World, driver: Driver, tmp_path: Path
 ) -> None:
     path = world.write(tmp_path / "in.jsonl", row_ids(1))
-    with_endpoints = driver.provider.endpoints is not None
+    with_endpoints = driver.provider.traits.endpoints is not None
     acts: list[Callable[[], Any]] = [lambda: driver.create(path, world.endpoint, metadata={"k": 1})]
     acts += [lambda: driver.create(path, "/v1/unheard-of")] if with_endpoints else []
-    if driver.provider.metadata_limits is not None:
+    if driver.provider.traits.metadata is not None:
         acts.append(lambda: driver.create(path, world.endpoint, metadata={"k" * 65: "v"}))
         acts.append(lambda: driver.create(path, world.endpoint, metadata={str(n): "v" for n in range(17)}))
         acts.append(
@@ -331,7 +331,7 @@ def test_missing_key_names_argument_and_variable(name: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", [name for name in REMOTE if name not in ("mistral", "anthropic")])
 def test_keys_and_addresses_come_from_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    row = DIALECTS[name]
+    row = DIALECTS[name].traits.account
     for variable in row.key_env:
         monkeypatch.setenv(variable, f"key of {variable}")
     for variable in row.base_env:

@@ -654,19 +654,3 @@ def test_a_create_that_is_answered_with_something_else(
         report = other.run(job, timeout=10)
     assert landed(job, report, IDS).report.ok
     assert len(fake.batches) == 1
-
-
-@every_format
-def test_an_older_ledger_goes_on(world: RemoteWorld, driver: Driver, tmp_path: Path) -> None:
-    world.let_batches_end()
-    job = world.job(tmp_path)
-    driver.submit(job)
-    path = tmp_path / "out" / "job.json"
-    ledger = json.loads(path.read_text())
-    del ledger["shard_requests"]
-    for shard in ledger["shards"]:
-        del shard["gone_at"], shard["cancelling_at"]
-    path.write_text(json.dumps(ledger))
-    report = driver.run(replace(job, shard_requests=2, on_lost="land"), timeout=10)
-    assert landed(job, report, IDS).report.ok
-    assert len(world.fake.batches) == 1

@@ -31,7 +31,7 @@ def created(world: World, driver: Driver, path: Path, rows: int = 3, **more: obj
 
 @every_provider
 def test_create_wait_results(world: World, driver: Driver, tmp_path: Path) -> None:
-    keeps_metadata = driver.provider.metadata_limits is not None
+    keeps_metadata = driver.provider.traits.metadata is not None
     metadata = {"metadata": {"team": "a b", "run": "7"}} if keeps_metadata else {}
     batch = created(world, driver, tmp_path, **metadata)
     assert not batch.status.is_terminal
@@ -183,7 +183,7 @@ def test_job_is_run_once(world: World, driver: Driver, tmp_path: Path) -> None:
     assert len(report.models) == 1
     assert began - 1 <= report.started_at <= report.finished_at <= time.time()
     (batch,) = report.batches
-    assert (batch.shard, batch.round, batch.rows, batch.status) == (0, 0, 8, BatchStatus.COMPLETED)
+    assert (batch.shard, batch.round, batch.rows, batch.status) == (0, 1, 8, BatchStatus.COMPLETED)
     if world.name != "local":
         assert len(world.fake.batches) == 1
         world.calls.clear()

@@ -267,7 +267,7 @@ def test_files_that_are_named_later(world: RemoteWorld, driver: Driver, tmp_path
 def test_settling_is_bounded(
     world: RemoteWorld, driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(downloads, "SETTLING", 3 * downloads._PAUSES[0])
+    monkeypatch.setattr(downloads, "SETTLING", 3 * downloads.PAUSES[0])
     (batch,) = driver.submit(world.job(tmp_path))
     world.fake.finish(batch.id, quirks=Quirks(files="neither"))
     world.calls.clear()

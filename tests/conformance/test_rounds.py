@@ -6,7 +6,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -107,20 +107,36 @@ def test_expired_rows_go_again(world: RemoteWorld, driver: Driver, tmp_path: Pat
     assert report.ok
     assert (report.rounds, asked(world)) == (2, [IDS, IDS[5:]])
     assert [batch.id for batch in report.batches] == list(world.fake.batches)
-    assert [(batch.round, batch.shard, batch.rows) for batch in report.batches] == [(0, 0, 8), (1, 0, 3)]
+    assert [(batch.round, batch.shard, batch.rows) for batch in report.batches] == [(1, 0, 8), (2, 0, 3)]
     assert [batch.status for batch in report.batches] == [BatchStatus.EXPIRED, BatchStatus.COMPLETED]
     assert all((batch.created_at or 0) <= (batch.ended_at or 0) for batch in report.batches)
     assert all(batch.created_at and batch.ended_at for batch in report.batches)
     assert [found.text(one) for one in IDS] == [f"echo: say {one}" for one in IDS]
     spent = [line["response"]["body"]["usage"]["total_tokens"] for line in found.lines]
     assert report.usage.total_tokens == sum(spent)
-    if driver.provider.metadata_limits is not None:
+    if driver.provider.traits.metadata is not None:
         marks = [batch.metadata for batch in world.fake.batches.values()]
         assert [(mark["anybatch_round"], mark["anybatch_shard"]) for mark in marks] == [
-            ("0", "0/1"),
             ("1", "0/1"),
+            ("2", "0/1"),
         ]
     costs_nothing(world, driver, job)
+
+
+@openai_only
+def test_too_few_rows_for_a_batch_stay_as_they_are(
+    world: RemoteWorld, fours: Driver, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fours.provider.limits = replace(fours.provider.limits, requests=8, min_requests=4)
+    end_like(world, expire(done=5))
+    job = world.job(tmp_path, max_rounds=2)
+    report = fours.run(job, timeout=10)
+    assert landed(job, report, IDS).outcomes["row-5"] == Outcome.EXPIRED
+    assert (report.rounds, asked(world)) == (1, [IDS])
+    assert "3 rows could go again, but a batch at openai has at least 4 requests" in caplog.text
+    caplog.clear()
+    assert fours.submit(replace(job, max_rounds=3)).is_over
+    assert "3 rows could go again" in caplog.text
 
 
 @every_format
@@ -317,7 +333,7 @@ def test_one_of_three_shards_is_dead(world: RemoteWorld, fours: Driver, tmp_path
         "row-0": Outcome.FAILED,
         "row-10": Outcome.EXPIRED,
     }
-    assert [(batch.round, batch.shard) for batch in report.batches] == [(0, 0), (0, 1), (0, 2), (1, 0)]
+    assert [(batch.round, batch.shard) for batch in report.batches] == [(1, 0), (1, 1), (1, 2), (2, 0)]
 
 
 @every_format
@@ -412,7 +428,7 @@ def test_an_input_lost_in_the_middle_of_a_round(world: RemoteWorld, fours: Drive
     report = fours.collect(job)
     found = landed(job, report, IDS)
     assert found.outcomes == dict.fromkeys(IDS, Outcome.SUCCEEDED) | dict.fromkeys(IDS[6:], Outcome.EXPIRED)
-    assert [batch.round for batch in report.batches] == [0, 0, 1]
+    assert [batch.round for batch in report.batches] == [1, 1, 2]
 
 
 # --- a job that has landed -------------------------------------------------------------------------------
@@ -683,26 +699,6 @@ def test_the_deadline_is_that_of_all_rounds(world: RemoteWorld, driver: Driver, 
     assert landed(job, driver.run(job, timeout=10), IDS).report.ok
 
 
-@openai_only
-def test_an_old_ledger_goes_on(world: RemoteWorld, driver: Driver, tmp_path: Path) -> None:
-    """One written before there were rounds knows nothing of them, nor where the input lies."""
-    job = world.job(tmp_path, max_rounds=2)
-    (first,) = driver.submit(job)
-    path = tmp_path / "out" / "job.json"
-    ledger: dict[str, Any] = json.loads(path.read_text())
-    for name in ("input", "restarts", "renewals", "renewed", "unexpected"):
-        del ledger[name]
-    for record in ledger["shards"]:
-        del record["ended"]
-    path.write_text(json.dumps(ledger))
-    end_like(world, expire(done=5))
-    driver.wait(first.id, timeout=10)
-    with pytest.raises(InputChangedError):
-        driver.resume(replace(job, input=()))
-    assert landed(job, driver.run(job, timeout=10), IDS).report.ok
-    assert asked(world) == [IDS, IDS[5:]]
-
-
 # --- the embedded provider -------------------------------------------------------------------------------
 
 
@@ -715,7 +711,7 @@ def test_local_cancelled_midway(world: LocalWorld, driver: Driver, tmp_path: Pat
     world.let_batches_end()
     report = driver.run(job, timeout=10)
     assert landed(job, report, IDS).report.ok
-    assert [(batch.round, batch.rows) for batch in report.batches] == [(0, 8), (1, 4)]
+    assert [(batch.round, batch.rows) for batch in report.batches] == [(1, 8), (2, 4)]
 
 
 @local_only

@@ -60,7 +60,7 @@ def test_seven_shards(world: RemoteWorld, small: Driver, tmp_path: Path) -> None
     assert [batch.shard for batch in report.batches] == list(range(7))
     assert [batch.rows for batch in report.batches] == SIZES
     assert [batch.id for batch in report.batches] == list(world.fake.batches)
-    assert [batch.round for batch in report.batches] == [0] * 7
+    assert [batch.round for batch in report.batches] == [1] * 7
     assert [batch.status for batch in report.batches] == [
         BatchStatus.EXPIRED
         if number == 2
@@ -91,7 +91,7 @@ def test_seven_shards(world: RemoteWorld, small: Driver, tmp_path: Path) -> None
 
 
 def driver_keeps_metadata(driver: Driver) -> bool:
-    return driver.provider.metadata_limits is not None
+    return driver.provider.traits.metadata is not None
 
 
 @every_format

@@ -529,7 +529,8 @@ def test_a_redirect_on_the_same_host_keeps_the_key(
     job = world.job(tmp_path)
     (batch,) = driver.submit(job)
     world.finish(batch.id)
-    real = driver.provider.result_requests(driver.retrieve(batch.id))[0].url.raw_path.decode()
+    first = next(driver.provider.download(driver.retrieve(batch.id), tmp_path))
+    real = first.request.url.raw_path.decode()
     world.server.fail("GET", ".*/(content|results)", Respond(302, b"", {"location": real}))
     assert landed(job, driver.collect(job), IDS).report.ok
 

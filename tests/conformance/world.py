@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import json
-import ssl
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from anybatch import AsyncClient, Client, Job, Outcome, Report, RetryPolicy, get_provider, provider_names
+from anybatch import Job, Outcome, Report, get_provider, provider_names
 from anybatch.local import LocalTransport
+from anybatch.testing.driver import MODES as MODES
+from anybatch.testing.driver import QUICK, Driver
+from anybatch.testing.driver import tls as tls
 from tests.fakes.anthropic import AnthropicFake
 from tests.fakes.dialects import DIALECTS
 from tests.fakes.mistral import MistralFake
@@ -35,81 +34,11 @@ PROVIDERS = tuple(name for name in provider_names() if name in {*DIALECTS, "mist
 REMOTE = tuple(name for name in PROVIDERS if name != "local")
 FORMATS = ("openai", "mistral", "anthropic")  # one of each shape
 SHAPES = (*FORMATS, "azure", "groq", "novita", "cerebras")  # and those of OpenAI's that deviate most
-MODES = ("sync", "async")
 
 MODEL = "m-1"
 CHAT = "/v1/chat/completions"
 ENDPOINTS = {"perplexity": "/v1/responses", "zhipu": "/v4/chat/completions"}
 WINDOWS = {"novita": "48h"}
-
-QUICK = RetryPolicy(first_delay=0.0001, longest_delay=0.001)
-
-
-@cache
-def tls() -> ssl.SSLContext:
-    """One context for all clients: making it is most of what opening a client costs."""
-    return ssl.create_default_context()
-
-
-class Driver:
-    """A client whose verbs return their results, whether it is the blocking or the asynchronous one."""
-
-    def __init__(self, mode: str, *args: Any, **options: Any) -> None:
-        self.mode = mode
-        options["client_args"] = {"verify": tls(), **options.get("client_args", {})}
-        if mode == "sync":
-            self._runner = None
-            self.client: Client | AsyncClient = Client(*args, **options)
-        else:
-            self.client = AsyncClient(*args, **options)
-            self._runner = asyncio.Runner()
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self.client, name)
-        if not inspect.ismethod(found):
-            return found
-
-        @wraps(found)
-        def call(*args: Any, **options: Any) -> Any:
-            return finished(found(*args, **options), self._runner)
-
-        return call
-
-    def run_once(self, job: Job, timeout: float) -> Report:
-        """A job of one round, whatever becomes of its rows."""
-        for batch in self.submit(job):
-            self.wait(batch.id, timeout=timeout)
-        report: Report = self.collect(job)
-        return report
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if isinstance(self.client, Client):
-            self.client.close()
-        elif self._runner is not None:
-            self._runner.run(self.client.aclose())
-            self._runner.close()
-            self._runner = None
-
-
-def finished(value: Any, runner: asyncio.Runner | None) -> Any:
-    """The result of a verb: awaited, and as a list where it is an iterator."""
-    if isinstance(value, AsyncIterator):
-        return _of(runner).run(_collected(value))
-    if inspect.iscoroutine(value):
-        return _of(runner).run(value)
-    return list(value) if isinstance(value, Iterator) else value
-
-
-def _of(runner: asyncio.Runner | None) -> asyncio.Runner:
-    assert runner is not None, "a blocking client returned something to await"
-    return runner
-
-
-async def _collected(items: AsyncIterator[Any]) -> list[Any]:
-    return [item async for item in items]
 
 
 class World:
@@ -296,7 +225,7 @@ def landed(job: Job, report: Report, ids: Iterable[str]) -> Landed:
     assert report.ok == all(line["outcome"] == Outcome.SUCCEEDED for line in lines)
     stray = cut(folder / "stray.jsonl") if (folder / "stray.jsonl").exists() else []
     kept = {"ids.jsonl", "job.json", "report.json", "results.jsonl", *(["stray.jsonl"] if stray else [])}
-    kept |= {f"ids-{number}.jsonl" for number in range(1, report.rounds)}
+    kept |= {f"ids-{number}.jsonl" for number in range(2, report.rounds + 1)}
     names = {path.name for path in folder.iterdir()} - {".lock"}
     names -= {"requests.jsonl"}  # of requests given as objects
     assert names == kept, "nothing temporary is left"

@@ -27,9 +27,9 @@ from dagster._core.storage.runs import InMemoryRunStorage
 
 from anybatch import AsyncClient, Client, RetryPolicy
 from anybatch.local.transport import LocalTransport
+from anybatch.testing import shorten_pauses
 from anybatch_dagster import BatchResource, build_batch_sensor
 from anybatch_dagster.gate import Gate
-from tests.pauses import shorten
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -294,4 +294,4 @@ def request(custom_id: str, text: str = "hello", model: str = "local:echo?delay=
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is minutes in life is not, in this process."""
-    shorten(monkeypatch)
+    shorten_pauses(monkeypatch)

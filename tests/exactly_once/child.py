@@ -60,9 +60,9 @@ def attempt(order: dict[str, Any]) -> None:
     """Run the job, as far as `verb` says: submit, or run to the end."""
     from anybatch import Client, Job, RetryPolicy, get_provider
     from anybatch.jobs import shard as shards
-    from anybatch.providers import base
+    from anybatch.providers import base, finding
 
-    base._ASK_AFTER, shards._LEASE_POLL = tuple(order["looks"]), order["poll"]
+    finding.ASK_AFTER, shards._LEASE_POLL = tuple(order["looks"]), order["poll"]
     provider = get_provider(order["provider"], api_key=order["key"], api_base=order["api_base"])
     provider.poll_seconds, provider.limits = (0.05, 0.05), base.Limits(requests=order["rows"])
     job = Job(**order["job"])

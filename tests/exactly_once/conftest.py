@@ -13,19 +13,21 @@ import pytest
 
 from anybatch.jobs import lost
 from anybatch.jobs import shard as shards
-from anybatch.providers import base
+from anybatch.providers import finding
 from anybatch.rows import downloads
+from anybatch.testing import shorten_pauses
 from tests.exactly_once.forge import Forge
 from tests.exactly_once.models import Model
-from tests.exactly_once.stage import LOOKS
+from tests.exactly_once.stage import LOOKS, POLL
 from tests.exactly_once.worlds import LEASE, Clock
-from tests.pauses import shorten
 
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "_ASK_AFTER", LOOKS)
-    shorten(monkeypatch)
+    monkeypatch.setattr(shards, "_LEASE_POLL", POLL)
+    monkeypatch.setattr(shards, "_WRITE_TIME", POLL)
+    shorten_pauses(monkeypatch)
+    monkeypatch.setattr(finding, "ASK_AFTER", LOOKS)
 
 
 @pytest.fixture(autouse=True)
@@ -54,15 +56,15 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     clock = Clock()
     monkeypatch.setattr(time, "time", clock)
     monkeypatch.setattr(os, "fsync", lambda _: None)
-    monkeypatch.setattr(base, "_ASK_AFTER", (1.0,))
+    monkeypatch.setattr(finding, "ASK_AFTER", (1.0,))
     monkeypatch.setattr(shards, "_LEASE_POLL", LEASE)
     monkeypatch.setattr(shards, "_WRITE_TIME", 1.0)
-    monkeypatch.setattr(downloads, "_PAUSES", (1.0,))
+    monkeypatch.setattr(downloads, "PAUSES", (1.0,))
     monkeypatch.setattr(downloads, "SETTLING", LEASE)
     monkeypatch.setattr(downloads, "DOUBT", 1.0)
     for module in (downloads, lost):
         monkeypatch.setattr(module, "GONE_AFTER", LEASE)
-    monkeypatch.setattr(lost, "_LOOK_EVERY", LEASE)
+    monkeypatch.setattr(lost, "LOOK_EVERY", LEASE)
     monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)
     ram = Path("/dev/shm")
     home = ram / f"anybatch-{os.getpid()}" if ram.is_dir() else tmp_path

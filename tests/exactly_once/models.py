@@ -17,7 +17,7 @@ from anybatch.jobs.ledger import Ledger, Step
 from anybatch.jobs.rounds import records_of
 from anybatch.jobs.shard import Submission
 from anybatch.jobs.submit import new_ledger, resume, stop, submit
-from anybatch.rows.requests import Plan
+from anybatch.rows.planning import Plan
 from tests.exactly_once.explore import Findings, explore
 from tests.exactly_once.stage import requests, write
 from tests.exactly_once.unreliable import UnreliableFake
@@ -105,7 +105,7 @@ class Model:
         return world.begin(name, submission.run())
 
     def plan_of(self, ledger: Ledger, number: int) -> Flow[Plan]:
-        assert number == 0
+        assert number == 1
         return self.plan
         yield
 

@@ -155,7 +155,7 @@ class Stage:
                 self._end(batch.id)
 
     def _end(self, batch_id: str) -> None:
-        first = (self.fake.batches[batch_id].metadata or {}).get("anybatch_round") == "0"
+        first = (self.fake.batches[batch_id].metadata or {}).get("anybatch_round") == "1"
         if self.done is not None and first:
             self.fake.expire(batch_id, done=self.done)
         else:
@@ -194,7 +194,7 @@ class Stage:
         assert [batch.id for batch in report.batches] == [batch.id for batch in batches]
         answered = [one for batch in batches for one, fate in batch.fates.items() if fate is Fate.SUCCEEDED]
         assert sorted(answered) == [f"row-{number}" for number in range(ROWS)]
-        check_results(job, report, kept={f"ids-{number}.jsonl" for number in range(1, report.rounds)})
+        check_results(job, report, kept={f"ids-{number}.jsonl" for number in range(2, report.rounds + 1)})
         before = self.server.count()
         assert self.run(job) == report
         assert self.server.count() == before, "a landed job needs no request"

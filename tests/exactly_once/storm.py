@@ -283,7 +283,7 @@ class Remote(World):
         """
         ledger = self.job().ledger()
         assert ledger is not None
-        shards = [shard for one in (ledger, *ledger.stopping) for shard in one.shards]
+        shards = [shard for one in (ledger, *ledger.replaced) for shard in one.shards]
         known = {shard.batch_id for shard in shards}
         orphans = [
             batch.id

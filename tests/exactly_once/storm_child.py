@@ -34,12 +34,12 @@ def attempt(order: dict[str, Any]) -> None:
     from anybatch import AsyncClient, Client, Job, RetryPolicy, get_provider
     from anybatch.jobs import lost
     from anybatch.jobs import shard as shards
-    from anybatch.providers import base
+    from anybatch.providers import finding
     from anybatch.rows import downloads
 
-    base._ASK_AFTER, shards._LEASE_POLL, shards._WRITE_TIME = LOOKS, POLL, POLL
-    downloads._PAUSES, downloads.SETTLING, downloads.DOUBT = (POLL,), 8.0, 0.5
-    lost._LOOK_EVERY, lost.GONE_AFTER = POLL, 2.0
+    finding.ASK_AFTER, shards._LEASE_POLL, shards._WRITE_TIME = LOOKS, POLL, POLL
+    downloads.PAUSES, downloads.SETTLING, downloads.DOUBT = (POLL,), 8.0, 0.5
+    lost.LOOK_EVERY, lost.GONE_AFTER = POLL, 2.0
     provider = get_provider(order["provider"], api_key=order["key"], api_base=order["api_base"])
     provider.poll_seconds, provider.list_limit = (0.05, 0.05), 2  # so that a listing has several pages
     job = Job(**order["job"])

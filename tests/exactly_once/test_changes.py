@@ -6,6 +6,8 @@ import asyncio
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from anybatch.errors import (
     ServerError,
 )
 from anybatch.jobs.ledger import Ledger, Step
+from anybatch.jobs.options import KeepRequests
 from tests.exactly_once.stage import FINDABLE, ROWS, Stage, check_results, requests, write
 from tests.exactly_once.test_connections import GIVES_UP
 from tests.fakes.faults import ResetAfter, Respond
@@ -311,13 +314,13 @@ def test_another_provider_address_is_another_job(stage: Stage) -> None:
 # --- the ledger --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 1}', '"ledger"', "\xff"])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 2}', '"ledger"', "\xff"])
 def test_a_corrupted_ledger_is_a_clear_error(stage: Stage, text: str) -> None:
     submit(stage)
     path = stage.home / "out" / "job.json"
     path.write_bytes(text.encode("latin-1"))
     before = stage.server.count()
-    with pytest.raises(LedgerConflictError, match=r"job\.json is not one that anybatch wrote, or is newer"):
+    with pytest.raises(LedgerConflictError, match=r"job\.json is not one that anybatch wrote"):
         submit(stage)
     assert stage.server.count() == before
     assert path.read_bytes() == text.encode("latin-1"), "it is left for a person to look at"
@@ -417,14 +420,50 @@ def test_an_object_store_with_attempts_at_once(remote: str, tmp_path: Path) -> N
         stage.check(stage.run(job), job)
 
 
-def test_a_job_given_as_objects_keeps_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("keep", "after"),
+    [
+        ("until_submitted", (False, False)),
+        ("until_landed", (True, False)),
+        ("always", (True, True)),
+    ],
+)
+def test_how_long_requests_given_as_objects_stay(
+    tmp_path: Path, keep: KeepRequests, after: tuple[bool, bool]
+) -> None:
     with Stage("openai", tmp_path) as stage:
         lines = requests(stage.model)
-        job = stage.job(input=iter(lines))
-        report = stage.run(job)
-        kept = (tmp_path / "out" / "requests.jsonl").read_text().splitlines()
-        assert [json.loads(line) for line in kept] == lines
+        kept = tmp_path / "out" / "requests.jsonl"
+        hold = stage.server.hold("POST", stage.jobs, handled=False)
+        job = stage.job(input=iter(lines), keep_requests=keep)
+        with ThreadPoolExecutor(1) as threads, stage.client() as client:
+            submitted = threads.submit(client.submit, job)
+            hold.wait()
+            assert [json.loads(line) for line in kept.read_text().splitlines()] == lines
+            hold.release()
+            submitted.result(20)
+            assert kept.exists() == after[0]
+            stage.finish()
+            report = client.collect(job)
+            assert kept.exists() == after[1]
+            kept.touch()  # as an attempt leaves it that was killed when it had landed
+            client.submit(replace(job, input=lines))
+            assert kept.exists() == after[1]
         stage.check(report, stage.job(input=lines))
+
+
+@pytest.mark.parametrize("given", ["once more", "not again"])
+def test_a_later_round_of_requests_that_were_not_kept(tmp_path: Path, given: str) -> None:
+    with Stage("openai", tmp_path, done=2) as stage, stage.client() as client:
+        lines = requests(stage.model)
+        job = stage.job(input=lines, keep_requests="until_submitted", max_rounds=2)
+        (batch,) = client.submit(job)
+        client.wait(batch.id)
+        if given == "not again":
+            with pytest.raises(InputChangedError, match="was removed"):
+                client.resume(job)
+            assert len(stage.batches()) == 1
+        stage.check_rounds(stage.run(job), [6, 4], job)
 
 
 def test_output_and_job_are_values() -> None:

@@ -15,9 +15,9 @@ from anybatch.jobs.job import fingerprint, job_metadata, shard_metadata, short
 from anybatch.jobs.ledger import Ledger, ShardRecord, Step
 from anybatch.jobs.lost import lost_row
 from anybatch.jobs.rounds import Budget, budget, choose, fold, part_of, worth_repeating
-from anybatch.jobs.shard import Move, next_move
+from anybatch.jobs.shard import Transition, next_transition
 from anybatch.models import Batch, BatchStatus, Body, Outcome, Row, RowError
-from anybatch.providers.base import oldest
+from anybatch.providers.finding import oldest
 from anybatch.rows.results import landed_line, parse_landed
 from anybatch.rows.tally import Tally
 
@@ -27,26 +27,26 @@ NOW, LEASE = 1_800_000_000.0, 90.0
 @pytest.mark.parametrize(
     ("step", "attempt", "age", "move"),
     [
-        (Step.PLANNED, None, None, Move.UPLOAD),
-        (Step.UPLOADED, None, None, Move.CREATE),
-        (Step.UPLOADED, "other", 1.0, Move.CREATE),  # it has given its claim back
-        (Step.CREATED, "me", 1.0, Move.ATTACH),
-        (Step.CREATED, "other", 1e6, Move.ATTACH),
-        (Step.CREATING, "me", 0.0, Move.RELEASE),  # our own, and we are not creating
-        (Step.CREATING, "me", 1e6, Move.RELEASE),
-        (Step.CREATING, "other", 0.0, Move.LEAVE),
-        (Step.CREATING, "other", 89.9, Move.LEAVE),
-        (Step.CREATING, "other", 90.0, Move.RELEASE),
-        (Step.CREATING, "other", 1e9, Move.RELEASE),
-        (Step.CREATING, "other", -5.0, Move.LEAVE),  # its clock is ahead of ours
-        (Step.CREATING, "other", -90.0, Move.RELEASE),  # its clock is wrong: not waited for, for ever
-        (Step.CREATING, "other", None, Move.RELEASE),
+        (Step.PLANNED, None, None, Transition.UPLOAD),
+        (Step.UPLOADED, None, None, Transition.CREATE),
+        (Step.UPLOADED, "other", 1.0, Transition.CREATE),  # it has given its claim back
+        (Step.CREATED, "me", 1.0, Transition.ATTACH),
+        (Step.CREATED, "other", 1e6, Transition.ATTACH),
+        (Step.CREATING, "me", 0.0, Transition.RELEASE),  # our own, and we are not creating
+        (Step.CREATING, "me", 1e6, Transition.RELEASE),
+        (Step.CREATING, "other", 0.0, Transition.LEAVE),
+        (Step.CREATING, "other", 89.9, Transition.LEAVE),
+        (Step.CREATING, "other", 90.0, Transition.RELEASE),
+        (Step.CREATING, "other", 1e9, Transition.RELEASE),
+        (Step.CREATING, "other", -5.0, Transition.LEAVE),  # its clock is ahead of ours
+        (Step.CREATING, "other", -90.0, Transition.RELEASE),  # its clock is wrong: not waited for, for ever
+        (Step.CREATING, "other", None, Transition.RELEASE),
     ],
 )
-def test_next_move(step: Step, attempt: str | None, age: float | None, move: Move) -> None:
+def test_next_transition(step: Step, attempt: str | None, age: float | None, move: Transition) -> None:
     began = None if age is None else NOW - age
     record = ShardRecord(shard=0, first_row=0, rows=1, step=step, attempt=attempt, creating_at=began)
-    assert next_move(record, "me", NOW, LEASE) is move
+    assert next_transition(record, "me", NOW, LEASE) is move
 
 
 def batch(number: int, created_at: int | None, status: BatchStatus = BatchStatus.IN_PROGRESS) -> Batch:
@@ -74,7 +74,7 @@ def test_oldest_is_the_same_for_everybody(batches: list[Batch], kept: str) -> No
 
 def test_a_shard_is_replaced_by_its_number_and_round() -> None:
     first, second = (ShardRecord(shard=number, first_row=number, rows=1) for number in (0, 1))
-    again = first.model_copy(update={"round": 1})
+    again = first.model_copy(update={"round": 2})
     ledger = Ledger(
         job="j", fingerprint="f", provider="p", api_base="b", endpoint="e", rows=2, created_at=NOW,
         shards=(first, second, again),
@@ -202,13 +202,13 @@ def row(outcome: str, status: int | None = None, code: str | None = None, custom
 
 
 def ledger(*, rounds: int = 1, **more: Any) -> Ledger:
-    shards = tuple(ShardRecord(shard=0, round=number, first_row=0, rows=1) for number in range(rounds))
+    shards = tuple(ShardRecord(shard=0, round=number, first_row=0, rows=1) for number in range(1, rounds + 1))
     return Ledger(job="j", fingerprint="f", provider="p", api_base="b", endpoint="e", rows=1, created_at=NOW,
                   shards=shards, **more)  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("max_rounds", "rounds", "renewals", "renewed", "cancelled", "expected"),
+    ("max_rounds", "rounds", "recovery_rounds", "recoveries", "cancelled", "expected"),
     [
         (1, 1, 0, 0, False, (False, False)),
         (1, 1, 0, 0, True, (False, True)),
@@ -216,17 +216,23 @@ def ledger(*, rounds: int = 1, **more: Any) -> Ledger:
         (1, 3, 2, 0, True, (False, True)),  # twice in another one
         (2, 1, 0, 0, False, (True, False)),
         (2, 2, 0, 0, False, (False, False)),
-        (2, 2, 1, 1, False, (True, False)),  # renewals do not count
+        (2, 2, 1, 1, False, (True, False)),  # recoveries do not count
         (2, 3, 1, 1, True, (False, True)),
         (3, 2, 0, 2, True, (True, False)),
     ],
 )
 def test_what_may_go_again(
-    max_rounds: int, rounds: int, renewals: int, renewed: int, cancelled: bool, expected: tuple[bool, bool]
+    max_rounds: int,
+    rounds: int,
+    recovery_rounds: int,
+    recoveries: int,
+    cancelled: bool,
+    expected: tuple[bool, bool],
 ) -> None:
     statuses = {BatchStatus.COMPLETED, *([BatchStatus.CANCELLED] if cancelled else [])}
     job = Job(input="i", output="/out", max_rounds=max_rounds)
-    assert budget(job, ledger(rounds=rounds, renewals=renewals, renewed=renewed), statuses)[:2] == expected
+    before = ledger(rounds=rounds, recovery_rounds=recovery_rounds, recoveries=recoveries)
+    assert budget(job, before, statuses)[:2] == expected
 
 
 @pytest.mark.parametrize(
@@ -249,16 +255,16 @@ def test_what_may_go_again_of_a_job_that_was_stopped(
 
 
 @pytest.mark.parametrize(
-    ("on_lost", "renewed", "again"),
+    ("on_lost", "recoveries", "again"),
     [("fail", 0, False), ("land", 0, False), ("resubmit", 0, True), ("resubmit", 2, False)],
 )
 @pytest.mark.parametrize("max_rounds", [1, 2])
 def test_lost_rows_go_again_by_on_lost_alone(
-    on_lost: Literal["fail", "land", "resubmit"], renewed: int, again: bool, max_rounds: int
+    on_lost: Literal["fail", "land", "resubmit"], recoveries: int, again: bool, max_rounds: int
 ) -> None:
     """FAULTS A4b: whatever `max_rounds` is, and as often in one attempt as rows of cancelled batches."""
     job = Job(input="i", output="/out", max_rounds=max_rounds, on_lost=on_lost)
-    allowed = budget(job, ledger(renewed=renewed), {BatchStatus.COMPLETED})
+    allowed = budget(job, ledger(recoveries=recoveries), {BatchStatus.COMPLETED})
     lost = replace(row("missing"), error=lost_row("batch b is gone"))
     out = io.BytesIO()
     assert choose([landed_line(lost)], ids("1"), None, allowed, out) == (again, 0, again)
@@ -268,7 +274,7 @@ ROWS = [("a", "succeeded"), ("b", "cancelled"), ("c", "expired"), ("d", "cancell
 
 
 @pytest.mark.parametrize(
-    ("repeat", "renew", "dead", "chosen", "cancelled"),
+    ("repeat", "allow_cancelled", "dead", "chosen", "cancelled"),
     [
         (True, True, "ab", "bce", 1),  # d's batch was not cancelled
         (True, False, "ab", "ce", 0),
@@ -279,12 +285,12 @@ ROWS = [("a", "succeeded"), ("b", "cancelled"), ("c", "expired"), ("d", "cancell
     ],
 )
 def test_which_rows_are_chosen(
-    repeat: bool, renew: bool, dead: str | None, chosen: str, cancelled: int
+    repeat: bool, allow_cancelled: bool, dead: str | None, chosen: str, cancelled: int
 ) -> None:
     out = io.BytesIO()
     lines = [landed_line(row(outcome, 500, custom_id=one)) for one, outcome in ROWS]
     marked = None if dead is None else ids(dead)
-    found = choose(lines, ids("abcde"), marked, Budget(repeat, renew), out)
+    found = choose(lines, ids("abcde"), marked, Budget(repeat, allow_cancelled), out)
     assert out.getvalue() == b"".join(ids(chosen))
     assert found == (len(chosen), cancelled, 0)
 
@@ -327,7 +333,7 @@ def test_rows_that_are_not_those_of_the_ids(rows: list[str]) -> None:
 
 
 def test_part_of_the_ids() -> None:
-    parts = [ShardRecord(shard=n, round=1, first_row=row, rows=2) for n, row in ((0, 0), (2, 4))]
+    parts = [ShardRecord(shard=n, round=2, first_row=row, rows=2) for n, row in ((0, 0), (2, 4))]
     assert list(part_of(ids("abcdefgh"), parts)) == ids("abef")
     assert list(part_of(ids("efgh"), parts[1:], 4)) == ids("ef")
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from anybatch.jobs.ledger import Step
-from anybatch.providers import base
+from anybatch.providers import finding
 from tests.exactly_once.models import Model, ModelOfRounds, ModelOfStop, explored, fair, only_a
 
 
@@ -51,7 +51,7 @@ def test_more_faults(model: Callable[..., Model], faults: tuple[str, ...], budge
 def test_a_create_that_arrives_late(model: Callable[..., Model], monkeypatch: pytest.MonkeyPatch) -> None:
     """At any time, or never; on top of the two batches that attempts can make which were stopped."""
     # To look takes no time here: a claim is either valid or not, which the waiting for it decides alone.
-    monkeypatch.setattr(base, "_ASK_AFTER", (0.0,))
+    monkeypatch.setattr(finding, "ASK_AFTER", (0.0,))
     world = model(Step.UPLOADED)
     world.most = 3
     explored(world, "late", budget=1, allowed=only_a)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from anybatch.jobs.ledger import Step
-from anybatch.providers import base
+from anybatch.providers import finding
 from tests.exactly_once.models import ModelOfListings, explored, fair, only_a
 from tests.exactly_once.models_of_results import ModelOfCuts, ModelOfLoss, ModelOfRepeats, ModelOfStopMidway
 
@@ -51,7 +51,7 @@ def test_a_cut_where_a_row_goes_again(model: Callable[..., Any]) -> None:
 @pytest.fixture
 def slow_listing(model: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """A create that got no answer is looked for twice; at the first look it is not in the listing yet."""
-    monkeypatch.setattr(base, "_ASK_AFTER", (1.0, 1.0))
+    monkeypatch.setattr(finding, "ASK_AFTER", (1.0, 1.0))
     monkeypatch.setattr(ModelOfListings, "lag", 1.5)
 
 

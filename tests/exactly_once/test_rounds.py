@@ -207,7 +207,7 @@ def test_a_rival_opens_two_rounds_while_one_reads_the_results(tmp_path: Path, la
 
 def _expire_twice(end: Callable[[FakeProvider, str], object], fake: FakeProvider, batch_id: str) -> object:
     """The second round's batch expires as well, after one row."""
-    if (fake.batches[batch_id].metadata or {}).get("anybatch_round") == "1":
+    if (fake.batches[batch_id].metadata or {}).get("anybatch_round") == "2":
         return fake.expire(batch_id, done=1)
     return end(fake, batch_id)
 

@@ -148,7 +148,7 @@ def check(world: World) -> None:
     assert world.requests() == before, "a landed job needs no request"
     assert world.record() == bought
     names = {path.name for path in (world.home / "out").iterdir()} - {".lock", "requests.jsonl"}
-    ids = {f"ids-{number}.jsonl" for number in range(1, report.rounds)}
+    ids = {f"ids-{number}.jsonl" for number in range(2, report.rounds + 1)}
     assert names == {"job.json", "ids.jsonl", "results.jsonl", "report.json", *ids}
 
 

@@ -411,9 +411,9 @@ class World:
                 return self._name(value.id), str(value.status)
             case Ledger():
                 ends = value.landed_at is not None, value.stopped_at is not None
-                counts = value.renewals, value.renewed, value.max_rounds, value.unexpected
+                counts = value.recovery_rounds, value.recoveries, value.max_rounds, value.unexpected
                 fixed = value.revision, value.fingerprint, *ends, *counts
-                return fixed, self._value(value.shards), self._value(value.stopping)
+                return fixed, self._value(value.shards), self._value(value.replaced)
             case ShardRecord():
                 names = tuple(
                     self._name(name or "") for name in (value.file_id, value.batch_id, value.attempt)

@@ -12,7 +12,8 @@ from anybatch.providers import local
 @pytest.fixture(autouse=True)
 def frequent_looks(monkeypatch):
     """The provider is looked at ten times as often as in life."""
-    monkeypatch.setattr(local, "_DIALECT", replace(local._DIALECT, poll_seconds=(0.1, 0.5)))
+    traits = replace(local._DIALECT.traits, poll_seconds=(0.1, 0.5))
+    monkeypatch.setattr(local, "_DIALECT", replace(local._DIALECT, traits=traits))
 
 
 def test_version(capsys):

@@ -9,5 +9,6 @@ shard      how one shard comes to its batch, once; `lookup` finds batches that n
 advance    an attempt: what is done between two waits
 rounds     which rows go again, and how their later outcomes fold into the earlier ones
 lost       what becomes of a batch that the provider has lost
+running    a whole job in one call: what is done between two waits
 collect    the results of a round put together; `landing` puts them in place
 """

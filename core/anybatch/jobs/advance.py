@@ -24,7 +24,7 @@ import orjson
 from ..errors import AnyBatchError, InputChangedError, InputError, JobError, LedgerConflictError
 from ..flow import Flow, do
 from ..models import BatchStatus, Outcome
-from ..rows.requests import make_plan
+from ..rows.planning import make_plan
 from .collect import ended_round, gather
 from .inputs import InputGoneError, open_input
 from .job import fingerprint, job_metadata
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from ..models import Batch
     from ..providers.base import Provider
-    from ..rows.requests import Plan
+    from ..rows.planning import Plan
     from .folder import JobFolder
     from .job import Job
     from .landing import Gathered
@@ -63,14 +63,15 @@ log = logging.getLogger(__name__)
 class Attempt:
     """One process at work on a job; `scratch` is a temporary folder of its own.
 
-    `renews`: whether a batch that was refused as a whole is submitted anew, as when an attempt begins.
+    `resubmit_failed_batch`: whether a batch that was refused as a whole is submitted anew, as when an
+    attempt begins.
     """
 
     job: Job
     provider: Provider
     scratch: Path
-    renews: bool = True
-    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    resubmit_failed_batch: bool = True
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
     plans: dict[int, Plan | None] = field(default_factory=dict)
     metadata: dict[str, str] = field(init=False)
 
@@ -148,19 +149,19 @@ class Attempt:
         report = yield from do(folder.read_report)
         if report is None or report.ok:
             return None
-        allowed = budget(self.job, ledger.model_copy(update={"renewed": 0}), ())
-        allowed = allowed._replace(renew=allowed.repeat)  # with a round to spend, whatever its rows are
+        allowed = budget(self.job, ledger.model_copy(update={"recoveries": 0}), ())
+        allowed = allowed._replace(cancelled=allowed.repeat)  # with a round to spend, whatever its rows are
         if not allowed.repeat and not (allowed.lost and report.counts.get(Outcome.MISSING)):
             return None
         try:
             chosen = yield from do(partial(self._choose_landed, ledger, allowed))
-            if not chosen.rows:
+            if not self._fill_a_batch(chosen, ledger):
                 return None
             plan = yield from self._plan_next(ledger, chosen)
         except (FileNotFoundError, JobError) as error:  # the input may be gone: what has landed stays
             log.warning("job %s has landed; its rows are not submitted again: %s", ledger.job, error)
             return None
-        again = ledger.model_copy(update={"max_rounds": self.job.max_rounds, "renewed": 0})
+        again = ledger.model_copy(update={"max_rounds": self.job.max_rounds, "recoveries": 0})
         after = next_round(
             again, records_of(plan, ledger.round + 1), report.batches, report.unexpected, chosen,
             counts=allowed.repeat,
@@ -194,8 +195,8 @@ class Attempt:
 
     def _submission(self, ledger: Ledger, record: ShardRecord, *, patient: bool = True) -> Submission:
         return Submission(
-            self.job, self.provider, self.plan_of, record, self.metadata, self.mark, ledger.fingerprint,
-            self.renews, patient,
+            self.job, self.provider, self.plan_of, record, self.metadata, self.id, ledger.fingerprint,
+            self.resubmit_failed_batch, patient,
         )  # fmt: skip
 
     def _close_round(self, ledger: Ledger, batches: Sequence[Batch]) -> Flow[bool]:
@@ -204,7 +205,7 @@ class Attempt:
         with (yield from do(self.job.folder.scratch)) as scratch:
             gathered = yield from gather(self.job, self.provider, ledger, ended, scratch)
             chosen = yield from do(partial(self._choose, ledger, gathered))
-            if not chosen.rows:
+            if not self._fill_a_batch(chosen, ledger):
                 yield from land(self.job, self.provider, ledger, gathered)
                 return True
             try:
@@ -229,8 +230,18 @@ class Attempt:
             return
         self.plans[number] = plan
         log.info("job %s: round %d submits %d rows again", before.job, number, plan.rows)
-        if number > 1:  # the file just kept holds all that was in these
+        if number > 2:  # the file just kept holds all that was in these
             yield from do(partial(folder.discard, rows_name(number - 2), stray_name(number - 2)))
+
+    def _fill_a_batch(self, chosen: Chosen, ledger: Ledger) -> bool:
+        """Whether there are rows to submit again, and enough of them for a batch of this provider."""
+        least = self.provider.limits.min_requests
+        if 0 < chosen.rows < least:
+            log.warning(
+                "job %s: %d rows could go again, but a batch at %s has at least %d requests; they stay as "
+                "they are", ledger.job, chosen.rows, self.provider.name, least,
+            )  # fmt: skip
+        return chosen.rows >= least
 
     def _ids(self, number: int) -> Path:
         """Where the ids of a round that is being opened are written."""
@@ -242,7 +253,7 @@ class Attempt:
         cancelled = [one for one, batch in ended if batch and batch.status is BatchStatus.CANCELLED]
         allowed = budget(self.job, ledger, {batch.status for _, batch in ended if batch})
         with ExitStack() as files:
-            ids = files.enter_context(self._fetched(ids_name(0)).open("rb"))
+            ids = files.enter_context(self._fetched(ids_name(1)).open("rb"))
             theirs = files.enter_context(self._fetched(ids_name(ledger.round)).open("rb"))
             rows = files.enter_context(gathered.rows.open("rb"))
             out = files.enter_context(self._ids(ledger.round + 1).open("wb"))
@@ -251,7 +262,7 @@ class Attempt:
     def _choose_landed(self, ledger: Ledger, allowed: Budget) -> Chosen:
         with (
             self._fetched("results.jsonl").open("rb") as rows,
-            self._fetched(ids_name(0)).open("rb") as ids,
+            self._fetched(ids_name(1)).open("rb") as ids,
             self._ids(ledger.round + 1).open("wb") as out,
         ):
             return choose(rows, ids, None, allowed, out)
@@ -263,7 +274,7 @@ class Attempt:
         number = ledger.round + 1
         plan = yield from do(partial(self._plan, ledger, number, self._ids(number)))
         if plan.rows != chosen.rows:
-            raise JobError(f"job {ledger.job}: {ids_name(0)} does not hold the custom_ids of the input")
+            raise JobError(f"job {ledger.job}: {ids_name(1)} does not hold the custom_ids of the input")
         return plan
 
     def _plan(self, ledger: Ledger, number: int, ids: Path) -> Plan:
@@ -275,7 +286,7 @@ class Attempt:
         why = f"job {ledger.job}: rows could not be submitted again: the input"
         then = "while the job ran; what was answered so far can be collected"
         try:
-            source, opened = open_input(self.job, ledger)
+            source, opened = open_input(self.job, ledger, self.scratch)
         except InputChangedError as error:
             raise type(error)(f"{why} {error.message} {then}") from None
         try:

@@ -21,6 +21,7 @@ from ..errors import (
 )
 from ..flow import Flow, do
 from ..models import Batch, BatchStatus, Outcome, Report, Row, RowError, iter_problems
+from ..providers.traits import Results
 from ..rows.downloads import Fetched, fetch
 from ..rows.merge import Index, merge
 from ..rows.results import landed_line
@@ -31,7 +32,7 @@ from .ledger import ShardRecord
 from .lookup import unnoted
 from .lost import WAYS_OUT, lost_error, lost_row, present
 from .rounds import fold, ids_name, is_covered, part_of, rows_name, stray_name
-from .shard import Move, next_move
+from .shard import Transition, next_transition
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,8 +86,8 @@ def ended_round(
                 ended.append((record, None))
             elif is_refused(provider, batch):
                 if is_covered(job, ledger) and ledger.stopped_at is None:
-                    raise failed(batch, record)
-                log.warning("job %s: lands without it: %s", ledger.job, failed(batch, record))
+                    raise batch_failed(batch, record)
+                log.warning("job %s: lands without it: %s", ledger.job, batch_failed(batch, record))
             elif not batch.status.is_terminal:
                 raise BatchNotCompleteError(batch.id, batch.status, provider=provider.name)
             else:
@@ -104,10 +105,10 @@ def _may_stay_without(job: Job, provider: Provider, ledger: Ledger, record: Shar
     cancelled, since the job was stopped."""
     if ledger.stopped_at is None:
         buys_lost = record.round == ledger.lost_round and job.on_lost == "resubmit"
-        if not record.round or buys_lost:
+        if record.round == 1 or buys_lost:
             return False
     if record.tries:
-        if next_move(record, "", time.time(), job.lease) is Move.LEAVE:
+        if next_transition(record, "", time.time(), job.lease) is Transition.LEAVE:
             return False
         if (yield from unnoted(job, provider, ledger, record, job_metadata(job, provider))):
             return False
@@ -131,7 +132,7 @@ def gather(
         batches = {record.shard: batch for record, batch in ended}
         for record in ledger.current:
             if record.shard not in batches:
-                if not ledger.round:
+                if ledger.round == 1:
                     yield from do(partial(merged.add_stopped, record))
             elif (batch := batches[record.shard]) is None:
                 gathered.ended.append((record, None))
@@ -144,7 +145,7 @@ def gather(
                     _weigh_loss(job, record, fetched.loss)
                 gathered.ended.append((record, fetched.batch))
                 yield from do(partial(merged.add, ids, fetched))
-    if ledger.round:
+    if ledger.round > 1:
         yield from do(partial(_fold, gathered, folder, ledger.round, merged.path))
     return gathered
 
@@ -166,11 +167,11 @@ class _Merged:
     def __init__(
         self, gathered: Gathered, folder: JobFolder, ledger: Ledger, provider: Provider, files: ExitStack
     ) -> None:
-        self.path = gathered.scratch / "later.jsonl" if ledger.round else gathered.rows
+        self.path = gathered.scratch / "later.jsonl" if ledger.round > 1 else gathered.rows
         self._ids = files.enter_context((folder / ids_name(ledger.round)).open("rb"))
         self._out: BinaryIO = files.enter_context(self.path.open("wb", buffering=1 << 20))
         self._stray: BinaryIO = files.enter_context(gathered.stray.open("wb"))
-        if ledger.round and (before := folder / stray_name(ledger.round - 1)).exists():
+        if ledger.round > 1 and (before := folder / stray_name(ledger.round - 1)).exists():
             self._stray.write(before.read_bytes())
         self._provider, self._endpoint, self._tally = provider, ledger.endpoint, gathered.tally
         self._row = 0
@@ -213,7 +214,7 @@ def _fold(gathered: Gathered, folder: JobFolder, number: int, later: Path) -> No
             raise LedgerConflictError(
                 f"{rows_name(number - 1)} was removed, or another attempt has gone on with the job"
             ) from None
-        ids = files.enter_context((folder / ids_name(0)).open("rb"))
+        ids = files.enter_context((folder / ids_name(1)).open("rb"))
         later_ids = part_of(files.enter_context((folder / ids_name(number)).open("rb")), records)
         out = files.enter_context(gathered.rows.open("wb", buffering=1 << 20))
         fold(rows, ids, files.enter_context(later.open("rb")), later_ids, out, gathered.tally)
@@ -221,7 +222,7 @@ def _fold(gathered: Gathered, folder: JobFolder, number: int, later: Path) -> No
 
 def is_refused(provider: Provider, batch: Batch) -> bool:
     """Whether a batch failed as a whole, and has answered nothing."""
-    return batch.status is BatchStatus.FAILED and not provider.result_requests(batch)
+    return batch.status is BatchStatus.FAILED and provider.results(batch) is Results.NONE
 
 
 def ended_batch(provider: Provider, batch_id: str) -> Flow[Batch]:
@@ -230,15 +231,15 @@ def ended_batch(provider: Provider, batch_id: str) -> Flow[Batch]:
     if not batch.status.is_terminal:
         raise BatchNotCompleteError(batch.id, batch.status, provider=provider.name)
     if is_refused(provider, batch):
-        raise failed(batch)
+        raise batch_failed(batch)
     return batch
 
 
-def failed(batch: Batch, record: ShardRecord | None = None) -> BatchFailedError:
+def batch_failed(batch: Batch, record: ShardRecord | None = None) -> BatchFailedError:
     """The provider's reasons for refusing a batch, with the lines of the job's input they speak of."""
     first_row = record.first_row if record else 0
     # A later round holds some lines of the input only: their numbers in it say nothing to a reader.
-    told = record is None or record.round == 0
+    told = record is None or record.round == 1
     problems = [
         Problem(
             first_row + problem.line if told and problem.line is not None else None,

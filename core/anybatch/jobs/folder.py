@@ -12,12 +12,13 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import orjson
 from pydantic import BaseModel, ValidationError
 
 from ..errors import LedgerConflictError
 from ..models import Report
 from ..paths import local_path
-from .ledger import Ledger
+from .ledger import VERSION, Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,22 +44,29 @@ class JobFolder:
 
     def read(self) -> Ledger | None:
         """The ledger as it stands now; None where the job has none yet."""
-        return self._read_model("job.json", Ledger)
+        text = self._read("job.json")
+        if text is None:
+            return None
+        if (wrong := _unfit(text)) is not None:
+            raise LedgerConflictError(f"{self / 'job.json'} {wrong}")
+        return self._validated("job.json", Ledger, text)
 
     def read_report(self) -> Report | None:
-        return self._read_model("report.json", Report)
+        text = self._read("report.json")
+        return None if text is None else self._validated("report.json", Report, text)
 
-    def _read_model(self, name: str, model: type[M]) -> M | None:
-        file = (self.local or self.path) / name
+    def _read(self, name: str) -> bytes | None:
         try:
-            text = file.read_bytes()
+            return ((self.local or self.path) / name).read_bytes()
         except FileNotFoundError:
             return None
+
+    def _validated(self, name: str, model: type[M], text: bytes) -> M:
         try:
             return model.model_validate_json(text)
         except ValidationError as error:
             raise LedgerConflictError(
-                f"{file} is not one that anybatch wrote, or is newer: {error.errors()[0]['msg']}"
+                f"{self / name} is not one that anybatch wrote: {error.errors()[0]['msg']}"
             ) from None
 
     def commit(
@@ -231,6 +239,26 @@ def _to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _unfit(text: bytes) -> str | None:
+    """Why this version cannot go on with a ledger, if it cannot."""
+    try:
+        version = orjson.loads(text)["version"]
+    except (ValueError, TypeError, KeyError):
+        return "is not one that anybatch wrote"
+    if version == VERSION:
+        return None
+    versions = f"(ledger version {version}, here it is {VERSION})"
+    if isinstance(version, int) and version > VERSION:
+        return (
+            f"was written by a newer anybatch {versions}: use that version here as well; to go on with this "
+            "one might pay twice"
+        )
+    return (
+        f"was written by an older anybatch {versions}: let that version finish the job, or give the job "
+        "another folder, where it is submitted, and paid for, anew"
+    )
 
 
 def _json(model: BaseModel) -> bytes:

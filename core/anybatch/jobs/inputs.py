@@ -8,9 +8,11 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from upath import UPath
+
 from ..errors import ConfigurationError, InputChangedError
 from ..paths import is_path, local_path, open_path
-from ..rows.requests import Plan, make_plan
+from ..rows.planning import Plan, make_plan
 from ..rows.sources import check_path, iter_requests, no_request
 from .job import fingerprint
 from .ledger import Ledger, Step
@@ -18,12 +20,13 @@ from .ledger import Ledger, Step
 if TYPE_CHECKING:
     from typing import BinaryIO
 
-    from upath import UPath
-
     from ..providers.base import Provider
     from .job import Job, JobInput
 
 log = logging.getLogger(__name__)
+
+SPOOL = "requests.jsonl"
+"""The file of request lines that were given as objects, in a scratch folder and in the job's own."""
 
 
 def input_text(source: JobInput) -> str | None:
@@ -54,7 +57,7 @@ def prepare(job: Job, provider: Provider, scratch: Path) -> Plan | None:
         path = open_path(source)
         check_path(path)
     else:
-        path = open_path(_spool_requests(source, scratch / "requests.jsonl"))
+        path = open_path(_spool_requests(source, scratch / SPOOL))
     ledger = job.folder.read()
     try:
         before = ledger if ledger is not None and ledger.job == job.identity else None
@@ -74,7 +77,7 @@ def prepare(job: Job, provider: Provider, scratch: Path) -> Plan | None:
 
 
 def _planned(job: Job, provider: Provider, path: UPath, scratch: Path, shard_requests: int | None) -> Plan:
-    local = local_path(path) if provider.verbatim and job.model is None else None
+    local = local_path(path) if provider.codec.verbatim and job.model is None else None
     content = local or scratch / "content.jsonl"
     with ExitStack() as files:
         file = files.enter_context(path.open("rb"))
@@ -96,7 +99,7 @@ def _planned(job: Job, provider: Provider, path: UPath, scratch: Path, shard_req
 
 def _is_settled(ledger: Ledger) -> bool:
     """Whether the input is needed no more: every row has had its batch, or is to have none."""
-    all_created = all(record.step is Step.CREATED for record in ledger.of_round(0))
+    all_created = all(record.step is Step.CREATED for record in ledger.of_round(1))
     return all_created or (ledger.stopped_at is not None and not ledger.is_untouched)
 
 
@@ -123,8 +126,8 @@ class InputGoneError(InputChangedError):
     """The input is not where it was; not raised where nobody has said where that is."""
 
 
-def open_input(job: Job, ledger: Ledger) -> tuple[str, BinaryIO]:
-    """The input, opened once more, and where it was found.
+def open_input(job: Job, ledger: Ledger, scratch: Path) -> tuple[str, BinaryIO]:
+    """The input, opened once more, and where it was found; `scratch` is where `prepare` may have put it.
 
     Raises InputChangedError where it is nowhere, InputGoneError where it is not in the place that is known.
     """
@@ -143,8 +146,9 @@ def open_input(job: Job, ledger: Ledger) -> tuple[str, BinaryIO]:
                 raise
             # A connection of Airflow's, perhaps, which only the job's own path object knows how to use.
             log.warning("job %s: %s cannot be opened here: %s", ledger.job, ledger.input, error)
-    with suppress(FileNotFoundError):
-        return _opened(job.folder / "requests.jsonl")
+    for path in (UPath(scratch / SPOOL), job.folder / SPOOL):
+        with suppress(FileNotFoundError):
+            return _opened(path)
     raise kind("was removed")
 
 

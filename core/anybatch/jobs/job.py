@@ -20,7 +20,16 @@ from ..paths import open_path
 from ..providers.base import DEFAULT_WINDOW
 from .folder import JobFolder
 from .ledger import Ledger, ShardRecord
-from .options import OnChanged, OnLost, OnOrphan, OnUntranslatable, Part, options_of, wrong_choice
+from .options import (
+    KeepRequests,
+    OnChanged,
+    OnLost,
+    OnOrphan,
+    OnUntranslatable,
+    Part,
+    options_of,
+    wrong_choice,
+)
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -47,6 +56,8 @@ class Job:
                       rows again, also after they have landed so
     shard_requests    how many requests one batch may hold at most, below the provider's own limit; in force
                       from the first submission on
+    keep_requests     how long requests given as objects stay in the folder: "until_submitted" (a later round
+                      needs them given once more), "until_landed", or "always"
     max_rounds        how often a row may be submitted: 1 is once; with 2 and more, rows that expired, are
                       missing, or failed in a way that may pass are submitted again. Rows of a batch that was
                       cancelled are submitted again whatever this says, at most twice in one attempt; after
@@ -70,6 +81,7 @@ class Job:
     on_untranslatable: OnUntranslatable = "fail"
     on_lost: OnLost = "fail"
     shard_requests: int | None = None
+    keep_requests: KeepRequests = "until_landed"
     max_rounds: int = 1
     restart: str | None = None
     lease: float = 90.0
@@ -111,7 +123,7 @@ class Job:
 
 def job_metadata(job: Job, provider: Provider) -> dict[str, str]:
     """The user's metadata, and the marks by which a job's batches are known at the provider."""
-    if provider.metadata_limits is None:
+    if provider.traits.metadata is None:
         if job.metadata:
             raise ConfigurationError(f"{provider.name}: batches carry no metadata", provider=provider.name)
         return {}
@@ -121,7 +133,7 @@ def job_metadata(job: Job, provider: Provider) -> dict[str, str]:
         **job.metadata,
         "anybatch_job": short(job.identity),
         "anybatch_shard": "0/1",
-        "anybatch_round": "0",
+        "anybatch_round": "1",
     }
 
 
@@ -137,7 +149,7 @@ def fingerprint(job: Job, provider: Provider, digest: str, restarts: Sequence[st
 
     The key is left out, so that it can be rotated while a batch runs.
     """
-    facts = [digest, provider.name, provider.account.api_base, job.endpoint, job.model, job.completion_window,
+    facts = [digest, provider.name, provider.account.place, job.endpoint, job.model, job.completion_window,
              job.on_untranslatable, dict(job.options), *restarts[-1:]]  # fmt: skip
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 

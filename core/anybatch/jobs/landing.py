@@ -14,6 +14,7 @@ from ..flow import Flow, do
 from ..models import Batch, BatchRecord, Outcome, Report
 from ..rows.tally import Tally
 from .folder import remove_scratch
+from .inputs import SPOOL
 from .ledger import ShardRecord
 from .rounds import account_of, rows_name, stray_name
 
@@ -58,8 +59,7 @@ def land(job: Job, provider: Provider, ledger: Ledger, gathered: Gathered) -> Fl
         done = ledger.model_copy(update={"landed_at": report.finished_at})
         put = partial(_land, folder, gathered, report)
         if (landed := (yield from do(partial(folder.commit, ledger, done, first=put)))) is not None:
-            if landed.round:
-                yield from do(partial(tidy, folder, landed))
+            yield from do(partial(remove_leftovers, job, landed))
             return report
         now = yield from do(folder.read)
         if now is None or submission_of(now) != submission_of(ledger):
@@ -87,12 +87,18 @@ def _land(folder: JobFolder, gathered: Gathered, report: Report) -> None:
         remove_scratch(gathered.scratch)
 
 
-def tidy(folder: JobFolder, landed: Ledger) -> None:
-    """Remove what the last round was built on, now that all of it is in the results."""
-    with folder.locked():
-        if folder.read() == landed:
-            for number in range(landed.round):
-                folder.discard(rows_name(number), stray_name(number))
+def remove_leftovers(job: Job, landed: Ledger) -> None:
+    """Remove what nothing needs any more: the rows of earlier rounds, which are in the results, and the
+    request lines.
+    """
+    folder = job.folder
+    names = [name(number) for number in range(1, landed.round) for name in (rows_name, stray_name)]
+    if job.keep_requests != "always" and landed.input is None:
+        names.append(SPOOL)
+    if names:
+        with folder.locked():
+            if folder.read() == landed:
+                folder.discard(*names)
 
 
 def make_report(job: Job, provider: Provider, ledger: Ledger, gathered: Gathered) -> Report:
@@ -115,7 +121,7 @@ def make_report(job: Job, provider: Provider, ledger: Ledger, gathered: Gathered
         started_at=ledger.created_at,
         finished_at=now,
         duration_s=round(now - ledger.created_at, 3),
-        rounds=ledger.round + 1,
+        rounds=ledger.round,
         batches=(*before, *gathered.accounts),
         results=str(job.folder / "results.jsonl"),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import time
 from collections.abc import Mapping
@@ -14,6 +16,9 @@ from ..errors import (
 )
 from ..flow import Flow
 from ..models import Batch, BatchStatus
+from ..providers.base import Sought
+from ..providers.finding import created_since, find, look
+from ..providers.traits import Cancel
 from .job import shard_metadata
 from .ledger import Ledger, ShardRecord
 
@@ -28,8 +33,30 @@ def call_off(job: Job, provider: Provider, batch: Batch) -> Flow[Batch]:
     """Cancel a batch that is not to be, if it still runs."""
     if batch.status.is_terminal or batch.status is BatchStatus.CANCELLING:
         return batch
+    if provider.traits.cancel is Cancel.NONE:
+        log.warning(
+            "job %s: batch %s is not to go on, but %s cannot cancel", job.identity, batch.id, provider.name
+        )
+        return batch
     log.warning("job %s: cancelling batch %s, which is not to go on", job.identity, batch.id)
     return (yield from provider.cancel(batch.id))
+
+
+def shard_key(ledger: Ledger, record: ShardRecord) -> str:
+    """The handle of a shard's create: the same whenever it is repeated from the same upload, and no other's.
+
+    It is no other job's with the same input, nor that of a batch of this shard that is dead, or was given up
+    with other input in between: "already exists" means that this create has made it.
+    """
+    facts = [ledger.job, ledger.fingerprint, ledger.submission, record.round, record.shard, record.dead,
+             record.file_id]  # fmt: skip
+    return "anybatch-" + hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:40]
+
+
+def sought_batch(ledger: Ledger, record: ShardRecord, metadata: Mapping[str, str]) -> Sought:
+    """By what a shard's batch is recognised."""
+    marks = shard_metadata(metadata, record, len(ledger.of_round(record.round)))
+    return Sought(record.file_id, marks, shard_key(ledger, record), ledger.endpoint, record.rows)
 
 
 def unnoted(
@@ -46,13 +73,13 @@ def unnoted(
     """
     if record.tries <= (record.batch_id is not None):
         return []
-    marks = shard_metadata(metadata, record, len(ledger.of_round(record.round)))
-    if provider.can_look(record.file_id, marks):
+    sought = sought_batch(ledger, record, metadata)
+    if provider.can_look(sought):
         # A create that was begun just now may be slow rather than lost.
         recent = bool(why) or abs(time.time() - (record.creating_at or 0)) < job.lease
-        look = provider.look if recent and record.batch_id is None else provider.find
+        search = look if recent and record.batch_id is None else find
         try:
-            others = yield from look(record.file_id, marks, since=ledger.created_at)
+            others = yield from search(provider, sought, since=ledger.created_at)
         except IncompleteListingError as error:
             if record.batch_id is None and job.on_orphan == "fail":
                 error.message += (
@@ -62,7 +89,7 @@ def unnoted(
                 raise
             others = []
         return [batch for batch in others if batch.id != record.batch_id]
-    if record.batch_id is None and not provider.idempotent_create and job.on_orphan == "fail":
+    if record.batch_id is None and not provider.traits.idempotent_create and job.on_orphan == "fail":
         raise (yield from _orphan(job, provider, ledger, record, why))
     return []
 
@@ -71,7 +98,7 @@ def _orphan(job: Job, provider: Provider, ledger: Ledger, record: ShardRecord, w
     """What to tell the person who has to look."""
     name, began = provider.name, record.creating_at or ledger.created_at
     try:
-        candidates = yield from provider.find(None, {}, since=began)
+        candidates = yield from created_since(provider, began)
     except APIError as error:  # it may be down, which is how this began
         candidates, unread = [], f"its list of batches could not be read: {error.message}. "
     else:

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 # How long a batch may be in cancelling before it counts as lost, seconds; real ones take ten minutes.
 STUCK_AFTER = 3600.0
-_LOOK_EVERY = 30.0
+LOOK_EVERY = 30.0
 _ASK_MOST = 5  # other batches that are asked for
 
 RESULTS_LOST = "results_lost"
@@ -89,7 +89,7 @@ def _gone(
     while (left := since + GONE_AFTER - time.time()) > 0:
         if not patient:
             raise AwayError(error.message, batch_id=record.batch_id, status_code=error.status_code) from error
-        yield from sleep(min(_LOOK_EVERY, left))
+        yield from sleep(min(LOOK_EVERY, left))
         try:
             batch: Batch = yield from provider.retrieve(record.batch_id or "")
         except NotFoundError as again:

@@ -20,6 +20,7 @@ __all__ = [
     "DEFAULT_TIMEOUT",
     "OPTIONS",
     "REQUIRED",
+    "KeepRequests",
     "OnChanged",
     "OnLost",
     "OnOrphan",
@@ -37,6 +38,7 @@ OnOrphan: TypeAlias = Literal["fail", "resubmit"]
 OnChanged: TypeAlias = Literal["cancel_and_resubmit", "fail"]
 OnUntranslatable: TypeAlias = Literal["fail", "drop"]
 OnLost: TypeAlias = Literal["fail", "land", "resubmit"]
+KeepRequests: TypeAlias = Literal["until_submitted", "until_landed", "always"]
 OnPartial: TypeAlias = Literal["keep", "fail"]
 OnTimeout: TypeAlias = Literal["leave", "cancel", "land_partial"]
 
@@ -107,6 +109,12 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         "client_args", "Mapping[str, Any]", {}, Part.ACCOUNT,
         "Arguments of the HTTP client: timeout, proxy, verify, headers and others.",
+    ),
+    Option(
+        "settings", "Mapping[str, str]", {}, Part.ACCOUNT,
+        "What the provider's account has beside key and address, by name, such as a region or a project; "
+        "left out, each is read from the provider's environment variable, where secret ones belong.",
+        in_fingerprint=True,
     ),
     # --- the job
     Option(
@@ -179,6 +187,13 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "shard_requests", "int | None", None, Part.JOB,
         "How many requests one batch may hold at most, below the provider's own limit; in force from the "
         "job's first submission on.",
+    ),
+    Option(
+        "keep_requests", "KeepRequests", "until_landed", Part.JOB,
+        "How long request lines that were given as objects stay in the job's folder, prompts and all: until "
+        "each has its batch, after which a later round needs them once more, until the job has landed, or "
+        "always.",
+        choices=get_args(KeepRequests),
     ),
     Option(
         "max_rounds", "int", 1, Part.JOB,

@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from ..models import Batch
-    from ..rows.requests import Plan
+    from ..rows.planning import Plan
     from ..rows.tally import Tally
     from .job import Job
     from .ledger import Ledger
 
-# How often rows of cancelled batches are submitted again in one attempt: somebody may insist on cancelling.
-RENEWALS = 2
+# How often rows of cancelled batches and lost answers are submitted again in one attempt: somebody may insist
+# on cancelling, and a provider on losing.
+MAX_RECOVERIES = 2
 
 # What providers call a request that is refused whenever it is sent.
 _REFUSED = re.compile(
@@ -39,7 +40,7 @@ _REFUSED = re.compile(
 
 def ids_name(number: int) -> str:
     """The file of a round's custom_ids, in a job's folder."""
-    return f"ids-{number}.jsonl" if number else "ids.jsonl"
+    return f"ids-{number}.jsonl" if number > 1 else "ids.jsonl"
 
 
 def rows_name(number: int) -> str:
@@ -93,7 +94,7 @@ class Budget(NamedTuple):
     results the provider has lost."""
 
     repeat: bool
-    renew: bool
+    cancelled: bool
     lost: bool = False
 
     def covers(self, row: Row, *, dead: bool) -> bool:
@@ -101,7 +102,7 @@ class Budget(NamedTuple):
         if is_lost(row):
             return self.lost
         if row.outcome is Outcome.CANCELLED:
-            return dead and self.renew
+            return dead and self.cancelled
         return self.repeat and worth_repeating(row)
 
 
@@ -112,17 +113,17 @@ def budget(job: Job, ledger: Ledger, statuses: Collection[BatchStatus]) -> Budge
     stopped nothing, unless it has landed so and is submitted with more rounds than before.
     """
     if ledger.stopped_at is not None and (ledger.landed_at is None or job.max_rounds <= ledger.max_rounds):
-        return Budget(repeat=False, renew=False)
+        return Budget(repeat=False, cancelled=False)
     return Budget(
-        repeat=ledger.round + 1 - ledger.renewals < job.max_rounds,
-        renew=BatchStatus.CANCELLED in statuses and ledger.renewed < RENEWALS,
-        lost=job.on_lost == "resubmit" and ledger.renewed < RENEWALS,
+        repeat=ledger.round - ledger.recovery_rounds < job.max_rounds,
+        cancelled=BatchStatus.CANCELLED in statuses and ledger.recoveries < MAX_RECOVERIES,
+        lost=job.on_lost == "resubmit" and ledger.recoveries < MAX_RECOVERIES,
     )
 
 
 def is_covered(job: Job, ledger: Ledger) -> bool:
     """Whether the current round is within `max_rounds`, which may have been lowered since it was opened."""
-    return ledger.round - ledger.renewals < job.max_rounds
+    return ledger.round - ledger.recovery_rounds <= job.max_rounds
 
 
 class Chosen(NamedTuple):
@@ -234,7 +235,7 @@ def account_of(record: ShardRecord, batch: Batch | None) -> BatchRecord:
     )
 
 
-def records_of(plan: Plan, number: int = 0) -> tuple[ShardRecord, ...]:
+def records_of(plan: Plan, number: int = 1) -> tuple[ShardRecord, ...]:
     """The shards of a round of which nothing has been done."""
     return tuple(
         ShardRecord(shard=shard, round=number, first_row=part.first_row, rows=part.rows)
@@ -261,12 +262,13 @@ def next_round(
         record.model_copy(update={"ended": accounts.get((record.shard, record.round), record.ended)})
         for record in ledger.shards
     )
+    recovered = chosen.cancelled + chosen.lost
     update = {
         "shards": (*before, *shards),
         "landed_at": None,
         "stopped_at": None,
-        "renewals": ledger.renewals + (not counts and chosen.cancelled + chosen.lost == chosen.rows),
-        "renewed": ledger.renewed + (not counts and bool(chosen.cancelled or chosen.lost)),
+        "recovery_rounds": ledger.recovery_rounds + (not counts and recovered == chosen.rows),
+        "recoveries": ledger.recoveries + (not counts and recovered > 0),
         "lost_round": ledger.round + 1 if chosen.lost else ledger.lost_round,
         "unexpected": unexpected,
     }

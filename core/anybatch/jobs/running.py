@@ -1,12 +1,13 @@
-"""A whole job in one call: what `Client.run` and `AsyncClient.run` decide between two waits."""
+"""A whole job in one call: what `Client.run` and `AsyncClient.run` decide between two waits, and do."""
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from ..errors import (
     AnyBatchError,
@@ -21,9 +22,14 @@ from .options import Part, options_of, wrong_choice
 from .policies import CANCEL_TIME, Move, OnPartial, OnTimeout, batches_in_words, next_move, rows_problem
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..models import Batch, Report
     from .job import Job
     from .standing import Standing
+
+OnProgress: TypeAlias = "Callable[[Batch], None]"
+"""Called with the batch at each new status or count."""
 
 
 @dataclass(frozen=True)
@@ -94,3 +100,120 @@ class Run:
         if problem := rows_problem(report, self.on_partial, self.max_failed_ratio):
             raise RowsLackingError(f"{problem}; results in {report.results}", report=report)
         return report
+
+
+# --- the loop, once for each client: they differ in how they wait, and so cannot be one flow --------------
+
+
+class Verbs(Protocol):
+    """What a run asks of `Client`."""
+
+    def submit(self, job: Job) -> Standing: ...
+    def resume(self, job: Job) -> Standing: ...
+    def stop(self, job: Job) -> Standing: ...
+    def collect(self, job: Job) -> Report: ...
+    def cancel(self, batch_id: str) -> Batch: ...
+    def wait(self, batch_id: str, *, deadline: float | None, on_progress: OnProgress | None) -> Batch: ...
+
+
+class AsyncVerbs(Protocol):
+    """What a run asks of `AsyncClient`."""
+
+    async def submit(self, job: Job) -> Standing: ...
+    async def resume(self, job: Job) -> Standing: ...
+    async def stop(self, job: Job) -> Standing: ...
+    async def collect(self, job: Job) -> Report: ...
+    async def cancel(self, batch_id: str) -> Batch: ...
+    async def wait(
+        self, batch_id: str, *, deadline: float | None, on_progress: OnProgress | None
+    ) -> Batch: ...
+
+
+def run_through(client: Verbs, run: Run, pause: float, on_progress: OnProgress | None) -> Report:
+    """Submit, wait, collect; `pause` is the seconds before a batch that answers 404 is looked for again."""
+    standing = client.submit(run.job)
+    while True:
+        match run.next(standing):
+            case Move.LAND:
+                return run.judged(client.collect(run.job))
+            case Move.WAIT:
+                standing = _after_waits(client, run, standing, pause, on_progress)
+            case Move.STOP:
+                standing = client.stop(run.job)
+            case Move.CANCEL:
+                for batch in standing.running:
+                    client.cancel(batch.id)
+                raise run.late(standing)
+            case Move.LEAVE | Move.GIVE_UP:
+                raise run.late(standing)
+
+
+async def arun_through(client: AsyncVerbs, run: Run, pause: float, on_progress: OnProgress | None) -> Report:
+    """`run_through`, awaited."""
+    standing = await client.submit(run.job)
+    while True:
+        match run.next(standing):
+            case Move.LAND:
+                return run.judged(await client.collect(run.job))
+            case Move.WAIT:
+                standing = await _after_awaits(client, run, standing, pause, on_progress)
+            case Move.STOP:
+                standing = await client.stop(run.job)
+            case Move.CANCEL:
+                for batch in standing.running:
+                    await client.cancel(batch.id)
+                raise run.late(standing)
+            case Move.LEAVE | Move.GIVE_UP:
+                raise run.late(standing)
+
+
+def _after_waits(
+    client: Verbs, run: Run, standing: Standing, pause: float, on_progress: OnProgress | None
+) -> Standing:
+    ended = [batch for batch in standing if batch.status.is_terminal]
+    until = run.wait_until(standing)
+    for batch in standing.running:
+        try:
+            ended.append(client.wait(batch.id, deadline=until, on_progress=on_progress))
+        except AnyBatchError as error:
+            if not run.may_pass_over(error):
+                raise
+            time.sleep(_pause_after(error, pause))
+    after = run.after(standing, ended)
+    return client.resume(run.job) if after is None else after
+
+
+async def _after_awaits(
+    client: AsyncVerbs,
+    run: Run,
+    standing: Standing,
+    pause: float,
+    on_progress: OnProgress | None,
+) -> Standing:
+    until = run.wait_until(standing)
+
+    async def wait(batch: Batch) -> Batch | None:
+        try:
+            return await client.wait(batch.id, deadline=until, on_progress=on_progress)
+        except AnyBatchError as error:
+            if not run.may_pass_over(error):
+                raise
+            await asyncio.sleep(_pause_after(error, pause))
+            return None
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            waits = [group.create_task(wait(batch)) for batch in standing.running]
+    except ExceptionGroup as errors:
+        # One wait that fails ends the others; callers expect the error itself, as from `Client.run`.
+        raise errors.exceptions[0] from None
+    ended = [one for one in (task.result() for task in waits) if one is not None]
+    before = [batch for batch in standing if batch.status.is_terminal]
+    after = run.after(standing, [*before, *ended])
+    return await client.resume(run.job) if after is None else after
+
+
+def _pause_after(error: AnyBatchError, pause: float) -> float:
+    """Seconds before the job is asked for after a wait that was passed over: what answered 404 may be there
+    at the next look."""
+    return pause if isinstance(error, NotFoundError) else 0.0

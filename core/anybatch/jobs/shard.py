@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,11 +37,13 @@ from ..errors import (
 )
 from ..flow import Flow, do, sleep
 from ..models import Batch, BatchStatus
-from ..providers.base import NewBatch, oldest
+from ..providers.base import NewBatch
+from ..providers.finding import find, oldest
+from ..providers.traits import Results
 from ..retry import outcome_unknown
 from .job import shard_metadata
 from .ledger import Ledger, ShardRecord, Step
-from .lookup import call_off, unnoted
+from .lookup import call_off, shard_key, sought_batch, unnoted
 from .lost import note, present
 from .rounds import is_covered
 
@@ -48,7 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..providers.base import Provider
-    from ..rows.requests import Plan, Shard
+    from ..rows.planning import Plan, Shard
     from .job import Job
 
 log = logging.getLogger(__name__)
@@ -58,7 +61,7 @@ _LEASE_POLL = 2.0
 _WRITE_TIME = 1.0
 
 
-class Move(Enum):
+class Transition(Enum):
     """What to do next about a shard."""
 
     UPLOAD = auto()
@@ -68,19 +71,19 @@ class Move(Enum):
     LEAVE = auto()  # another attempt is creating right now
 
 
-def next_move(record: ShardRecord, attempt: str, now: float, lease: float) -> Move:
+def next_transition(record: ShardRecord, attempt: str, now: float, lease: float) -> Transition:
     """The next step for a shard, from what the ledger says of it."""
     match record.step:
         case Step.PLANNED:
-            return Move.UPLOAD
+            return Transition.UPLOAD
         case Step.UPLOADED:
-            return Move.CREATE
+            return Transition.CREATE
         case Step.CREATED:
-            return Move.ATTACH
+            return Transition.ATTACH
         case Step.CREATING:
             # A claim from the future comes from a clock that is wrong: it is waited for no longer.
             claimed = abs(now - (record.creating_at or 0)) < lease
-            return Move.LEAVE if claimed and record.attempt != attempt else Move.RELEASE
+            return Transition.LEAVE if claimed and record.attempt != attempt else Transition.RELEASE
 
 
 @dataclass
@@ -98,7 +101,7 @@ class Submission:
     metadata: Mapping[str, str]
     attempt: str
     fingerprint: str
-    renews: bool = True  # whether a batch that failed as a whole is submitted anew
+    resubmit_failed_batch: bool = True  # whether a batch that failed as a whole is submitted anew
     patient: bool = True
     unanswered: str = ""  # what became of a create of ours that got no answer
 
@@ -115,16 +118,16 @@ class Submission:
             if ledger.landed_at is not None and record.batch_id is None:
                 raise LedgerConflictError(f"job {ledger.job} was landed by another attempt meanwhile")
             batch: Batch | None = None
-            match next_move(record, self.attempt, time.time(), self.job.lease):
-                case Move.UPLOAD:
+            match next_transition(record, self.attempt, time.time(), self.job.lease):
+                case Transition.UPLOAD:
                     yield from self._upload(ledger, record)
-                case Move.CREATE:
+                case Transition.CREATE:
                     batch = yield from self._create(ledger, record)
-                case Move.RELEASE:
+                case Transition.RELEASE:
                     yield from self._commit(ledger, _released(record))
-                case Move.LEAVE:
+                case Transition.LEAVE:
                     batch = yield from self._leave(ledger, record)
-                case Move.ATTACH:
+                case Transition.ATTACH:
                     batch = yield from self._attach(ledger, record)
             if batch is not None:
                 return batch
@@ -150,7 +153,8 @@ class Submission:
 
     def _upload(self, ledger: Ledger, record: ShardRecord) -> Flow[None]:
         plan, shard = yield from self._planned(ledger, record)
-        file_id = yield from self.provider.upload(plan.shard_content(shard), self.job.options)
+        new = self._new_batch(ledger, record, plan, shard, key=f"anybatch-{uuid.uuid4().hex}")
+        file_id = yield from self.provider.upload(new)
         yield from self._commit(ledger, record.model_copy(update={"step": Step.UPLOADED, "file_id": file_id}))
 
     def _create(self, ledger: Ledger, record: ShardRecord) -> Flow[Batch | None]:
@@ -159,16 +163,7 @@ class Submission:
         plan, shard = yield from self._planned(ledger, record)
         if (claimed := (yield from self._claim(ledger, record))) is None:
             return None
-        new = NewBatch(
-            content=plan.shard_content(shard),
-            endpoint=self.job.endpoint,
-            completion_window=self.job.completion_window,
-            metadata=shard_metadata(self.metadata, record, len(ledger.of_round(record.round))),
-            options=self.job.options,
-            models=shard.models,
-            # Every upload has its own file id: a batch that failed as a whole is submitted under a new key.
-            idempotency_key=f"{ledger.fingerprint[:24]}-{record.round}-{record.shard}-{record.file_id}"[:255],
-        )
+        new = self._new_batch(ledger, record, plan, shard, key=shard_key(ledger, record))
         try:
             batch = yield from self.provider.create(new, record.file_id)
         except AnyBatchError as error:
@@ -186,6 +181,19 @@ class Submission:
         kept = yield from self._record(claimed, [batch])
         return kept if not record.tries else None  # else look again for doubles
 
+    def _new_batch(
+        self, ledger: Ledger, record: ShardRecord, plan: Plan, shard: Shard, *, key: str
+    ) -> NewBatch:
+        return NewBatch(
+            content=plan.shard_content(shard),
+            endpoint=self.job.endpoint,
+            completion_window=self.job.completion_window,
+            metadata=shard_metadata(self.metadata, record, len(ledger.of_round(record.round))),
+            options=self.job.options,
+            models=shard.models,
+            key=key,
+        )
+
     def _claim(self, ledger: Ledger, record: ShardRecord) -> Flow[Ledger | None]:
         """Become the one attempt that creates, or None. From here on the batch may exist."""
         update = {
@@ -202,11 +210,11 @@ class Submission:
         return claimed if (yield from do(self.job.folder.read)) == claimed else None
 
     def _leave(self, ledger: Ledger, record: ShardRecord) -> Flow[Batch | None]:
-        marks = shard_metadata(self.metadata, record, len(ledger.of_round(record.round)))
+        sought = sought_batch(ledger, record, self.metadata)
         found: list[Batch] = []
-        if self.provider.can_look(record.file_id, marks):
+        if self.provider.can_look(sought):
             with suppress(IncompleteListingError):  # the other attempt may yet tell
-                found = yield from self.provider.find(record.file_id, marks, since=ledger.created_at)
+                found = yield from find(self.provider, sought, since=ledger.created_at)
         if found:
             return (yield from self._record(ledger, found))
         yield from sleep(min(_LEASE_POLL, self.job.lease))
@@ -253,16 +261,14 @@ class Submission:
             yield from call_off(self.job, self.provider, double)
         if ledger.stopped_at is not None:
             return (yield from self._stopped(ledger, record, batch))
-        if batch.status is not BatchStatus.FAILED or record.attempt == self.attempt or not self.renews:
+        is_ours = record.attempt == self.attempt
+        if batch.status is not BatchStatus.FAILED or is_ours or not self.resubmit_failed_batch:
             return batch
-        if self.provider.result_requests(batch) or not is_covered(self.job, ledger):
+        if self.provider.results(batch) is not Results.NONE or not is_covered(self.job, ledger):
             return batch
         # It was refused as a whole and cost nothing; what was wrong may have passed (quota, a full queue).
         log.warning("job %s: batch %s had failed; submitting again", self.job.identity, batch.id)
-        fresh = ShardRecord(
-            shard=record.shard, round=record.round, first_row=record.first_row, rows=record.rows
-        )
-        yield from self._commit(ledger, fresh)
+        yield from self._commit(ledger, record.anew())
         return None
 
     def _stopped(self, ledger: Ledger, record: ShardRecord, batch: Batch) -> Flow[Batch]:

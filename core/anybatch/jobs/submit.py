@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigurationError, InputChangedError, LedgerConflictError, NotFoundError
 from ..flow import Flow, do
-from ..rows.requests import Plan
+from ..rows.planning import Plan
 from .advance import Attempt
 from .folder import JobFolder
-from .inputs import input_text, prepare, restarts
+from .inputs import SPOOL, input_text, prepare, restarts
 from .job import fingerprint, job_metadata, never_submitted
-from .landing import tidy
+from .landing import remove_leftovers
 from .ledger import Ledger, Step
 from .lookup import call_off, unnoted
 from .rounds import ids_name, records_of, rows_name, stray_name
@@ -44,14 +44,16 @@ def submit(job: Job, provider: Provider) -> Flow[Standing]:
         attempt = Attempt(job, provider, Path(scratch))
         plan = yield from do(partial(prepare, job, provider, Path(scratch)))
         ledger = yield from open_ledger(job, provider, plan, Path(scratch))
-        attempt.plans[0] = plan
+        attempt.plans[1] = plan
         if ledger.landed_at is None:
             begun: Ledger | None = yield from _begun(job, ledger)
         else:
             begun = yield from attempt.reopen(ledger)
-            if begun is None and ledger.round and job.folder.local is not None:
-                yield from do(partial(tidy, job.folder, ledger))  # whoever has landed it may have been killed
+            if begun is None and job.folder.local is not None:
+                # whoever has landed it may have been killed
+                yield from do(partial(remove_leftovers, job, ledger))
         batches = (yield from attempt.go_on(begun)) if begun is not None else []
+        yield from _forget_requests(job, ledger)
     return (yield from _standing(job, ledger, batches))
 
 
@@ -68,8 +70,9 @@ def resume(job: Job, provider: Provider) -> Flow[Standing]:
     if ledger.is_untouched:
         raise never_submitted(job)
     with tempfile.TemporaryDirectory(prefix="anybatch-") as scratch:
-        attempt = Attempt(job, provider, Path(scratch), renews=False)
+        attempt = Attempt(job, provider, Path(scratch), resubmit_failed_batch=False)
         batches = yield from attempt.go_on(ledger)
+        yield from _forget_requests(job, ledger)
     return (yield from _standing(job, ledger, batches))
 
 
@@ -82,9 +85,9 @@ def stop(job: Job, provider: Provider) -> Flow[Standing]:
     if ledger.landed_at is not None:
         return Standing.of(ledger, [])
     with tempfile.TemporaryDirectory(prefix="anybatch-") as scratch:
-        attempt = Attempt(job, provider, Path(scratch), renews=False)
+        attempt = Attempt(job, provider, Path(scratch), resubmit_failed_batch=False)
         batches = yield from attempt.stop(ledger)
-    if ledger.stopping:
+    if ledger.replaced:
         yield from _stop_replaced(job, provider, (yield from read_ledger(job, ledger.fingerprint)))
     return (yield from _standing(job, ledger, batches))
 
@@ -95,8 +98,22 @@ def _standing(job: Job, before: Ledger, batches: Sequence[Batch]) -> Flow[Standi
     return Standing.of(before if now is None else now, batches)
 
 
+def _forget_requests(job: Job, before: Ledger) -> Flow[None]:
+    """Remove the request lines from the folder where they are only to stay until each has its batch."""
+    if job.keep_requests != "until_submitted" or not (yield from do((job.folder / SPOOL).exists)):
+        return
+
+    def remove() -> None:
+        with job.folder.locked():
+            now = job.folder.read()
+            if now is not None and now.fingerprint == before.fingerprint and now.is_submitted:
+                job.folder.discard(SPOOL)
+
+    yield from do(remove)
+
+
 def _note_stop(job: Job) -> Flow[Ledger]:
-    """Write down that the job is stopped, before anything is cancelled: what is cancelled is else renewed."""
+    """Write down that the job is stopped, before anything is cancelled: else it would be submitted again."""
     while True:
         ledger = yield from do(job.folder.read)
         if ledger is None or ledger.job != job.identity:
@@ -114,7 +131,7 @@ def _begun(job: Job, ledger: Ledger) -> Flow[Ledger]:
     """The ledger with what the beginning of an attempt changes in it: mostly nothing."""
     while True:
         update = {
-            "renewed": 0, "input": input_text(job.input) or ledger.input, "max_rounds": job.max_rounds
+            "recoveries": 0, "input": input_text(job.input) or ledger.input, "max_rounds": job.max_rounds
         }  # fmt: skip
         begun = ledger.model_copy(update=update)
         if begun == ledger or ledger.landed_at is not None or ledger.stopped_at is not None:
@@ -146,7 +163,7 @@ def open_ledger(job: Job, provider: Provider, plan: Plan | None, scratch: Path) 
             stale = ledger.round if ledger is not None else 0
             ledger = yield from do(partial(_open, folder, ledger, new))
             opened = ledger is not None
-        if ledger is not None and ledger.stopping and ledger.landed_at is None:
+        if ledger is not None and ledger.replaced and ledger.landed_at is None:
             ledger = yield from _stop_replaced(job, provider, ledger)
         if ledger is None:
             continue
@@ -164,15 +181,16 @@ def new_ledger(
     Raises InputChangedError where that may not be, or cannot be done from here.
     """
     return Ledger(
+        submission=replaces.submission + 1 if replaces else 1,
         job=job.identity,
         fingerprint=mark,
         provider=provider.name,
-        api_base=provider.account.api_base,
+        api_base=provider.account.place,
         endpoint=job.endpoint,
         rows=plan.rows,
         created_at=time.time(),
         shards=records_of(plan),
-        stopping=_given_up(job, provider, plan, replaces) if replaces else (),
+        replaced=_given_up(job, provider, plan, replaces) if replaces else (),
         input=input_text(job.input),
         restarts=restarts(job, replaces),
         max_rounds=job.max_rounds,
@@ -188,12 +206,12 @@ def _given_up(job: Job, provider: Provider, plan: Plan, ledger: Ledger) -> tuple
             f"{', '.join(ledger.batch_ids) or 'none yet'}); on_changed='cancel_and_resubmit' would replace it"
         )
     begun = tuple(
-        old.model_copy(update={"stopping": ()})
-        for old in (*ledger.stopping, ledger)
+        old.model_copy(update={"replaced": ()})
+        for old in (*ledger.replaced, ledger)
         if old.landed_at is None and any(record.tries for record in old.shards)
     )
     for old in begun:
-        if old.provider != provider.name or old.api_base != provider.account.api_base:
+        if old.provider != provider.name or old.api_base != provider.account.place:
             raise InputChangedError(
                 f"job {job.identity} has batches at {old.provider} ({old.api_base}): "
                 f"{', '.join(old.batch_ids) or 'their ids are not known'}; cancel them there, or give the "
@@ -205,7 +223,7 @@ def _given_up(job: Job, provider: Provider, plan: Plan, ledger: Ledger) -> tuple
 def _stop_replaced(job: Job, provider: Provider, ledger: Ledger) -> Flow[Ledger | None]:
     """Cancel what was submitted of earlier input; it is on record until that is done."""
     metadata = job_metadata(job, provider)
-    for old in ledger.stopping:
+    for old in ledger.replaced:
         for record in old.shards:
             if record.ended is None and record.batch_id is not None:
                 try:
@@ -217,12 +235,12 @@ def _stop_replaced(job: Job, provider: Provider, ledger: Ledger) -> Flow[Ledger 
     # A create that nobody has heard of may come yet: every attempt looks for it again.
     left = tuple(
         old
-        for old in ledger.stopping
+        for old in ledger.replaced
         if provider.can_find and any(record.tries > bool(record.batch_id) for record in old.shards)
     )
-    if left == ledger.stopping:
+    if left == ledger.replaced:
         return ledger
-    done = ledger.model_copy(update={"stopping": left})
+    done = ledger.model_copy(update={"replaced": left})
     return (yield from do(partial(job.folder.commit, ledger, done)))
 
 
@@ -251,13 +269,13 @@ def _keep_input(folder: JobFolder, ledger: Ledger, scratch: Path, stale: int) ->
     with folder.locked():
         if folder.read() != ledger:
             return False
-        for name in ("ids.jsonl", "requests.jsonl"):
+        for name in ("ids.jsonl", SPOOL):
             if (scratch / name).exists():
                 copy = scratch / f"{name}.copy"
                 shutil.copyfile(scratch / name, copy)
                 folder.put(copy, name)
             else:
                 folder.discard(name)
-        for number in range(stale + 1):
-            folder.discard(rows_name(number), stray_name(number), *([ids_name(number)] if number else []))
+        for number in range(1, stale + 1):
+            folder.discard(rows_name(number), stray_name(number), *([ids_name(number)] if number > 1 else []))
     return True

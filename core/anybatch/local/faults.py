@@ -85,9 +85,9 @@ class Faults:
     throttle: Window | None = None
     outage: Window | None = None
 
-    def fate(self, custom_id: str, again: str = "0") -> int:
+    def fate(self, custom_id: str, again: str = "1") -> int:
         """The planned outcome of a row, from the seed, its id, and the round in which it is submitted."""
-        share = draw(self.seed, custom_id, *([] if again == "0" else [again]))
+        share = draw(self.seed, custom_id, *([] if again == "1" else [again]))
         for limit, outcome in ((self.fail, FAIL), (self.expire, EXPIRE), (self.missing, MISS)):
             if share < limit:
                 return outcome

@@ -45,7 +45,7 @@ def read_plan(lines: BinaryIO, batch: Record) -> Plan:
         ask = faults.Faults()
         problems.append(problem("model_not_found", str(error), "body.model", 1))
     # A row that a job submits again draws anew, as it would at a real provider.
-    again = str(json.loads(batch.metadata or "{}").get("anybatch_round", "0"))
+    again = str(json.loads(batch.metadata or "{}").get("anybatch_round", "1"))
     answerable = batch.upstream or standin.supported(batch.endpoint)
     if not answerable:  # a server with an upstream takes any endpoint, before it knows the model
         message = f"The stand-in model does not answer {batch.endpoint}."

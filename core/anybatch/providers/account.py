@@ -1,89 +1,95 @@
-"""Whose batches they are: provider, base URL and key, and to whom the key is shown."""
+"""Whose batches they are: provider, base URL, key and settings."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-import httpx
 from pydantic import SecretStr
 
-from ..errors import ConfigurationError, MissingKeyError
+from ..errors import ConfigurationError, MissingKeyError, UnknownOptionError
 from .keys import Key
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+
+    from .traits import AccountSpec, Given
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Provider, base URL and credentials: what polling and connection pools are shared by.
+    """Provider, base URL, credentials and settings: what polling and connection pools are shared by.
 
-    `key` names the account without telling its secret: safe in logs, and equal in every process.
+    `key` names the account without telling its secrets: safe in logs, and equal in every process. `place`
+    says whose batches they are, and stays when a key is rotated.
     """
 
     provider: str
     api_base: str
     api_key: SecretStr | None = field(default=None, repr=False)
+    settings: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def key(self) -> str:
         secret = self.api_key.get_secret_value() if self.api_key else ""
-        digest = hashlib.sha256("\0".join((self.provider, self.api_base, secret)).encode())
-        return f"{self.provider}:{digest.hexdigest()[:16]}"
+        facts = [self.provider, self.api_base, secret]
+        facts += [f"{name}={value}" for name, value in sorted(self.settings.items())]
+        return f"{self.provider}:{hashlib.sha256(chr(0).join(facts).encode()).hexdigest()[:16]}"
+
+    @property
+    def place(self) -> str:
+        """The base URL, and behind it the settings that are no secrets."""
+        shown = {name: value for name, value in self.settings.items() if not isinstance(value, Key)}
+        return " ".join([self.api_base, *(f"{name}={value}" for name, value in sorted(shown.items()))])
 
 
-class KeyAuth(httpx.Auth):
-    """Puts the key on requests to the account's own host, and on no others.
+def resolve_account(name: str, spec: AccountSpec, given: Given) -> Account:
+    """The account from the arguments, else from the provider's environment variables.
 
-    Signed URLs, result URLs and redirects elsewhere carry their own permission and must not see the key.
+    Raises ConfigurationError, MissingKeyError, and UnknownOptionError for settings that there are not.
     """
-
-    def __init__(self, account: Account, headers: Mapping[str, str]) -> None:
-        self._origin = _origin(httpx.URL(account.api_base))
-        self._headers = headers
-
-    def trusts(self, url: httpx.URL) -> bool:
-        return _origin(url) == self._origin
-
-    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        if self.trusts(request.url):
-            request.headers.update(self._headers)
-        yield request
-
-
-def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
-    return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme)
-
-
-def resolve_account(
-    name: str,
-    *,
-    api_key: str | None,
-    api_base: str | None,
-    default_base: str | None,
-    key_env: Sequence[str],
-    base_env: Sequence[str] = (),
-    needs_key: bool = True,
-) -> Account:
-    """The account from the arguments, else from the provider's environment variables."""
-    base = api_base or _from_env(base_env) or default_base
+    base = given.api_base or _from_env(spec.base_env)
+    base = (spec.read_base(base) if base and spec.read_base else base) or spec.api_base
     if not base:
-        raise ConfigurationError(
-            f"{name}: api_base is missing; give it" + (f", or set {', '.join(base_env)}" if base_env else ""),
-            provider=name,
-        )
+        hint = f", or set {', '.join(spec.base_env)}" if spec.base_env else ""
+        raise ConfigurationError(f"{name}: api_base is missing; give it{hint}", provider=name)
     if not base.startswith(("http://", "https://", "sqlite://")):
         raise ConfigurationError(f"{name}: api_base must be an http(s) URL, not {base!r}", provider=name)
     # Keys that were read from a file often end in its newline.
-    key = Key((api_key or _from_env(key_env) or "").strip())
-    if not key and needs_key:
-        raise MissingKeyError(f"{name}: no API key; give api_key, or set {', '.join(key_env)}", provider=name)
+    key = Key((given.api_key or _from_env(spec.key_env) or "").strip())
+    if not key and spec.needs_key:
+        raise MissingKeyError(
+            f"{name}: no API key; give api_key, or set {', '.join(spec.key_env)}", provider=name
+        )
     if not (key.isascii() and key.isprintable()):
         raise ConfigurationError(f"{name}: the API key holds characters that no key has", provider=name)
-    return Account(name, base.rstrip("/"), SecretStr(key) if key else None)
+    settings = _settings(name, spec, given.settings)
+    return Account(name, base.rstrip("/"), SecretStr(key) if key else None, settings)
+
+
+def check_settings(name: str, spec: AccountSpec, given: Mapping[str, str | None]) -> None:
+    """Raise UnknownOptionError for settings that this account does not have; it names those it has."""
+    known = [setting.name for setting in spec.settings]
+    if unknown := sorted(set(given) - set(known)):
+        raise UnknownOptionError(
+            f"{name} has no setting {', '.join(unknown)}; it has {', '.join(known) or 'none'}", provider=name
+        )
+
+
+def _settings(name: str, spec: AccountSpec, given: Mapping[str, str | None]) -> Mapping[str, str]:
+    check_settings(name, spec, given)
+    found: dict[str, str] = {}
+    for setting in spec.settings:
+        value = given.get(setting.name) or _from_env(setting.env) or setting.default
+        if value:
+            found[setting.name] = Key(value) if setting.secret else value
+        elif setting.is_required:
+            hint = f", or set {', '.join(setting.env)}" if setting.env else ""
+            raise ConfigurationError(f"{name}: {setting.name} is missing; give it{hint}", provider=name)
+    return MappingProxyType(found)
 
 
 def _from_env(names: Sequence[str]) -> str | None:

@@ -8,35 +8,21 @@ lost cannot be looked up. Source: Anthropic API reference, "Message Batches".
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
-import httpx
-
-from ..errors import ConfigurationError
-from ..flow import CHUNK, Flow, ask
+from ..flow import Flow
 from ..models import Batch, BatchStatus, Body, Outcome, Page, RequestCounts, Row, RowError
-from .account import resolve_account
-from .base import (
-    DEFAULT_WINDOW,
-    Limits,
-    NewBatch,
-    Provider,
-    entries_of,
-    failed_row,
-    get,
-    id_of,
-    json_of,
-    page_of,
-    post,
-)
+from .base import DEFAULT_WINDOW, NewBatch, Provider
+from .calls import delete, get, post, post_lines
+from .codec import Codec
 from .messages import error_status, from_message, original_id, safe_id, to_messages
-from .reading import unix_time
+from .reading import entries_of, failed_row, id_of, page_of, unix_time
+from .saving import download_files
+from .traits import AccountSpec, Limits, Lookup, Results, Traits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from .content import Content
+    from pathlib import Path
 
 CHAT, NATIVE = "/v1/chat/completions", "/v1/messages"
 
@@ -44,51 +30,8 @@ CHAT, NATIVE = "/v1/chat/completions", "/v1/messages"
 _VERSION = "2023-06-01"
 
 
-class Anthropic(Provider):
-    """The Anthropic API."""
-
-    name = "anthropic"
-    limits = Limits(requests=100_000, bytes=250_000_000)  # 256 MB less the envelope
-    endpoints = frozenset({CHAT, NATIVE})
-    verbatim = False
-    can_find = False
-    metadata_limits = None
-    list_limit = 1000
-    poll_seconds = (30.0, 300.0)
-
-    @classmethod
-    def open(cls, name: str, api_key: str | None, api_base: str | None) -> Anthropic:
-        return cls(
-            resolve_account(
-                name,
-                api_key=api_key,
-                api_base=api_base,
-                default_base="https://api.anthropic.com",
-                key_env=("ANTHROPIC_API_KEY",),
-                base_env=("ANTHROPIC_BASE_URL",),
-            )
-        )
-
-    def auth_headers(self) -> dict[str, str]:
-        key = self.account.api_key
-        headers = {"anthropic-version": _VERSION}
-        return headers | ({"x-api-key": key.get_secret_value()} if key else {})
-
-    def check(
-        self,
-        endpoint: str,
-        metadata: Mapping[str, str],
-        options: Mapping[str, Any],
-        window: str = DEFAULT_WINDOW,
-    ) -> None:
-        super().check(endpoint, metadata, options, window)
-        if window != DEFAULT_WINDOW:
-            raise ConfigurationError(
-                f"completion_window: anthropic's is always {DEFAULT_WINDOW!r}, not {window!r}",
-                provider=self.name,
-            )
-
-    # --- request and result lines ------------------------------------------------------------------
+class MessagesCodec(Codec):
+    """Requests as `{"custom_id", "params"}`, results by their type."""
 
     def encode(self, line: Mapping[str, Any], endpoint: str, *, drop: bool = False) -> Mapping[str, Any]:
         body = line["body"]
@@ -122,22 +65,40 @@ class Anthropic(Provider):
             case other:
                 raise ValueError(f"unknown result type {other!r}")
 
-    # --- the calls ---------------------------------------------------------------------------------
 
-    def upload(self, content: Content, options: Mapping[str, Any]) -> Flow[str | None]:
+class Anthropic(Provider):
+    """The Anthropic API."""
+
+    traits = Traits(
+        name="anthropic",
+        account=AccountSpec(
+            "https://api.anthropic.com",
+            ("ANTHROPIC_API_KEY",),
+            ("ANTHROPIC_BASE_URL",),
+            key_header="x-api-key",
+            key_prefix="",
+        ),
+        limits=Limits(requests=100_000, bytes=250_000_000),  # 256 MB less the envelope
+        endpoints=frozenset({CHAT, NATIVE}),
+        windows=(DEFAULT_WINDOW,),
+        metadata=None,
+        lookup=Lookup.NONE,
+        list_limit=1000,
+        poll_seconds=(30.0, 300.0),
+        console=("https://platform.claude.com/workspaces/default/batches", None),
+    )
+    codec = MessagesCodec()
+
+    def auth_headers(self) -> dict[str, str]:
+        return {"anthropic-version": _VERSION} | super().auth_headers()
+
+    def upload(self, new: NewBatch) -> Flow[str | None]:
         return None
         yield
 
     def create(self, new: NewBatch, file_id: str | None) -> Flow[Batch]:
-        stream = InlineRequests(new.content)
-        headers = {"content-type": "application/json", "content-length": str(stream.size)}
-        request = httpx.Request("POST", self.url("/v1/messages/batches"), headers=headers, stream=stream)
-        return parse_batch((yield from ask(request, json_of, repeatable=False, large=True)))
-
-    def find(self, file_id: str | None, metadata: Mapping[str, str], *, since: float) -> Flow[list[Batch]]:
-        """Nothing on a batch says where it came from: all created since then, for a person to judge."""
-        earliest = since - 60
-        return (yield from self.search(lambda batch: (batch.created_at or 0) >= earliest, since=since))
+        url = self.url("/v1/messages/batches")
+        return parse_batch((yield from post_lines(url, new.content, head=b'{"requests":[', tail=b"]}")))
 
     def retrieve(self, batch_id: str) -> Flow[Batch]:
         return parse_batch((yield from get(self.url("/v1/messages/batches/{}", batch_id))))
@@ -147,41 +108,25 @@ class Anthropic(Provider):
         return parse_batch((yield from post(url, repeat_conflict=repeat_conflict)))
 
     def list_page(self, *, after: str | None, limit: int | None, options: Mapping[str, Any]) -> Flow[Page]:
-        self.check_options(options, self.list_options, "list")
+        self.check_options(options, self.traits.list_options, "list")
         answer = yield from get(self.url("/v1/messages/batches"), {"limit": limit, "after_id": after})
         batches = [parse_batch(raw) for raw in entries_of(answer)]
         last = answer.get("last_id") or (batches[-1].id if batches else None)
         return page_of(batches, after=after, limit=limit, said=answer.get("has_more"), cursor=last)
 
-    def result_requests(self, batch: Batch) -> list[httpx.Request]:
-        if not batch.raw.get("results_url"):
-            return []
-        # Not that address itself: behind a gateway it is Anthropic's own, where this key is worth nothing.
-        return [httpx.Request("GET", self.url("/v1/messages/batches/{}/results", batch.id))]
+    def results(self, batch: Batch) -> Results:
+        if batch.raw.get("results_url"):
+            return Results.READY
+        return Results.NOT_YET if batch.status is BatchStatus.COMPLETED else Results.NONE
 
+    def download(self, batch: Batch, folder: Path) -> Flow[list[Path]]:
+        # Not `results_url` itself: behind a gateway it is Anthropic's own, where this key is worth nothing.
+        url = self.url("/v1/messages/batches/{}/results", batch.id)
+        return (yield from download_files(folder, batch.id, [url]))
 
-class InlineRequests(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """`{"requests": [ … ]}` around the lines of a shard, streamed from its file; can be sent again."""
-
-    _HEAD, _TAIL = b'{"requests":[', b"]}"
-
-    def __init__(self, content: Content) -> None:
-        self._content = content
-        # Every line ends in a newline; between two lines it becomes a comma, after the last it goes.
-        self.size = content.size - 1 + len(self._HEAD) + len(self._TAIL)
-
-    def __iter__(self) -> Iterator[bytes]:
-        yield self._HEAD
-        left = self._content.size - 1
-        with self._content.open() as file:
-            while left and (block := file.read(min(CHUNK, left))):
-                left -= len(block)
-                yield block.replace(b"\n", b",")  # JSON text holds no bare newline
-        yield self._TAIL
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for block in self:
-            yield block
+    def delete_files(self, batch: Batch, *, only_input: bool = False) -> Flow[None]:
+        if not only_input:  # the results are part of the batch, and go with it
+            yield from delete(self.url("/v1/messages/batches/{}", batch.id))
 
 
 def parse_batch(raw: dict[str, Any]) -> Batch:

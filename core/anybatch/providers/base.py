@@ -1,68 +1,51 @@
-"""What a provider is: an account, a few facts, and its calls written as flows."""
+"""What a provider is: an account, its facts (`Traits`), its lines (`Codec`), its calls written as flows."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import copy
 import logging
-import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
-from urllib.parse import quote
-
-import httpx
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote, urlsplit
 
 from ..errors import (
-    APIError,
     BadRequestError,
     ConfigurationError,
-    CreateOutcomeUnknownError,
-    IncompleteListingError,
-    NotFoundError,
-    ServerError,
     UnknownOptionError,
 )
-from ..flow import Flow, ask, download, sleep
-from ..models import BatchStatus, Outcome, Page, Row, RowError
-from ..retry import outcome_unknown, redact
-from .account import Account, KeyAuth
+from ..flow import Flow
+from .account import Account, resolve_account
+from .auth import HeaderAuth, HostAuth
+from .codec import Codec, OpenAICodec
+from .traits import DEFAULT_WINDOW, Cancel, Given, Limits, Lookup, Results, Traits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from ..models import Batch
+    import httpx
+
+    from ..models import Batch, Page
     from .content import Content
+
+__all__ = ["DEFAULT_WINDOW", "Limits", "NewBatch", "Provider", "Sought"]
 
 log = logging.getLogger(__name__)
 
-DEFAULT_WINDOW = "24h"
-
-# How far a provider's clock may be off when a listing is searched back to a point in time, seconds.
-_CLOCK_SKEW = 900
-# Pages of one listing that are read at most: 100,000 batches of 100 a page, or a listing without end.
-_MOST_PAGES = 1000
-
-# Where an answer keeps what it was read as: `ask` reads it twice.
-_READ = "anybatch.json"
-
-# The pauses before asking again whether a create that got no answer has left a batch, seconds.
-_ASK_AFTER = (1.0, 3.0, 9.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one batch may hold, in requests and in bytes of its uploaded form."""
-
-    requests: int = 50_000
-    bytes: int = 200_000_000
+_NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class NewBatch:
-    """Everything a create says."""
+    """Everything that an upload and a create say.
+
+    `key` is a handle of our own, of letters, digits and hyphens, at most 63: for names, ids and idempotency
+    keys. At the upload it is new each time; at the create it is the same whenever the create of the same
+    shard from the same upload is repeated, and no other's.
+    """
 
     content: Content
     endpoint: str
@@ -70,48 +53,63 @@ class NewBatch:
     metadata: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     models: tuple[str, ...] = ()
-    idempotency_key: str | None = None
+    key: str = ""
+
+    @property
+    def rows(self) -> int:
+        return self.content.rows
+
+    def sought(self, file_id: str | None) -> Sought:
+        """By what this batch is to be recognised, where its create got no answer."""
+        return Sought(file_id, self.metadata, self.key, self.endpoint, self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Sought:
+    """A batch that a create may have left: what it was made from, by which it can be told in a listing."""
+
+    file_id: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    key: str | None = None
+    endpoint: str | None = None
+    rows: int | None = None
 
 
 class Provider(ABC):
-    """One account at one provider. Subclasses are wire formats; their methods are flows."""
+    """One account at one provider. Subclasses are wire formats; their methods are flows.
 
-    name: ClassVar[str] = ""
-    limits: Limits = Limits()
-    endpoints: frozenset[str] | None = None
-    """The endpoints a batch may address, None for any."""
-    single_model: bool = False
-    """Whether all requests of a batch must name one model."""
-    verbatim: bool = True
-    """Whether request lines are uploaded byte for byte."""
-    decodes_as_openai: bool = False
-    """Whether a result line in OpenAI's shape means what it means there; `decode` takes all others."""
-    can_find: bool = True
-    """Whether a batch can be looked up by what it was created from."""
-    idempotent_create: bool = False
-    """Whether a create that is repeated with the same idempotency key makes no second batch."""
-    create_options: frozenset[str] = frozenset()
-    list_options: frozenset[str] = frozenset()
-    not_options: Mapping[str, str] = MappingProxyType({})
-    """What looks like an option but cannot be one, and what to do instead."""
-    metadata_limits: tuple[int, int, int] | None = (16, 64, 512)
-    """Pairs, characters of a key, characters of a value; None where a batch carries no metadata."""
-    list_limit: int = 100
-    """The largest page of a listing; 0 where a listing is of no use for polling."""
-    poll_seconds: tuple[float, float] = (15.0, 300.0)
-    """The pause between polls of a young batch, and of an old one."""
+    A subclass states its `traits` and `codec` and writes the calls; `docs/providers.md` tells how.
+    """
+
+    traits: Traits
+    codec: Codec = OpenAICodec()
+
+    options: Mapping[str, Any] = _NO_OPTIONS
+    """The call options in force (`with_options`): for retrieve, cancel, results and download."""
 
     def __init__(self, account: Account) -> None:
         self.account = account
 
-    # --- facts about the account -------------------------------------------------------------------
+    # --- the account -------------------------------------------------------------------------------
 
-    @abstractmethod
+    @classmethod
+    def traits_of(cls, name: str) -> Traits:
+        """The facts about the provider of this name, for a class that serves several."""
+        return cls.traits
+
+    @classmethod
+    def open(cls, name: str, given: Given) -> Self:
+        """An account, from what is given and the environment. Raises ConfigurationError, MissingKeyError."""
+        return cls(resolve_account(name, cls.traits_of(name).account, given))
+
     def auth_headers(self) -> dict[str, str]:
         """The headers that carry the key."""
+        key, spec = self.account.api_key, self.traits.account
+        return {spec.key_header: spec.key_prefix + key.get_secret_value()} if key else {}
 
     def auth(self) -> httpx.Auth:
-        return KeyAuth(self.account, self.auth_headers())
+        """What signs requests: to the account's own host by `auth_headers`, and to no other."""
+        return HostAuth({self.account.api_base: HeaderAuth(self.auth_headers())})
 
     def transport(self) -> httpx.BaseTransport | None:
         """The transport of a provider that is not on the network, else None."""
@@ -121,19 +119,30 @@ class Provider(ABC):
         """The same for asynchronous clients."""
         return None
 
-    # --- request lines -----------------------------------------------------------------------------
+    def console_url(self, batch_ids: Sequence[str], pattern: str | None = None) -> str | None:
+        """The page of these batches for a person; None where none is known.
 
-    def encode(self, line: Mapping[str, Any], endpoint: str, *, drop: bool = False) -> Mapping[str, Any]:
-        """The uploaded form of one request line; called only where `verbatim` is False.
-
-        Raises ValueError (`messages.Untranslatable` names the parameter) for what this provider cannot take.
+        `pattern` is an account's own, such as `https://gateway.example.com/batches/{batch_id}`. A gateway in
+        front of the provider gets no link to pages that do not show its batches.
         """
-        return line
+        if not batch_ids:
+            return None
+        every, one = (None, pattern) if pattern else self._console()
+        if one is None or (every is not None and len(batch_ids) > 1):
+            return every
+        return one.replace("{batch_id}", quote(batch_ids[0], safe=""))
+
+    def _console(self) -> tuple[str | None, str | None]:
+        usual = urlsplit(self.traits.account.api_base or "").hostname
+        host = urlsplit(self.account.api_base).hostname or ""
+        # Regional hosts, such as eu.api.openai.com, show their batches on the same pages.
+        is_theirs = usual is not None and (host == usual or host.endswith(f".{usual}"))
+        return self.traits.console if self.traits.console and is_theirs else (None, None)
 
     # --- the calls ---------------------------------------------------------------------------------
 
     @abstractmethod
-    def upload(self, content: Content, options: Mapping[str, Any]) -> Flow[str | None]:
+    def upload(self, new: NewBatch) -> Flow[str | None]:
         """Upload the requests; None where they travel inside the create."""
 
     @abstractmethod
@@ -141,42 +150,80 @@ class Provider(ABC):
         """Create the batch, once. An APIError may leave open whether it exists (`retry.outcome_unknown`)."""
 
     @abstractmethod
-    def find(self, file_id: str | None, metadata: Mapping[str, str], *, since: float) -> Flow[list[Batch]]:
-        """All batches made from this file, or with this metadata, since then (unix seconds).
-
-        Raises IncompleteListingError where none was found in a listing that could not be read to its end.
-        """
-
-    @abstractmethod
-    def retrieve(self, batch_id: str) -> Flow[Batch]: ...
+    def retrieve(self, batch_id: str) -> Flow[Batch]:
+        """The batch as it stands; `raw` without results, where the answer carries them."""
 
     @abstractmethod
     def request_cancel(self, batch_id: str, *, repeat_conflict: bool) -> Flow[Batch]:
         """Ask the provider to stop; whether a 409 is worth another try is said to `send`."""
 
     @abstractmethod
-    def list_page(
-        self, *, after: str | None, limit: int | None, options: Mapping[str, Any]
-    ) -> Flow[Page]: ...
+    def list_page(self, *, after: str | None, limit: int | None, options: Mapping[str, Any]) -> Flow[Page]:
+        """One page of the account's batches, newest first; `after` is the page before's `next_cursor`."""
 
     @abstractmethod
-    def result_requests(self, batch: Batch) -> list[httpx.Request]:
-        """The GETs whose bodies hold the batch's results, as JSON lines; none where there are no results."""
+    def results(self, batch: Batch) -> Results:
+        """Whether an ended batch has results; NONE of a failed one says that it was refused as a whole."""
 
     @abstractmethod
-    def decode(self, record: dict[str, Any], endpoint: str | None) -> Row:
-        """One result line as a row; `raw` is filled in by the caller. Raises ValueError for nonsense."""
+    def download(self, batch: Batch, folder: Path) -> Flow[list[Path]]:
+        """Write the results that are READY to files in the folder: JSON lines, each with a custom_id.
+
+        What the lines are is for `codec.decode` to say. Called again, it starts anew. The helpers in `saving`
+        do most of it.
+        """
+
+    def matches(self, batch: Batch, sought: Sought) -> bool:
+        """Whether a batch is the one that is sought; by `traits.lookup`."""
+        if self.traits.lookup in (Lookup.NAME, Lookup.OWN_ID):
+            raise NotImplementedError(
+                f"{self.name} finds batches by {self.traits.lookup}: write its `matches`"
+            )
+        if self.traits.lookup is Lookup.FILE and sought.file_id and batch.input_file_id:
+            return batch.input_file_id == sought.file_id  # exact: every upload has its own
+        theirs = batch.metadata or {}
+        return bool(sought.metadata) and all(
+            theirs.get(name) == value for name, value in sought.metadata.items()
+        )
 
     def has_file(self, file_id: str) -> Flow[bool]:
         """Whether the account has this uploaded file; False where the provider does not tell."""
         return False
         yield
 
-    def original_ids(self, custom_ids: Sequence[str]) -> dict[str, str]:
-        """Uploaded id -> custom_id, for ids that had to be changed to fit the provider."""
-        return {}
+    def delete_files(self, batch: Batch, *, only_input: bool = False) -> Flow[None]:
+        """Delete what an ended batch has left: its input, and unless `only_input` its results.
+
+        That something is not there any more is no error.
+        """
+        return
+        yield
 
     # --- what every wire format shares ---------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        return self.traits.name
+
+    @property
+    def limits(self) -> Limits:
+        return self.traits.limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:  # an account of one's own may have others
+        self.traits = replace(self.traits, limits=limits)
+
+    @property
+    def poll_seconds(self) -> tuple[float, float]:
+        return self.traits.poll_seconds
+
+    @poll_seconds.setter
+    def poll_seconds(self, seconds: tuple[float, float]) -> None:
+        self.traits = replace(self.traits, poll_seconds=seconds)
+
+    @property
+    def list_limit(self) -> int:
+        return self.traits.list_limit
 
     @property
     def base_url(self) -> str:
@@ -186,6 +233,15 @@ class Provider(ABC):
         """The address of a path whose `{}` are ids; they are quoted, since some hold a slash."""
         return self.base_url.rstrip("/") + path.format(*(quote(one, safe="") for one in ids))
 
+    def with_options(self, options: Mapping[str, Any]) -> Self:
+        """The same account, with options in force for the calls about a batch, or UnknownOptionError."""
+        if not options:
+            return self
+        self.check_options(options, self.traits.call_options, "call")
+        other = copy.copy(self)
+        other.options = dict(options)
+        return other
+
     def check(
         self,
         endpoint: str,
@@ -194,17 +250,26 @@ class Provider(ABC):
         window: str = DEFAULT_WINDOW,
     ) -> None:
         """Refuse what this provider would refuse, before anything is sent."""
-        if self.endpoints is not None and endpoint not in self.endpoints:
+        endpoints, windows = self.traits.endpoints, self.traits.windows
+        if endpoints is not None and endpoint not in endpoints:
             raise ConfigurationError(
-                f"{self.name} runs no batches on endpoint {endpoint!r}; it knows {_names(self.endpoints)}",
+                f"{self.name} runs no batches on endpoint {endpoint!r}; it knows {_names(endpoints)}",
                 provider=self.name,
             )
-        self.check_options(options, self.create_options, "create")
-        if self.metadata_limits is None:
+        if windows is not None and window not in windows:
+            known = " or ".join(map(repr, windows))
+            raise ConfigurationError(
+                f"completion_window: {self.name} has {known}, not {window!r}", provider=self.name
+            )
+        self.check_options(options, self.traits.create_options, "create")
+        self._check_metadata(metadata)
+
+    def _check_metadata(self, metadata: Mapping[str, str]) -> None:
+        if self.traits.metadata is None:
             if metadata:
                 raise ConfigurationError(f"{self.name}: batches carry no metadata", provider=self.name)
             return
-        pairs, key_length, value_length = self.metadata_limits
+        pairs, key_length, value_length = self.traits.metadata
         if len(metadata) > pairs:
             raise ConfigurationError(
                 f"metadata: at most {pairs} pairs, not {len(metadata)}", provider=self.name
@@ -218,34 +283,30 @@ class Provider(ABC):
                 )
 
     def check_options(self, given: Mapping[str, Any], known: frozenset[str], what: str) -> None:
-        unknown = sorted(set(given) - known)
-        if unknown:
-            instead = [f". {name}: {self.not_options[name]}" for name in unknown if name in self.not_options]
+        """Raise UnknownOptionError for options that are not known; the message names those that are."""
+        if unknown := sorted(set(given) - known):
+            instead = self.traits.not_options
+            hints = [f". {name}: {instead[name]}" for name in unknown if name in instead]
             raise UnknownOptionError(
-                f"{self.name} has no {what} option {_names(unknown)}; it has {_names(known) or 'none'}"
-                + "".join(instead),
+                f"{self.name} has no {what} option {', '.join(unknown)}; it has {_names(known) or 'none'}"
+                + "".join(hints),
                 provider=self.name,
             )
 
-    def download(self, batch: Batch, directory: Path) -> Flow[list[Path]]:
-        """Fetch the batch's result files. Raises FileGoneError, with the others, where one answers 404."""
-        paths: list[Path] = []
-        gone: NotFoundError | None = None
-        for number, request in enumerate(self.result_requests(batch)):
-            path = directory / f"{_file_name(batch.id)}.{number}.jsonl"
-            try:
-                yield from download(request, path)
-            except NotFoundError as error:  # the other file may be there
-                gone = error
-                path.unlink(missing_ok=True)
-            else:
-                paths.append(path)
-        if gone is not None:
-            raise FileGoneError(gone, paths) from gone
-        return paths
-
     def cancel(self, batch_id: str) -> Flow[Batch]:
         """Ask the provider to stop; a batch that has ended already is returned as it is."""
+        if self.traits.cancel is Cancel.NONE:
+            raise ConfigurationError(
+                f"{self.name} cannot cancel a batch; it goes on", provider=self.name, batch_id=batch_id
+            )
+        if self.traits.cancel is Cancel.DESTRUCTIVE:
+            batch = yield from self.retrieve(batch_id)
+            if batch.status.is_terminal:  # its results would go, too
+                return batch
+            log.warning(
+                "batch %s: %s throws away the results of a batch that is cancelled: what it has finished was "
+                "paid for, and is not to be had any more", batch_id, self.name,
+            )  # fmt: skip
         try:
             return (yield from self.request_cancel(batch_id, repeat_conflict=False))
         except BadRequestError:
@@ -254,222 +315,25 @@ class Provider(ABC):
                 return batch
         return (yield from self.request_cancel(batch_id, repeat_conflict=True))
 
-    def create_once(self, new: NewBatch, file_id: str | None, *, since: float) -> Flow[Batch]:
-        """Create, and where the answer was lost look for the batch before creating it again.
+    # --- a create whose answer was lost --------------------------------------------------------------
 
-        Raises CreateOutcomeUnknownError where the provider offers no way to look.
-        """
-        try:
-            return (yield from self.create(new, file_id))
-        except APIError as error:
-            if not outcome_unknown(error):
-                raise
-            lost = error
-        if not self.can_look(file_id, new.metadata):
-            raise CreateOutcomeUnknownError(
-                f"the create got no answer ({lost.message}), and {self.name} offers no way to ask whether "
-                "the batch exists; look at the provider's list of batches before creating it again",
-                provider=self.name,
-                status_code=lost.status_code,
-                request_id=lost.request_id,
-            ) from lost
-        try:
-            found = yield from self.look(file_id, new.metadata, since=since)
-            batch = oldest(found) if found else (yield from self.create(new, file_id))
-        except APIError as error:
-            raise CreateOutcomeUnknownError(
-                f"a create got no answer ({lost.message}), and looking for its batch or creating it again "
-                f"failed as well ({error.message}); it was not repeated",
-                provider=self.name,
-                status_code=error.status_code,
-            ) from error
-        try:
-            # The first create may have been slow rather than lost.
-            doubles = found or (yield from self.find(file_id, new.metadata, since=since))
-            return (yield from self.keep_one([batch, *(one for one in doubles if one.id != batch.id)]))
-        except APIError as error:
-            log.warning("batch %s may have a double that could not be cancelled: %s", batch.id, error)
-            return batch
+    @property
+    def can_find(self) -> bool:
+        """Whether a batch can be looked up by what it was created from."""
+        return self.traits.lookup is not Lookup.NONE
 
-    def search(
-        self, matches: Callable[[Batch], bool], *, since: float, options: Mapping[str, Any] | None = None
-    ) -> Flow[list[Batch]]:
-        """The account's batches that match, of all that were created since then (unix seconds).
-
-        That there is none is concluded from a listing alone that was read to its end, or back to batches
-        older than that: a batch that goes unnoticed would be bought again. Else IncompleteListingError.
-        """
-        found: dict[str, Batch] = {}
-        seen: set[str] = set()
-        after: str | None = None
-        for _ in range(_MOST_PAGES):
-            page = yield from self.list_page(after=after, limit=self.list_limit or 100, options=options or {})
-            found |= {batch.id: batch for batch in page if matches(batch)}
-            repeated = len(page) > 0 and seen.issuperset(batch.id for batch in page)
-            if not page.has_more or _reaches(page, since - _CLOCK_SKEW):
-                return list(found.values())
-            if page.next_cursor is None or repeated:
-                break
-            seen.update(batch.id for batch in page)
-            after = page.next_cursor
-        if found:
-            return list(found.values())
-        raise IncompleteListingError(
-            f"{self.name}'s list of batches could not be read to its end ({len(seen)} were read): a batch "
-            "that was not in it may exist all the same",
-            provider=self.name,
-        )
-
-    def can_look(self, file_id: str | None, metadata: Mapping[str, str]) -> bool:
-        """Whether a batch can be looked up by this file and metadata."""
-        return self.can_find and (file_id is not None or bool(metadata))
-
-    def look(self, file_id: str | None, metadata: Mapping[str, str], *, since: float) -> Flow[list[Batch]]:
-        """`find`, repeated for a while as long as nothing is there: a create may be slow rather than lost."""
-        found: list[Batch] = []
-        for pause in _ASK_AFTER:
-            yield from sleep(pause)
-            if found := (yield from self.find(file_id, metadata, since=since)):
-                break
-        return found
-
-    def keep_one(self, batches: Sequence[Batch]) -> Flow[Batch]:
-        """Keep the oldest batch, and cancel its doubles."""
-        kept = oldest(batches)
-        for double in batches:
-            if double.id != kept.id and not double.status.is_terminal:
-                yield from self.cancel(double.id)
-        return kept
+    def can_look(self, sought: Sought) -> bool:
+        """Whether this batch can be looked up, by what is known of it."""
+        match self.traits.lookup:
+            case Lookup.NONE:
+                return False
+            case Lookup.FILE:
+                return sought.file_id is not None or bool(sought.metadata)
+            case Lookup.METADATA:
+                return bool(sought.metadata)
+            case Lookup.NAME | Lookup.OWN_ID:
+                return bool(sought.key)
 
 
-class FileGoneError(NotFoundError):
-    """A result file that the batch names is not there; `paths` are those that are."""
-
-    def __init__(self, error: NotFoundError, paths: list[Path]) -> None:
-        super().__init__(
-            error.message, code=error.code, status_code=error.status_code, request_id=error.request_id
-        )
-        self.paths = paths
-
-
-_DEAD = frozenset({BatchStatus.FAILED, BatchStatus.CANCELLED, BatchStatus.CANCELLING})
-
-
-def oldest(batches: Sequence[Batch]) -> Batch:
-    """The oldest batch that is not dead: the same one for everybody who asks."""
-    return min(batches, key=lambda batch: (batch.status in _DEAD, batch.created_at or 0, batch.id))
-
-
-def _reaches(page: Page, since: float) -> bool:
-    """Whether the page is in the order of a listing, newest first, and reaches back to before that time."""
-    times = [batch.created_at for batch in page if batch.created_at is not None]
-    return bool(times) and times[-1] < since and times == sorted(times, reverse=True)
-
-
-def page_of(
-    batches: Sequence[Batch], *, after: str | None, limit: int | None, said: object, cursor: str | None
-) -> Page:
-    """One page of a listing that goes on after an id or cursor.
-
-    `said` is what the answer itself says of there being more, None where it says nothing: then there may be
-    more behind every page that is not empty, since servers cap what is asked for. `cursor` leads on.
-    """
-    full = limit is not None and len(batches) >= limit
-    if batches and cursor is not None and cursor == after:
-        # The same page again: what some servers send at the end for ever. But one that does not go by `after`
-        # sends its first page so, and what is behind a full one stays unknown.
-        return Page(batches, next_cursor=None, has_more=full and said is not False)
-    more = bool(said) if said is not None else bool(batches)
-    onward = cursor if more and cursor != after else None
-    return Page(batches, next_cursor=onward, has_more=more)
-
-
-def _file_name(batch_id: str) -> str:
-    """A batch's id as a file name: LiteLLM's ids are longer than one may be, and begin and end alike."""
-    name = re.sub(r"[^\w=.-]", "_", batch_id)
-    return name if len(name) <= 100 else f"{name[:80]}~{hashlib.sha256(batch_id.encode()).hexdigest()[:16]}"
-
-
-def _names(names: Sequence[str] | frozenset[str]) -> str:
-    return ", ".join(sorted(names) if isinstance(names, frozenset) else names)
-
-
-def json_of(response: httpx.Response) -> dict[str, Any]:
-    """The JSON object a provider answered with; anything else is a ServerError."""
-    before: dict[str, Any] | None = response.extensions.get(_READ)
-    if before is not None:
-        return before
-    try:
-        body = response.json()
-    except (ValueError, RecursionError):
-        body = None
-    if not isinstance(body, dict):
-        request = response.request
-        raise ServerError(
-            f"{request.url.host} answered {request.method} {request.url.path} "
-            f"with something that is not a JSON object: {redact(response.text, request)[:200]!r}",
-            status_code=response.status_code,
-        )
-    if body.get("error") and not body.keys() & {"id", "data"}:
-        # Some servers, and gateways before them, report their failures with status 200.
-        raise ServerError(
-            f"{response.request.url.host} answered {response.request.method} {response.request.url.path} "
-            f"with an error: {redact(response.text, response.request)[:200]!r}",
-            status_code=response.status_code,
-        )
-    response.extensions[_READ] = body
-    return body
-
-
-def id_of(answer: Mapping[str, Any], what: str) -> str:
-    """The id in an answer. Some servers report their failures with status 200: those have none."""
-    found = answer.get("id")
-    if not isinstance(found, str | int) or found == "":
-        raise ServerError(f"the provider's answer is no {what}: {json.dumps(answer)[:200]}")
-    return str(found)
-
-
-def entries_of(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The entries of a listing. Servers written in Go send null where there are none.
-
-    Any other answer without them is no listing, but a failure with status 200, or another server: taken for
-    an empty one, it would say that a batch which was paid for does not exist. It is a ServerError.
-    """
-    entries = answer.get("data")
-    if entries is None and answer.get("object") == "list":
-        return []
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ServerError(f"the provider's answer is no listing: {json.dumps(answer)[:200]}")
-    return entries
-
-
-def get(url: str, params: Mapping[str, Any] | None = None) -> Flow[dict[str, Any]]:
-    """GET a JSON object; parameters that are None are left out."""
-    query = {name: value for name, value in (params or {}).items() if value is not None}
-    return (yield from ask(httpx.Request("GET", url, params=query), json_of))
-
-
-def answers(url: str) -> Flow[bool]:
-    """Whether there is something at an address."""
-    try:
-        yield from get(url)
-    except (NotFoundError, BadRequestError):
-        return False
-    return True
-
-
-def post(
-    url: str,
-    body: object = None,
-    *,
-    repeatable: bool = True,
-    repeat_conflict: bool = True,
-    headers: Mapping[str, str] | None = None,
-) -> Flow[dict[str, Any]]:
-    """POST JSON and receive JSON."""
-    request = httpx.Request("POST", url, json=body, headers=headers)
-    return (yield from ask(request, json_of, repeatable=repeatable, repeat_conflict=repeat_conflict))
-
-
-def failed_row(custom_id: str, code: str | None, message: str, status: int | None = None) -> Row:
-    return Row(custom_id, Outcome.FAILED, None, RowError(code, message), status)
+def _names(names: frozenset[str]) -> str:
+    return ", ".join(sorted(names))

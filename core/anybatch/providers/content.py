@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+import httpx
+
 from ..errors import JobError
+from ..flow import CHUNK
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
 
@@ -35,6 +39,28 @@ class Content:
         if file_mark(self.path) != self.mark:
             raise JobError(f"{self.path} was changed after it was validated; nothing of it was submitted")
         return SegmentReader(self.path.open("rb", buffering=0), self.segments)
+
+
+class LinesBody(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """The lines of a shard as the elements of a JSON list, streamed from its file; can be sent again."""
+
+    def __init__(self, content: Content, head: bytes, tail: bytes) -> None:
+        self._content, self._head, self._tail = content, head, tail
+        # Every line ends in a newline; between two lines it becomes a comma, after the last it goes.
+        self.size = content.size - 1 + len(head) + len(tail)
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._head
+        left = self._content.size - 1
+        with self._content.open() as file:
+            while left and (block := file.read(min(CHUNK, left))):
+                left -= len(block)
+                yield block.replace(b"\n", b",")  # JSON text holds no bare newline
+        yield self._tail
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for block in self:
+            yield block
 
 
 def file_mark(path: Path) -> tuple[int, int]:

@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigurationError
 from ..local.transport import BASE_URL, LocalTransport, database_path
-from .account import Account
+from .account import Account, check_settings
 from .openai import Dialect, OpenAIFormat
+from .traits import AccountSpec, Given, Traits
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_DIALECT = Dialect("local", None, (), needs_key=False, single_model=True, poll_seconds=(1.0, 5.0))
+_DIALECT = Dialect(
+    Traits(name="local", account=AccountSpec(needs_key=False), one_model=True, poll_seconds=(1.0, 5.0))
+)
 
 
 class Local(OpenAIFormat):
@@ -23,9 +26,14 @@ class Local(OpenAIFormat):
         self.path = path
 
     @classmethod
-    def open(cls, name: str, api_key: str | None, api_base: str | None) -> Local:
+    def traits_of(cls, name: str) -> Traits:
+        return _DIALECT.traits
+
+    @classmethod
+    def open(cls, name: str, given: Given) -> Local:
+        check_settings(name, _DIALECT.traits.account, given.settings)
         try:
-            return cls(database_path(api_base))
+            return cls(database_path(given.api_base))
         except ValueError as error:
             raise ConfigurationError(f"api_base: {error}", provider=name) from None
 

@@ -12,27 +12,18 @@ import httpx
 from ..errors import ConfigurationError
 from ..flow import Flow, ask
 from ..models import Batch, BatchErrors, BatchProblem, BatchStatus, Page, RequestCounts
-from .account import resolve_account
-from .base import (
-    DEFAULT_WINDOW,
-    Limits,
-    NewBatch,
-    Provider,
-    answers,
-    entries_of,
-    get,
-    id_of,
-    json_of,
-    post,
-)
-from .openai import decode_record, made_from
-from .reading import unix_time
+from .base import DEFAULT_WINDOW, NewBatch, Provider
+from .calls import answers, delete, get, json_of, post
+from .codec import BareCodec
+from .reading import entries_of, id_of, result_file_ids, results_of_files, unix_time
+from .saving import download_files
+from .traits import AccountSpec, Limits, Traits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
-    from ..models import Row
-    from .content import Content
+    from .traits import Results
 
 _STATUSES = {
     "QUEUED": BatchStatus.VALIDATING,
@@ -59,34 +50,20 @@ _MAX_HOURS = 168
 class Mistral(Provider):
     """Mistral La Plateforme."""
 
-    name = "mistral"
-    limits = Limits(requests=100_000, bytes=512_000_000)
-    endpoints = frozenset(f"/v1/{endpoint}" for endpoint in _ENDPOINTS)
-    single_model = True  # the model is a field of the job
-    verbatim = False
-    decodes_as_openai = True
-    create_options = frozenset({"agent_id", "timeout_hours"})
-    list_options = frozenset(
-        {"model", "agent_id", "metadata", "created_after", "created_by_me", "status", "order_by"}
+    traits = Traits(
+        name="mistral",
+        account=AccountSpec("https://api.mistral.ai", ("MISTRAL_API_KEY",), ("MISTRAL_API_BASE",)),
+        limits=Limits(requests=100_000, bytes=512_000_000),
+        endpoints=frozenset(f"/v1/{endpoint}" for endpoint in _ENDPOINTS),
+        one_model=True,  # the model is a field of the job
+        create_options=frozenset({"agent_id", "timeout_hours"}),
+        list_options=frozenset(
+            {"model", "agent_id", "metadata", "created_after", "created_by_me", "status", "order_by"}
+        ),
+        metadata=(16, 32, 512),
+        console=("https://console.mistral.ai/build/batches", None),
     )
-    metadata_limits = (16, 32, 512)
-
-    @classmethod
-    def open(cls, name: str, api_key: str | None, api_base: str | None) -> Mistral:
-        return cls(
-            resolve_account(
-                name,
-                api_key=api_key,
-                api_base=api_base,
-                default_base="https://api.mistral.ai",
-                key_env=("MISTRAL_API_KEY",),
-                base_env=("MISTRAL_API_BASE",),
-            )
-        )
-
-    def auth_headers(self) -> dict[str, str]:
-        key = self.account.api_key
-        return {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
+    codec = BareCodec()
 
     def check(
         self,
@@ -101,11 +78,8 @@ class Mistral(Provider):
         if hours is not None and (not isinstance(hours, int) or not 1 <= hours <= _MAX_HOURS):
             raise ConfigurationError(f"timeout_hours: 1 to {_MAX_HOURS}, not {hours!r}", provider=self.name)
 
-    def encode(self, line: Mapping[str, Any], endpoint: str, *, drop: bool = False) -> Mapping[str, Any]:
-        return {"custom_id": line["custom_id"], "body": line["body"]}
-
-    def upload(self, content: Content, options: Mapping[str, Any]) -> Flow[str | None]:
-        with content.open() as file:
+    def upload(self, new: NewBatch) -> Flow[str | None]:
+        with new.content.open() as file:
             files = {"file": ("requests.jsonl", file, "application/jsonl")}
             request = httpx.Request("POST", self.url("/v1/files"), data={"purpose": "batch"}, files=files)  # type: ignore[arg-type]
             return id_of((yield from ask(request, json_of, large=True)), "file")
@@ -123,16 +97,6 @@ class Mistral(Provider):
         body |= dict(new.options)
         return parse_job((yield from post(self.url("/v1/batch/jobs"), body, repeatable=False)))
 
-    def find(self, file_id: str | None, metadata: Mapping[str, str], *, since: float) -> Flow[list[Batch]]:
-        # `created_after` is left out: the job may be a clock's difference older than our record of it.
-        return (
-            yield from self.search(
-                lambda batch: made_from(batch, file_id, metadata),
-                since=since,
-                options={"order_by": "-created"},
-            )
-        )
-
     def retrieve(self, batch_id: str) -> Flow[Batch]:
         return parse_job((yield from get(self.url("/v1/batch/jobs/{}", batch_id))))
 
@@ -141,7 +105,7 @@ class Mistral(Provider):
         return parse_job((yield from post(url, repeat_conflict=repeat_conflict)))
 
     def list_page(self, *, after: str | None, limit: int | None, options: Mapping[str, Any]) -> Flow[Page]:
-        self.check_options(options, self.list_options, "list")
+        self.check_options(options, self.traits.list_options, "list")
         # Pages are numbered. The cursor also holds the last id, since some listings repeat their last page,
         # and how many entries were read: a page may hold fewer than were asked for.
         number, _, rest = (after or "0").partition(":")
@@ -167,12 +131,17 @@ class Mistral(Provider):
     def has_file(self, file_id: str) -> Flow[bool]:
         return (yield from answers(self.url("/v1/files/{}", file_id)))
 
-    def result_requests(self, batch: Batch) -> list[httpx.Request]:
-        ids = [file_id for file_id in (batch.output_file_id, batch.error_file_id) if file_id]
-        return [httpx.Request("GET", self.url("/v1/files/{}/content", file_id)) for file_id in ids]
+    def results(self, batch: Batch) -> Results:
+        return results_of_files(batch)
 
-    def decode(self, record: dict[str, Any], endpoint: str | None) -> Row:
-        return decode_record(record)
+    def download(self, batch: Batch, folder: Path) -> Flow[list[Path]]:
+        urls = [self.url("/v1/files/{}/content", file_id) for file_id in result_file_ids(batch)]
+        return (yield from download_files(folder, batch.id, urls))
+
+    def delete_files(self, batch: Batch, *, only_input: bool = False) -> Flow[None]:
+        ids = [batch.input_file_id, *(() if only_input else result_file_ids(batch))]
+        for file_id in filter(None, ids):
+            yield from delete(self.url("/v1/files/{}", file_id))
 
 
 def window_hours(window: str) -> int:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 from ..errors import AnyBatchError, NotFoundError, ServerError
 from ..flow import Flow, do, sleep
 from ..models import Batch, BatchStatus, Outcome
+from ..providers.traits import Results
 from .requests import iter_lines
 from .results import NEVER_RUN, decode_line
 
@@ -33,7 +34,8 @@ SETTLING = 300.0
 GONE_AFTER = 900.0
 # The same for files that hold all that the provider counts, where it counts fewer rows than were sent.
 DOUBT = 15.0
-_PAUSES = (2.0, 5.0, 10.0, 20.0, 40.0)  # between two looks, seconds; the last one from then on
+_LATE = "the provider has not named its results yet"
+PAUSES = (2.0, 5.0, 10.0, 20.0, 40.0)  # between two looks, seconds; the last one from then on
 
 
 class Measured(Protocol):
@@ -143,19 +145,22 @@ def fetch(
     waited, looks, promised = 0.0, 0, owed(batch, sent)
     while True:
         gone: NotFoundError | None = None
+        paths: list[Path] = []
+        state = provider.results(batch)
         try:
-            paths: list[Path] = yield from provider.download(batch, directory)
+            if state is Results.READY:
+                paths = yield from provider.download(batch, directory)
         except NotFoundError as error:
             gone, paths = error, getattr(error, "paths", [])
         found = yield from do(partial(measure, paths))
-        short = lacking(found, promised)
+        short = lacking(found, promised) or (_LATE if state is Results.NOT_YET else None)
         patience = _patience(batch, sent, found, short, gone)
         if waited >= patience:
             return Fetched(batch, paths, found, _loss(batch, found, promised, short, gone))
         if not looks:
             what = gone or short or "fewer rows than were sent"
             log.info("batch %s: its results are not complete yet (%s); asking again", batch.id, what)
-        pause = _PAUSES[min(looks, len(_PAUSES) - 1)]
+        pause = PAUSES[min(looks, len(PAUSES) - 1)]
         yield from sleep(pause)
         waited, looks = waited + pause, looks + 1
         with suppress(NotFoundError):
@@ -185,7 +190,7 @@ def _loss(
         return gone if is_short or not promised.rows else None
     if found.problem is not None and is_short:
         return ServerError(f"{found.problem}, and nothing of it was landed", batch_id=batch.id)
-    if is_loss(found, promised):
+    if is_loss(found, promised) or short == _LATE:
         return ServerError(
             f"the batch is {batch.status}, but its result files are not complete: {short}. To collect it "
             "again may find them complete",

@@ -54,8 +54,9 @@ class Index:
     ) -> None:
         self.paths = paths
         self._provider, self._endpoint = provider, endpoint
+        self._decodes_as_openai = provider.codec.decodes_as_openai
         self._expected = dict.fromkeys(custom_ids)
-        self._original = provider.original_ids(custom_ids)
+        self._original = provider.codec.original_ids(custom_ids)
         self._strayed: set[str] = set()  # whose line is both in `places` and among the strays
         self._torn: set[str] = set()  # whose line is the end of a file that was cut in the middle of it
         self._unclear = 0
@@ -103,7 +104,7 @@ class Index:
 
     def _note(self, number: int, offset: int, raw: bytes) -> bool:
         """Take up one line; whether it is a result, of any row, or the remains of one that was asked for."""
-        if self._provider.decodes_as_openai and (found := _plain_success(raw)) is not None:
+        if self._decodes_as_openai and (found := _plain_success(raw)) is not None:
             custom_id, body = found
             if custom_id in self._expected and custom_id not in self.places:
                 self.places[custom_id] = _Place(number, offset, len(raw), Outcome.SUCCEEDED, True)

@@ -35,7 +35,7 @@ def decode_line(raw: bytes, provider: Provider, endpoint: str | None) -> tuple[R
         record = _record(raw)
         if not isinstance(record, dict):
             raise ValueError("not a JSON object")
-        row = provider.decode(record, endpoint)
+        row = provider.codec.decode(record, endpoint)
     except Exception as error:  # whatever is wrong with one line, the others land
         reason = str(error) or type(error).__name__
         return Row(_salvaged_id(raw), Outcome.FAILED, None, RowError(UNDECODABLE, reason)), None

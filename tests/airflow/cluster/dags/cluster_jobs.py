@@ -32,7 +32,8 @@ ACCOUNT: dict[str, Any] = {"conn_id": "provider", "api_base": "{{ dag_run.conf['
 OUTPUT = os.environ["ANYBATCH_OUTPUT"] + "/{{ run_id }}"
 
 # A provider whose batches hold two rows: the requests make three of them.
-DIALECTS["openai-compatible"] = replace(DIALECTS["openai-compatible"], limits=Limits(requests=2))
+_ROW = DIALECTS["openai-compatible"]
+DIALECTS["openai-compatible"] = replace(_ROW, traits=replace(_ROW.traits, limits=Limits(requests=2)))
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -1,0 +1,12 @@
+"""What a package that brings a provider of its own tests it with: `pip install 'anybatch[testing]'`.
+
+Subclass `ProviderSuite` in a test module, and name the provider and a fake server of its wire format.
+"""
+
+from .driver import MODES, QUICK, Driver
+from .pauses import shorten_pauses
+from .serving import serve
+from .suite import Fake, ProviderSuite
+from .wire import Wire
+
+__all__ = ["MODES", "QUICK", "Driver", "Fake", "ProviderSuite", "Wire", "serve", "shorten_pauses"]

@@ -1,0 +1,63 @@
+"""The way between a client and a fake server, on which things go wrong when a test asks for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import httpx
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from .suite import Fake
+
+
+class Wire:
+    """Hands requests to the fake: what `httpx.MockTransport` takes, for both clients.
+
+    lost_creates  so many creates make their batch, and get no answer
+    fails_first   every address answers its first GET with a 503
+    cuts_first    the first answer of more than `cuts_first` bytes to a GET breaks off in the middle
+    """
+
+    def __init__(self, fake: Fake) -> None:
+        self.fake = fake
+        self.lost_creates = 0
+        self.fails_first = False
+        self.cuts_first: int | None = None
+        self.calls: list[httpx.Request] = []
+        self._asked: set[str] = set()
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.calls.append(request)
+        address = f"{request.method} {request.url}"
+        is_first = request.method == "GET" and address not in self._asked
+        self._asked.add(address)
+        if is_first and self.fails_first:
+            return httpx.Response(503, json={"error": {"message": "try again"}})
+        before = len(self.fake.batch_ids)
+        response = self.fake(request)
+        if len(self.fake.batch_ids) > before and self.lost_creates > 0:
+            self.lost_creates -= 1
+            raise httpx.ReadError("the connection was reset")
+        if is_first and self.cuts_first is not None and len(response.content) > self.cuts_first:
+            self.cuts_first = None
+            headers = {"content-length": str(len(response.content))}
+            half = response.content[: len(response.content) // 2]
+            return httpx.Response(response.status_code, headers=headers, stream=_Cut(half))
+        return response
+
+
+class _Cut(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body of which the connection breaks."""
+
+    def __init__(self, sent: bytes) -> None:
+        self._sent = sent
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._sent
+        raise httpx.ReadError("the connection was reset")
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in self:
+            yield chunk
