@@ -150,10 +150,12 @@ def test_airflow_is_not_waited_for_without_end(
 
 
 def test_a_second_signal_changes_nothing(world: World, airflow: Airflow) -> None:
+    cancels = world.server.hold("POST", ".*/cancel", handled=True)
     airflow.kill_once(is_watched(world))
-    airflow.kill_once(is_watched(world))
+    airflow.kill_once(lambda: cancels.wait(PATIENCE) is None, then=cancels.release)
     with pytest.raises(Terminated):
         run(world, airflow)
+    airflow.settle()
     assert world.server.count("POST", ".*/cancel") == 1
 
 
