@@ -22,7 +22,7 @@ FASTEST_TESTS := $(filter-out tests/test_options.py,$(wildcard tests/test_*.py))
 CORE_TESTS := $(FASTEST_TESTS) tests/conformance tests/exactly_once tests/fakes tests/golden
 
 # The newest Dagster that there is, with whatever it needs, in an environment of its own.
-DAGSTER_PACKAGES := dagster-dg-cli dagster-postgres dagster-webserver pandas pytest pytest-asyncio
+DAGSTER_PACKAGES := dagster-dg-cli dagster-postgres dagster-webserver openai pandas psutil pytest pytest-asyncio
 
 # What .ci/run leaves out.
 NIGHTLY := airflow-versions pythons dagster-newest long-kills bench
