@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from anybatch_airflow.hooks import AnyBatchHook
     from anybatch_airflow.triggers import AnyBatchTrigger
 
-# The states of a task instance that is over: nothing of it will run again unless somebody clears it.
-TERMINAL_STATES = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
-
 
 class OnAccount:
     """The arguments by which a task names its account: `conn_id`, `provider`, `api_base`."""
@@ -76,7 +73,7 @@ def checked(event: Mapping[str, Any] | None) -> Mapping[str, Any]:
     if not event or "status" not in event:
         raise AirflowException(f"the trigger sent no event that this version understands: {event!r}")
     if event["status"] == ERROR:
-        raise AirflowException(event["message"])
+        raise (AirflowFailException if event.get("final") else AirflowException)(event["message"])
     return event
 
 
@@ -98,25 +95,14 @@ def job_id(ti: Any) -> str:
     return "airflow:" + "/".join(parts)
 
 
-def state_of(ti: Any) -> str | None:
-    """The state of a task instance as Airflow's API tells it; blocks."""
-    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
-
-    states = RuntimeTaskInstance.get_task_states(
-        dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
-    )
-    key = ti.task_id if ti.map_index < 0 else f"{ti.task_id}_{ti.map_index}"
-    # One that was cleared just now has no state; one that is not there was deleted with its run or its DAG.
-    state = states.get(ti.run_id, {}).get(key, "removed")
-    return None if state is None else str(getattr(state, "value", state))
-
-
 @contextmanager
 def final_errors() -> Iterator[None]:
     """Errors that a retry cannot cure fail the task at once; a person has to change something first."""
-    from anybatch import ConfigurationError, InputChangedError, InputError, OrphanError
+    from anybatch.errors import AnyBatchError, classify
 
     try:
         yield
-    except (ConfigurationError, InputError, InputChangedError, OrphanError) as error:
+    except AnyBatchError as error:
+        if not classify(error).is_final:
+            raise
         raise AirflowFailException(f"{type(error).__name__}: {error}") from error

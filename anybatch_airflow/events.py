@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from anybatch_airflow.hooks import AnyBatchHook
-from anybatch_airflow.listing import Reading
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Iterable, Mapping, Sequence
@@ -38,7 +37,6 @@ log = logging.getLogger(__name__)
 
 ENDS = ("completed", "failed", "expired", "cancelled")
 OVERLAP = 900.0  # seconds that a provider may be late to show that a batch has ended
-CLOCK_SKEW = 120.0  # seconds that our clock and the provider's may differ
 SETTLING = (
     10.0  # seconds after which an event that was handed to the triggerer is in the database, and its run made
 )
@@ -132,7 +130,8 @@ class BatchCompletedTrigger(BaseEventTrigger):
                             yield snapshot
             except Exception as error:
                 # The connection is read anew: it may have been mended, or its key replaced.
-                log.error("%s: no batches can be listed, next try in %.0f s: %s", hook, MENDING, error)
+                again = "%s: no batches can be listed, next try in %.0f s: %s"
+                log.error(again, hook, MENDING, error, exc_info=_bug(error))
                 await asyncio.sleep(MENDING)
 
     async def filter_shared_stream(self, shared_stream: AsyncIterator[Any]) -> AsyncIterator[TriggerEvent]:
@@ -199,7 +198,8 @@ class BatchCompletedTrigger(BaseEventTrigger):
                 log.error("%s", error)
                 return {"batch_id": batch_id, "status": "not found", "ended_at": time.time()}
             except Exception as error:
-                log.error("batch %s cannot be watched, next try in %.0f s: %s", batch_id, MENDING, error)
+                again = "batch %s cannot be watched, next try in %.0f s: %s"
+                log.error(again, batch_id, MENDING, error, exc_info=_bug(error))
                 await asyncio.sleep(MENDING)
 
     # --- what is told ----------------------------------------------------------------------------------
@@ -219,6 +219,13 @@ class BatchCompletedTrigger(BaseEventTrigger):
     def _event(self, facts: Facts) -> TriggerEvent:
         self.log.info("batch %s is %s", facts["batch_id"], facts["status"])
         return TriggerEvent({**facts, "conn_id": self.conn_id})  # type: ignore[no-untyped-call]
+
+
+def _bug(error: Exception) -> Exception | None:
+    """An error that nobody expects, and whose traceback a log should have."""
+    from anybatch.errors import Wait, classify
+
+    return error if classify(error).wait is Wait.UNEXPECTED else None
 
 
 def facts_of(batch: Batch, ended_at: float | None = None) -> Facts:
@@ -322,24 +329,20 @@ class Listing:
         self._ended: dict[str, Facts] = {}
         self._seen_until = -math.inf
 
-    def begin(self, now: float) -> None:
-        """Decide how far back the listing has to be read: to the oldest that runs, and to all new ones."""
+    def begin(self, now: float) -> float:
+        """How far back the listing has to be read: to the oldest that runs, and to all new ones."""
         oldest = min(self._running.values(), default=math.inf)
-        until = now - self._max_age if self._seen_until == -math.inf else min(oldest, self._seen_until)
-        self._until = until - CLOCK_SKEW
         self._now, self._found = now, set[str]()
+        return now - self._max_age if self._seen_until == -math.inf else min(oldest, self._seen_until)
 
-    def take(self, page: Sequence[Batch]) -> bool:
-        """Take in a page; whether the next one is needed."""
-        for batch in page:
-            created = float(batch.created_at or self._now)
-            self._found.add(batch.id)
-            if not batch.status.is_terminal:
-                self._running[batch.id] = created
-            elif batch.id not in self._ended:
-                was_running = self._running.pop(batch.id, None) is not None
-                self._ended[batch.id] = facts_of(batch, self._now if was_running else None)
-        return not page or float(page[-1].created_at or self._now) >= self._until
+    def take(self, batch: Batch) -> None:
+        """Take in a batch as it is listed."""
+        self._found.add(batch.id)
+        if not batch.status.is_terminal:
+            self._running[batch.id] = float(batch.created_at or self._now)
+        elif batch.id not in self._ended:
+            was_running = self._running.pop(batch.id, None) is not None
+            self._ended[batch.id] = facts_of(batch, self._now if was_running else None)
 
     def finish(self, *, is_whole: bool = True) -> Snapshot:
         """All that ended, the latest first.
@@ -360,15 +363,19 @@ class Listing:
 
 async def _looks(client: AsyncClient, listing: Listing, interval: float) -> AsyncGenerator[Snapshot]:
     """One listing after another; ends with the error that a person has to mend, and with no other."""
-    from anybatch.polling.pace import Trouble, Verdict, verdict
+    from anybatch.errors import classify
+    from anybatch.polling.pace import Trouble
 
     trouble, cuts, failures = Trouble(), Trouble(), 0
     while True:
-        pause, reading = interval, Reading()
+        pause = interval
         try:
-            snapshot = await _look(client, listing, reading)
+            batches = client.iter_batches(since=listing.begin(time.time()))
+            async for batch in batches:
+                listing.take(batch)
+            snapshot = listing.finish(is_whole=batches.reading.is_complete)
         except Exception as error:
-            if verdict(error) in (Verdict.ENDS_ALL, Verdict.ENDS_ONE):
+            if classify(error).wait.ends:
                 raise
             failures += 1
             asked = getattr(error, "retry_after", None)
@@ -377,21 +384,9 @@ async def _looks(client: AsyncClient, listing: Listing, interval: float) -> Asyn
                 log.warning("listing batches fails, still watching: %s", error)
         else:
             failures = 0
-            if reading.is_cut and cuts.lasts(time.monotonic(), calm=2 * pause) is not None:
+            if not batches.reading.is_complete and cuts.lasts(time.monotonic(), calm=2 * pause) is not None:
                 log.warning(
                     "the list of batches cannot be read to its end; what is beyond it, nobody is told of"
                 )
             yield snapshot
         await asyncio.sleep(pause * random.uniform(0.9, 1.1))
-
-
-async def _look(client: AsyncClient, listing: Listing, reading: Reading) -> Snapshot:
-    listing.begin(time.time())
-    after: str | None = None
-    while True:
-        page = await client.list(after=after, limit=client.provider.list_limit or None)
-        if not listing.take(page):
-            return listing.finish()
-        after = reading.next_after(page)
-        if after is None:
-            return listing.finish(is_whole=not reading.is_cut)

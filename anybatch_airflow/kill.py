@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import TaskDeferred
 
-from anybatch_airflow.account import TERMINAL_STATES, state_of
+from anybatch_airflow.taskinstance import TERMINAL_STATES, state_of
 
 if TYPE_CHECKING:
     from types import TracebackType

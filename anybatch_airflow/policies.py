@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from anybatch.jobs.options import wrong_choice
@@ -63,7 +62,9 @@ def described(batches: Iterable[Batch]) -> dict[str, dict[str, Any]]:
 
 
 def utc(moment: float) -> str:
-    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    from anybatch.polling import pace
+
+    return pace.utc(moment)
 
 
 def manifest_of(report: Report) -> dict[str, Any]:

@@ -112,9 +112,10 @@ class AnyBatchSensor(OnAccount, BaseSensorOperator):
         from anybatch import AnyBatchError
 
         try:
-            if self.deferrable:
-                return self._look(context, time.time() + self.timeout)
-            return super().execute(context)
+            with final_errors():
+                if self.deferrable:
+                    return self._look(context, time.time() + self.timeout)
+                return super().execute(context)
         except (AirflowFailException, AirflowNotFoundException, AnyBatchError) as error:
             # As the base class does for a task that was resumed, and in part for a poke.
             if self.soft_fail or self.never_fail:
@@ -183,7 +184,7 @@ class AnyBatchSensor(OnAccount, BaseSensorOperator):
         self.defer(trigger=trigger, method_name="execute_complete", timeout=timedelta(seconds=backstop))
 
     def _retrieve(self, context: Context) -> list[Batch]:
-        with final_errors(), self.hook().get_client() as client:
+        with self.hook().get_client() as client:
             ids = batch_ids(self.batch_id)
             if not self._is_linked:  # not at every poke
                 push_links(task_instance(context), batches=self.hook().console_url(client, ids))
@@ -212,9 +213,9 @@ class AnyBatchSensor(OnAccount, BaseSensorOperator):
 
 def passes(error: Exception) -> bool:
     """Whether a failed look may work next time, with nobody doing anything about it."""
-    from anybatch.polling.pace import Verdict, verdict
+    from anybatch.errors import classify
 
-    return verdict(error) in (Verdict.SLOWS, Verdict.BLIP)
+    return not classify(error).wait.ends
 
 
 def can_start_from_trigger(fields: Sequence[Any], renders: bool) -> bool:

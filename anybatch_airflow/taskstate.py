@@ -24,7 +24,6 @@ from anybatch.jobs.job import shard_metadata, short
 from anybatch.jobs.ledger import Ledger, ShardRecord, Step
 from anybatch.paths import open_path
 from anybatch.providers.finding import oldest
-from anybatch_airflow.listing import CLOCK_SKEW, Reading, reaches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -174,17 +173,13 @@ def begin_of_run(context: Context) -> float:
 
 def find_batches(client: Client, job: str, since: float) -> Found:
     """The batches at the provider that carry a job's mark and were not cancelled."""
-    since = max(since, time.time() - _LOOK_BACK) - CLOCK_SKEW
-    found: dict[str, Batch] = {}
-    reading, after = Reading(), None
-    while True:
-        page = client.list(after=after, limit=client.provider.list_limit or None)
-        for batch in page:
-            if batch.status not in _DEAD and (batch.metadata or {}).get("anybatch_job") == short(job):
-                found[batch.id] = batch
-        after = None if reaches(page, since) else reading.next_after(page)
-        if after is None:
-            return Found(list(found.values()), not reading.is_cut)
+    batches = client.iter_batches(since=max(since, time.time() - _LOOK_BACK))
+    found = {
+        batch.id: batch
+        for batch in batches
+        if batch.status not in _DEAD and (batch.metadata or {}).get("anybatch_job") == short(job)
+    }
+    return Found(list(found.values()), batches.reading.is_complete)
 
 
 def forget_dead(client: Client, folder: TaskStateFolder) -> None:

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from airflow.providers.common.compat.sdk import conf
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from anybatch_airflow.account import TERMINAL_STATES, state_of
 from anybatch_airflow.hooks import AnyBatchHook
 from anybatch_airflow.inputs import batch_ids
 from anybatch_airflow.policies import describe
+from anybatch_airflow.taskinstance import TERMINAL_STATES, state_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
     from concurrent.futures import Future
 
     from anybatch import Batch
+    from anybatch.errors import Kind
     from anybatch.polling.watcher import Watcher
 
 T = TypeVar("T")
@@ -44,7 +45,8 @@ NAMED = 5  # batches whose errors a message names
 class AnyBatchTrigger(BaseTrigger):
     """Fires once: when every batch has ended or is late, or as soon as one cannot be waited for any longer.
 
-    The event is `{"status": "ended" | "timeout" | "error", "batches": {id: …}, "message": str, "then": …}`.
+    The event is `{"status": "ended" | "timeout" | "error", "batches": {id: …}, "message": str, "then": …}`,
+    and of an error "final": whether no retry of the task would help.
     Each batch is `{"status": <the batch's>, "total", "completed", "failed"}`, or `{"timeout": True}`, or
     `{"lost": <why>}` where the provider does not know it and that is outlasted, or `{"error": <why>}` where
     waiting for it was given up, or `{"waiting": True}` where that of another ended the wait for it too. Only
@@ -115,13 +117,14 @@ class AnyBatchTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait for all batches at once; what goes wrong is told in the event."""
-        from anybatch import AnyBatchError
+        from anybatch.errors import AnyBatchError, classify
 
         try:
             batches = self._all()
             watcher = await self._hook().get_watcher()
         except AnyBatchError as error:
             event: dict[str, Any] = {"status": ERROR, "batches": {}, "message": _told(error)}
+            event["final"] = classify(error).is_final
         else:
             event = await self._outcome(watcher, batches)
         self._is_decided = True
@@ -172,18 +175,25 @@ class AnyBatchTrigger(BaseTrigger):
         return AnyBatchHook(self.conn_id, provider=self.provider, api_base=self.api_base)
 
     async def _outcome(self, watcher: Watcher, batches: Mapping[str, int | None]) -> dict[str, Any]:
-        from anybatch import AnyBatchError
+        from anybatch.errors import Wait, classify
 
         waits: dict[str, asyncio.Task[dict[str, Any]]] = {}
+        kinds: list[tuple[Exception, Kind]] = []
         try:
             async with asyncio.TaskGroup() as group:  # the first error ends all
                 for batch_id, created in batches.items():
                     waits[batch_id] = group.create_task(self._wait(watcher, batch_id, created))
-        except* AnyBatchError:
-            pass
+        except* Exception as errors:
+            kinds = [(error, classify(error)) for error in errors.exceptions]
         told = {batch_id: told_of(wait) for batch_id, wait in waits.items()}
         status, message = conclusion(told)
-        return {"status": status, "batches": told, "message": message}
+        event = {"status": status, "batches": told, "message": message}
+        if status != ERROR:
+            return event
+        for error, kind in kinds:
+            if kind.wait is Wait.UNEXPECTED:
+                self.log.error("the wait ended by a bug", exc_info=error)
+        return event | {"final": any(kind.is_final for _, kind in kinds)}
 
     async def _wait(self, watcher: Watcher, batch_id: str, created_at: int | None) -> dict[str, Any]:
         from anybatch import DeadlineExceededError, NotFoundError

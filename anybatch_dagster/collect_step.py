@@ -114,12 +114,12 @@ def _go_on_waiting(
     move = next_move(standing, deadlines, options.on_timeout, now)
     if move is Move.CANCEL:
         _cancel(context, client, running)
-        raise failure(
+        raise dg.Failure(
             f"{told}. The deadline has passed, and it was cancelled. Materialize this asset again to keep "
             "the rows that were finished and to submit the others once more."
         )
     if move in (Move.LEAVE, Move.GIVE_UP):
-        raise failure(
+        raise dg.Failure(
             f"{told}. The deadline has passed; it is left running. Materialize this asset again to take the "
             "results once it has ended, or raise `timeout`."
         )
@@ -174,7 +174,7 @@ def _make_values(
     if not _is_parted(options, partitions):
         return {"": make_value(options.value, report)}
     made = {}
-    for partition, part in split_report(report, partitions).items():
+    for partition, part in split_report(report, partitions, options.price).items():
         made[partition] = make_value(options.value, part)
         for key in keys:
             told = part_metadata(part, made[partition].invalid)
@@ -199,7 +199,8 @@ def _materialization(
     is_parted = _is_parted(options, submission.partitions)
     facts = result_metadata(
         report,
-        submission=submission,
+        submission=submission.run_id,
+        console=submission.facts.console,
         invalid=sum(one.invalid for one in made.values()),
         collect_lag=round(max(0.0, time.time() - ended), 1) if ended else None,
         is_parted=is_parted,

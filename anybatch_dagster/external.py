@@ -162,22 +162,17 @@ class _Listing:
             self.trouble = f"{type(error).__name__}: {error}"
 
     async def _pages(self, client: AsyncClient) -> None:
-        cursor = None
-        for _ in range(_PAGES):
-            page = await client.list(after=cursor, limit=client.provider.list_limit or None)
-            self.batches += page
-            oldest = min((batch.created_at for batch in page if batch.created_at), default=math.inf)
-            self.is_complete = not page.has_more or oldest < self._after
-            if self.is_complete:
-                return
-            cursor = page.next_cursor
-            if cursor is None:
-                self.trouble = (
-                    f"the provider says that it has more than the {len(self.batches):,} batches that were "
-                    "looked at, and not how to read on"
-                )
-                return
-        self.trouble = f"only the newest {len(self.batches):,} batches were looked at: shorten `lookback`"
+        found = client.iter_batches(since=self._after, max_pages=_PAGES)
+        async for batch in found:
+            self.batches.append(batch)
+        self.is_complete = found.reading.is_complete
+        if found.reading.is_cut:
+            self.trouble = (
+                f"the provider says that it has more than the {len(self.batches):,} batches that were "
+                "looked at, and not how to read on"
+            )
+        elif not self.is_complete:
+            self.trouble = f"only the newest {len(self.batches):,} batches were looked at: shorten `lookback`"
 
 
 def _event(

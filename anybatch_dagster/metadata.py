@@ -16,7 +16,6 @@ from anybatch.rows.tables import join_results
 
 if TYPE_CHECKING:
     from .polling import Progress
-    from .submissions import Submission
 
 PREVIEW_ROWS = 5
 _PREVIEW_WIDTH = 120
@@ -119,20 +118,26 @@ def counts_of(report: Report, invalid: int = 0) -> str:
 
 
 def result_metadata(
-    report: Report, *, submission: Submission, invalid: int, collect_lag: float | None, is_parted: bool
+    report: Report,
+    *,
+    submission: str,
+    console: dg.UrlMetadataValue | None,
+    invalid: int,
+    collect_lag: float | None,
+    is_parted: bool,
 ) -> dict[str, Any]:
     """Metadata of a collected job, with its first few rows as a table; of one that each partition has its own
-    figures of, without those."""
+    figures of, without those. `submission` is the id of the run that submitted it."""
     preview = {"preview": dg.MetadataValue.md(preview_table(report.results))}
     figures = {} if is_parted else {**preview, **part_metadata(report, invalid)}
     facts = ResultMetadata(
-        submission=submission.run_id,
+        submission=submission,
         provider=report.provider,
         batches=", ".join(batch.id for batch in report.batches),
         rounds=report.rounds,
         turnaround_s=report.duration_s,
         collect_lag_s=collect_lag,
-        console=submission.facts.console,
+        console=console,
     )
     return {**facts, **figures}
 

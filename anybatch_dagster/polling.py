@@ -9,11 +9,11 @@ import threading
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
-from anybatch import AnyBatchError, AsyncClient, Batch, BatchStatus, RetryPolicy
-from anybatch.polling.pace import Verdict, keep_listing, listing_pays, next_interval, verdict
+from anybatch import AsyncClient, Batch, BatchStatus, RetryPolicy
+from anybatch.errors import Wait, classify
+from anybatch.polling.pace import keep_listing, listing_pays, next_interval
 from anybatch.polling.watcher import LANES
 
 CALLS = 20  # at most, for one account in one tick, where the provider can list
@@ -64,13 +64,13 @@ class Poller:
     def __init__(self) -> None:
         self._seen: dict[str, Batch] = {}
         self._due: dict[str, float] = {}
-        self._gone: dict[str, AnyBatchError] = {}
+        self._gone: dict[str, Exception] = {}
         self._not_before = 0.0
-        self._fatal: AnyBatchError | None = None
+        self._fatal: Exception | None = None
         self._calls = CALLS
 
-    def states(self, batch_ids: Collection[str]) -> Mapping[str, Batch | AnyBatchError]:
-        """What is known of these batches: as last seen, or the error that says there is no such batch."""
+    def states(self, batch_ids: Collection[str]) -> Mapping[str, Batch | Exception]:
+        """What is known of these batches: as last seen, or the error that has ended the wait for one."""
         known = ((batch_id, self._gone.get(batch_id) or self._seen.get(batch_id)) for batch_id in batch_ids)
         return {batch_id: state for batch_id, state in known if state is not None}
 
@@ -109,25 +109,22 @@ class Poller:
         """Page through the provider's batches, newest first, as long as that saves calls."""
         seen = [self._seen.get(batch_id) for batch_id in wanted]
         oldest = min((batch.created_at or -math.inf) if batch else -math.inf for batch in seen)
-        expected, after = len(wanted), None
-        for pages in count(1):
+        expected, listing = len(wanted), client.iter_batches()
+        try:
+            async for page in listing.pages():
+                self._calls -= 1
+                for batch in page:
+                    if batch.id in wanted:
+                        self._saw(client, batch)
+                        wanted.discard(batch.id)
+                page_oldest = min((batch.created_at for batch in page if batch.created_at), default=math.inf)
+                pages, ours, missing = listing.reading.pages, expected - len(wanted), len(wanted)
+                budget = min(expected, pages + self._calls)
+                if not keep_listing(pages, ours, missing, page_oldest, oldest, budget=budget):
+                    return
+        except Exception as error:  # retrieving each may still work, and tells if it does not
             self._calls -= 1
-            try:
-                page = await client.list(after=after, limit=client.provider.list_limit)
-            except AnyBatchError as error:  # retrieving each may still work, and tells if it does not
-                self._log.warning(f"listing batches: {error}")
-                return
-            for batch in page:
-                if batch.id in wanted:
-                    self._saw(client, batch)
-                    wanted.discard(batch.id)
-            page_oldest = min((batch.created_at for batch in page if batch.created_at), default=math.inf)
-            after = page.next_cursor  # also of an empty page, which may come before others
-            ours, missing = expected - len(wanted), len(wanted)
-            budget = min(expected, pages + self._calls)
-            # Where it cannot be read on nothing is known of the rest: each of those is retrieved.
-            if after is None or not keep_listing(pages, ours, missing, page_oldest, oldest, budget=budget):
-                return
+            self._tell(error, "listing batches")
 
     async def _lane(self, client: AsyncClient, turn: Iterator[str]) -> None:
         for batch_id in turn:
@@ -136,7 +133,7 @@ class Poller:
             self._calls -= 1
             try:
                 self._saw(client, await client.retrieve(batch_id))
-            except AnyBatchError as error:
+            except Exception as error:
                 self._trouble(error, batch_id)
 
     def _saw(self, client: AsyncClient, batch: Batch) -> None:
@@ -146,18 +143,22 @@ class Poller:
         self._seen[batch.id] = batch
         self._due[batch.id] = math.inf if batch.status.is_terminal else now + wait
 
-    def _trouble(self, error: AnyBatchError, what: str) -> None:
-        match verdict(error):
-            case Verdict.ENDS_ALL:
+    def _trouble(self, error: Exception, batch_id: str) -> None:
+        match classify(error).wait:
+            case Wait.ENDS_ALL:
                 self._fatal = error
                 return
-            case Verdict.ENDS_ONE:
-                self._gone[what] = error
-            case Verdict.SLOWS:
+            case Wait.ENDS_ONE | Wait.UNEXPECTED:
+                self._gone[batch_id] = error
+            case Wait.SLOWS:
                 self._not_before = time.time() + min(getattr(error, "retry_after", None) or 60.0, 3600.0)
-            case Verdict.BLIP:
+            case Wait.BLIP:
                 pass
-        self._log.warning(f"{what}: {error}")
+        self._tell(error, batch_id)
+
+    def _tell(self, error: Exception, what: str) -> None:
+        bug = error if classify(error).wait is Wait.UNEXPECTED else None
+        self._log.warning(f"{what}: {error or type(error).__name__}", exc_info=bug)
 
 
 class Aside:

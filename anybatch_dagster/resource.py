@@ -2,13 +2,14 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import dagster as dg
 from pydantic import Field, ValidationInfo, field_validator
+from upath import UPath
 
-from anybatch import AnyBatchError, AsyncClient, Batch, Client, Page, RetryPolicy, Row
+from anybatch import AnyBatchError, AsyncClient, Batch, Client, Page, Report, RetryPolicy, Row
 from anybatch.providers import Given, Provider, open_provider, settings_of
 
 _KEYS: dict[str, str] = {}
@@ -18,7 +19,8 @@ class BatchResource(dg.ConfigurableResource[Any]):
     """A provider and the credentials for it: what batch assets submit to and the batch sensor polls.
 
     It is also useful alone, inside any asset or op: `create`, `retrieve`, `cancel`, `list` and `results` are
-    one call each; `with batches.client() as client: …` keeps the connection, and has all that a client has.
+    one call each, and `land_batches` lands what another system has created;
+    `with batches.client() as client: …` keeps the connection, and has all that a client has.
     Give the key as `dg.EnvVar("OPENAI_API_KEY")`, or leave it out to have the provider's own variable read.
     """
 
@@ -115,6 +117,19 @@ class BatchResource(dg.ConfigurableResource[Any]):
         """The rows of an ended batch, in the provider's order, in constant memory."""
         with self.client() as client:
             yield from client.results(batch_id)
+
+    def land_batches(
+        self,
+        batch_ids: str | Iterable[str],
+        folder: str | os.PathLike[str] | UPath,
+        *,
+        endpoint: str | None = None,
+        id: str | None = None,
+        price: tuple[float, float] | None = None,
+    ) -> Report:
+        """Land ended batches of other systems in a folder of their own; as `anybatch.Client` does."""
+        with self.client() as client:
+            return client.land_batches(batch_ids, folder, endpoint=endpoint, id=id, price=price)
 
     def _account(self) -> Provider:
         settings = {name: _read(value) for name, value in self.settings.items()}

@@ -11,17 +11,8 @@ from urllib.parse import quote
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
-from anybatch import (
-    APIError,
-    BatchFailedError,
-    Client,
-    ConfigurationError,
-    InputError,
-    JobError,
-    RateLimitError,
-    ServerError,
-    TransportError,
-)
+from anybatch import AnyBatchError, Client
+from anybatch.errors import classify
 from anybatch.jobs.policies import deadlines_of
 
 from .gate import IN_FLIGHT, Gate
@@ -148,9 +139,9 @@ def final_errors() -> Iterator[None]:
     """Errors that a retry cannot cure fail the step at once; a person has to change something first."""
     try:
         yield
-    except (RateLimitError, ServerError, TransportError):
-        raise
-    except (ConfigurationError, InputError, JobError, BatchFailedError, APIError) as error:
+    except AnyBatchError as error:
+        if not classify(error).is_final:
+            raise
         raise failure(f"{type(error).__name__}: {error}") from error
 
 

@@ -119,19 +119,27 @@ def _module(name: str, value: str) -> Any:
 # --- several partitions ------------------------------------------------------------------------------------
 
 
-def split_report(report: Report, partitions: Sequence[str]) -> dict[str, Report]:
-    """The account of each partition of a run over several, with a results.jsonl and ids of its own."""
+def split_report(
+    report: Report, partitions: Sequence[str], price: tuple[float, float] | None = None
+) -> dict[str, Report]:
+    """The account of each partition of a run over several, with a results.jsonl and ids of its own.
+
+    Tokens and cost are those of the partition's rows as they landed; what earlier rounds of them have cost is
+    in the job's report alone.
+    """
     folder = UPath(report.results).parent / "partitions"
     parts = {}
     rows = landed_rows(report)
     for key, group in groupby(rows, key=lambda row: split_id(row.custom_id)[0]):  # in the input's order
-        parts[key] = _part(report, folder, key, group)
+        parts[key] = _part(report, folder, key, group, price)
     for key in set(partitions) - parts.keys():  # nothing was asked for these
-        parts[key] = _part(report, folder, key, ())
+        parts[key] = _part(report, folder, key, (), price)
     return parts
 
 
-def _part(report: Report, folder: UPath, partition: str, rows: Iterable[Row]) -> Report:
+def _part(
+    report: Report, folder: UPath, partition: str, rows: Iterable[Row], price: tuple[float, float] | None
+) -> Report:
     tally = Tally()
     path = folder / quote(partition, safe="").replace("..", "%2E%2E") / "results.jsonl"
 
@@ -150,7 +158,7 @@ def _part(report: Report, folder: UPath, partition: str, rows: Iterable[Row]) ->
         "counts": {outcome: tally.counts[outcome] for outcome in Outcome},
         "unexpected": 0,
         "usage": tally.usage,
-        "cost": report.cost * count / report.rows if report.cost is not None and report.rows else tally.cost,
+        "cost": tally.cost_at(price),
     }
     return report.model_copy(update=told)
 

@@ -13,9 +13,9 @@ from anybatch import errors
 from anybatch.flow import aperform, perform, send
 from anybatch.retry import (
     RetryPolicy,
-    error_of,
     may_repeat,
     outcome_unknown,
+    problem_of,
     raise_for_status,
     retry_after,
 )
@@ -204,7 +204,7 @@ def test_a_long_retry_after_is_not_slept_through() -> None:
 
 
 def test_error_bodies_that_are_not_objects() -> None:
-    assert error_of(answer(500, json=["a"])) == (None, '["a"]')
+    assert problem_of(answer(500, json=["a"])) == (None, '["a"]')
 
 
 def test_a_deadline_is_a_timeout_like_any_other() -> None:

@@ -90,7 +90,6 @@ PASSING = [
     RateLimitError("overloaded", status_code=529),
     QuotaError("empty", status_code=429),
     BadRequestError("lock", status_code=409),
-    ValueError("malformed"),
 ]
 
 
@@ -120,6 +119,16 @@ def test_a_refusal_ends_it_at_once(clock: Clock, error: Exception, after: float)
         drive(clock, lambda at: error if at >= after else "in_progress")
     assert caught.value is error
     assert clock.now - EPOCH < after + 20
+
+
+def test_a_bug_ends_it_with_its_own_traceback(clock: Clock) -> None:
+    def answers(at: float) -> Answer:
+        return TypeError("a parser's") if at > 60 else "in_progress"
+
+    with pytest.raises(TypeError, match="a parser's") as caught:
+        drive(clock, answers, deadline=1_000.0)
+    assert "_wait" in [frame.name for frame in caught.traceback]
+    assert clock.now - EPOCH < 100
 
 
 def test_a_pause_that_was_asked_for_is_kept(clock: Clock) -> None:

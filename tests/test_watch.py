@@ -9,6 +9,7 @@ import math
 import random
 import re
 import selectors
+import traceback
 import weakref
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -21,7 +22,6 @@ from anybatch.errors import (
     APIError,
     AuthenticationError,
     BadRequestError,
-    ConfigurationError,
     DeadlineExceededError,
     NotFoundError,
     QuotaError,
@@ -30,10 +30,11 @@ from anybatch.errors import (
     TransportError,
 )
 from anybatch.models import Batch, BatchStatus, Page, RequestCounts
-from anybatch.polling import pace
+from anybatch.polling import pace, registry
 from anybatch.polling import watcher as watch
-from anybatch.polling.pace import Trouble, Verdict
-from anybatch.polling.watcher import Watcher, get_watcher, watcher_key
+from anybatch.polling.pace import Trouble
+from anybatch.polling.registry import get_watcher, watcher_key
+from anybatch.polling.watcher import Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
@@ -124,8 +125,8 @@ def test_plan_reads_off_the_listing_what_is_at_its_top(places: list[int], expect
     [
         (1, 100, 50, 500, 400, 150, True),
         (1, 100, 0, 500, 400, 100, False),  # all seen
-        (5, 90, 10, 279, 400, 100, False),  # older than all that is wanted, by more than clocks differ
-        (5, 90, 10, 281, 400, 100, True),
+        (5, 90, 10, 9_099, 10_000, 100, False),  # older than all that is wanted, by more than clocks differ
+        (5, 90, 10, 9_101, 10_000, 100, True),
         (5, 90, 10, math.inf, -math.inf, 100, True),  # ages unknown
         (2, 0, 20, 500, 400, 20, True),
         (3, 0, 20, 500, 400, 20, False),  # three pages of foreign batches are enough for twenty
@@ -145,33 +146,6 @@ def test_listing_goes_on_while_it_can_pay(
     expected: bool,
 ) -> None:
     assert pace.keep_listing(pages, found, missing, page_oldest, wanted_oldest, budget=budget) is expected
-
-
-VERDICTS: list[tuple[Exception, Verdict]] = [
-    (AuthenticationError("no", status_code=401), Verdict.ENDS_ALL),
-    (AuthenticationError("no"), Verdict.ENDS_ALL),
-    (ConfigurationError("no key"), Verdict.ENDS_ALL),
-    (AuthenticationError("not this one", status_code=403), Verdict.ENDS_ONE),
-    (NotFoundError("gone", status_code=404), Verdict.ENDS_ONE),
-    (RateLimitError("slow", status_code=429), Verdict.SLOWS),
-    (QuotaError("empty", status_code=429), Verdict.SLOWS),
-    (ServerError("oops", status_code=503), Verdict.BLIP),
-    (TransportError("no answer"), Verdict.BLIP),
-    (BadRequestError("no such form of id", status_code=400), Verdict.ENDS_ONE),
-    (BadRequestError("no such form of id", status_code=422), Verdict.ENDS_ONE),
-    (BadRequestError("?", status_code=400, should_retry=True), Verdict.BLIP),
-    (BadRequestError("locked", status_code=409), Verdict.BLIP),
-    (BadRequestError("too early", status_code=425), Verdict.BLIP),
-    (ServerError("slow", status_code=408), Verdict.BLIP),
-    (TimeoutError(), Verdict.BLIP),
-    (ValueError("malformed"), Verdict.BLIP),
-    (KeyError("status"), Verdict.BLIP),
-]
-
-
-@pytest.mark.parametrize(("error", "expected"), VERDICTS, ids=lambda value: repr(value)[:40])
-def test_verdict(error: Exception, expected: Verdict) -> None:
-    assert pace.verdict(error) is expected
 
 
 @pytest.mark.parametrize(
@@ -449,7 +423,7 @@ def test_each_event_loop_has_its_own_watcher_and_nothing_is_kept() -> None:
     account = Account({"b": (0, 10)})
     kept: list[weakref.ref[Any]] = []
 
-    before = len(watch._watchers)  # of loops that other tests keep alive
+    before = len(registry._watchers)  # of loops that other tests keep alive
 
     async def main() -> None:
         watcher = get_watcher("k", lambda: account)
@@ -462,7 +436,7 @@ def test_each_event_loop_has_its_own_watcher_and_nothing_is_kept() -> None:
     gc.collect()
     assert account.opened == account.closed == 2
     assert [reference() for reference in kept] == [None] * 4
-    assert len(watch._watchers) <= before
+    assert len(registry._watchers) <= before
 
 
 def test_client_is_closed_when_the_loop_ends_under_the_waiters() -> None:
@@ -932,7 +906,14 @@ def test_a_refusal_ends_one_wait(status: int, kind: type[APIError]) -> None:
     simulate(main())
 
 
-BLIPS = [error for error, means in VERDICTS if means in (Verdict.BLIP, Verdict.SLOWS)]
+BLIPS: list[Exception] = [
+    RateLimitError("slow", status_code=429),
+    QuotaError("empty", status_code=429),
+    ServerError("oops", status_code=503),
+    TransportError("no answer"),
+    BadRequestError("locked", status_code=409),
+    TimeoutError(),
+]
 
 
 @pytest.mark.parametrize("error", BLIPS, ids=lambda error: type(error).__name__)
@@ -949,7 +930,7 @@ def test_blips_end_no_wait(error: Exception, number: int) -> None:
 
 def test_one_batch_that_never_answers_sense_does_not_slow_the_others() -> None:
     def refuse(call: Call) -> Exception | None:
-        return ValueError("no status") if call.what == "b0" else None
+        return ServerError("no status") if call.what == "b0" else None
 
     async def main() -> None:
         account = Account(many(3, ends=300.0) | {"b0": (0.0, 300.0)}, refuse=refuse)
@@ -958,6 +939,51 @@ def test_one_batch_that_never_answers_sense_does_not_slow_the_others() -> None:
         assert now() < 350
         with pytest.raises(DeadlineExceededError):
             await bad
+
+    simulate(main())
+
+
+def test_a_bug_ends_the_wait_that_met_it_with_its_own_traceback() -> None:
+    def refuse(call: Call) -> Exception | None:
+        return TypeError("a parser's") if call.what == "b1" else None
+
+    async def main() -> None:
+        account = Account(many(3, ends=60.0), refuse=refuse)
+        good, bad, fine = await asyncio.gather(
+            *start(account.watcher(), account.batches), return_exceptions=True
+        )
+        assert isinstance(good, Batch)
+        assert isinstance(fine, Batch)
+        assert isinstance(bad, TypeError)
+        assert "retrieve" in [frame.name for frame in traceback.extract_tb(bad.__traceback__)]
+
+    simulate(main())
+
+
+def test_a_listing_that_meets_a_bug_is_done_without(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        account = Account(
+            many(300, ends=300.0), refuse=lambda call: TypeError("no page") if call.verb == "list" else None
+        )
+        await asyncio.gather(*start(account.watcher(), account.batches))
+
+    simulate(main())
+    assert any(record.exc_info for record in caplog.records)
+
+
+@pytest.mark.parametrize("deadline", [-1e14, 1e17, 4e9])
+def test_a_deadline_that_is_no_date_ends_its_own_wait_alone(deadline: float) -> None:
+    async def main() -> None:
+        account = Account(many(2, ends=60.0))
+        watcher = account.watcher()
+        odd = asyncio.create_task(watcher.wait("b0", deadline=deadline))
+        [good] = start(watcher, ["b1"])
+        assert isinstance(await good, Batch)
+        if deadline > 0:
+            assert isinstance(await odd, Batch)
+        else:
+            with pytest.raises(DeadlineExceededError, match="in unix seconds"):
+                await odd
 
     simulate(main())
 

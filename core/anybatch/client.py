@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -18,15 +18,18 @@ from .jobs.running import OnProgress, Run, arun_through, run_through
 from .jobs.standing import Standing
 from .jobs.submit import resume, stop, submit
 from .models import Batch, Page, Report, Row
-from .polling.watcher import get_watcher, watcher_key
+from .polling.listing import MOST_PAGES, AsyncBatches, Batches
+from .polling.registry import get_watcher, watcher_key
 from .providers.base import DEFAULT_WINDOW, Provider
 from .providers.keys import hides_key
 from .retry import RetryPolicy
 from .rows.results import iter_rows
-from .shell import Shell, deadline_at, for_polling
+from .shell import Shell, deadline_at, for_polling, reading_since
 
 if TYPE_CHECKING:
     import os
+
+    from upath import UPath
 
 
 class Client(Shell):
@@ -86,6 +89,20 @@ class Client(Shell):
     def list(self, *, after: str | None = None, limit: int | None = None, **options: Any) -> Page:
         """One page of the account's batches, newest first."""
         return self._run(self.provider.list_page(after=after, limit=limit, options=options))
+
+    def iter_batches(
+        self, *, since: float | None = None, max_pages: int = MOST_PAGES, **options: Any
+    ) -> Batches:
+        """The account's batches, newest first, over all pages; the next page is asked for when it is needed.
+
+        It ends where the listing does, after `max_pages`, or at a page that goes back to before `since` (unix
+        seconds, with a quarter of an hour for clocks that differ; some of what comes may be older). In the
+        end `.reading.is_complete` says whether a batch that did not come does not exist.
+        """
+        limit = self.provider.list_limit or None
+        return Batches(
+            lambda after: self.list(after=after, limit=limit, **options), reading_since(since, max_pages)
+        )
 
     def wait(
         self,
@@ -156,6 +173,27 @@ class Client(Shell):
     def collect(self, job: Job) -> Report:
         """Land the results of a job whose batches have ended; at no cost if they have landed already."""
         return self._run(collect(job, self.provider))
+
+    def land_batches(
+        self,
+        batch_ids: str | Iterable[str],
+        folder: str | os.PathLike[str] | UPath,
+        *,
+        endpoint: str | None = None,
+        id: str | None = None,
+        price: tuple[float, float] | None = None,
+        **options: Any,
+    ) -> Report:
+        """Land the rows of ended batches that no job has made, as results.jsonl and report.json.
+
+        Batch after batch, each in the provider's order; a row that its files do not mention is counted and
+        has no line. What an earlier call has landed in the folder is replaced, once every download has come
+        to its end. `endpoint` is needed where the batches do not tell it (see `results`), `id` is the name in
+        the report, `price` as on `Job`. Raises BatchNotCompleteError while one is running, BatchFailedError
+        where one was refused as a whole, ConfigurationError where the folder is a job's.
+        """
+        provider = self.provider.with_options(options)
+        return self._run(self._land_batches(provider, batch_ids, folder, endpoint, id, price))
 
     def run(
         self,
@@ -249,6 +287,15 @@ class AsyncClient(Shell):
         """See `Client.list`."""
         return await self._run(self.provider.list_page(after=after, limit=limit, options=options))
 
+    def iter_batches(
+        self, *, since: float | None = None, max_pages: int = MOST_PAGES, **options: Any
+    ) -> AsyncBatches:
+        """See `Client.iter_batches`; for `async for`."""
+        limit = self.provider.list_limit or None
+        return AsyncBatches(
+            lambda after: self.list(after=after, limit=limit, **options), reading_since(since, max_pages)
+        )
+
     async def wait(
         self,
         batch_id: str,
@@ -304,6 +351,20 @@ class AsyncClient(Shell):
     async def collect(self, job: Job) -> Report:
         """See `Client.collect`."""
         return await self._run(collect(job, self.provider))
+
+    async def land_batches(
+        self,
+        batch_ids: str | Iterable[str],
+        folder: str | os.PathLike[str] | UPath,
+        *,
+        endpoint: str | None = None,
+        id: str | None = None,
+        price: tuple[float, float] | None = None,
+        **options: Any,
+    ) -> Report:
+        """See `Client.land_batches`."""
+        provider = self.provider.with_options(options)
+        return await self._run(self._land_batches(provider, batch_ids, folder, endpoint, id, price))
 
     async def run(
         self,

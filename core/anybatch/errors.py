@@ -25,10 +25,15 @@ AnyBatchError
     ├── OrphanError                a batch may be running that nobody can look up
     ├── InputChangedError          same job, other input, and on_changed="fail" or rows to submit again
     └── LedgerConflictError        the folder is another job's, or another attempt took over
+
+What follows from a failure is decided by `classify`, for one call, a wait, an attempt and a row alike.
 """
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass, replace
+from enum import Enum, auto
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -260,3 +265,116 @@ class InputChangedError(JobError):
 
 class LedgerConflictError(JobError):
     """The job's folder belongs to another job, or another attempt of this job took over."""
+
+
+# --- what a failure means --------------------------------------------------------------------------------
+
+
+class Repeat(Enum):
+    """Whether the call that failed may be sent again as it is."""
+
+    NEVER = auto()
+    LOCKED = auto()  # if it does no harm twice, and the caller takes a conflict for a lock that passes
+    HARMLESS = auto()  # if it does no harm twice
+    ALWAYS = auto()  # the provider has certainly not acted on it
+
+
+class Wait(Enum):
+    """What a failed look at a batch means for those who wait for it."""
+
+    ENDS_ALL = auto()  # every wait of the account
+    ENDS_ONE = auto()
+    SLOWS = auto()  # the account is asked less often
+    BLIP = auto()
+    UNEXPECTED = auto()  # a bug: it ends this wait, with its own traceback
+
+    @property
+    def ends(self) -> bool:
+        """Whether the wait that met it is over."""
+        return self in (Wait.ENDS_ALL, Wait.ENDS_ONE, Wait.UNEXPECTED)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What follows from a failure.
+
+    `repeat` whether the same call may be sent again, `may_exist` whether a create that ended so may have left
+    a batch, `wait` what it means for those who wait, `is_final` that no retry of a task or run helps before a
+    person has changed something, `row_again` whether a row that failed so may be answered if sent again.
+    """
+
+    repeat: Repeat = Repeat.NEVER
+    may_exist: bool = False
+    wait: Wait = Wait.ENDS_ONE
+    is_final: bool = False
+    row_again: bool = False
+
+
+_FINAL = Kind(is_final=True)
+_KINDS: dict[type[BaseException], Kind] = {
+    BaseException: Kind(wait=Wait.UNEXPECTED),
+    OSError: Kind(wait=Wait.BLIP),  # time-outs are among them
+    AnyBatchError: Kind(),
+    ConfigurationError: Kind(wait=Wait.ENDS_ALL, is_final=True),
+    InputError: _FINAL,
+    APIError: Kind(wait=Wait.BLIP),
+    AuthenticationError: Kind(wait=Wait.ENDS_ALL, is_final=True),
+    NotFoundError: _FINAL,
+    BadRequestError: _FINAL,
+    RateLimitError: Kind(Repeat.ALWAYS, wait=Wait.SLOWS, row_again=True),
+    QuotaError: Kind(wait=Wait.SLOWS, is_final=True, row_again=True),
+    ServerError: Kind(Repeat.HARMLESS, may_exist=True, wait=Wait.BLIP, row_again=True),
+    TransportError: Kind(Repeat.HARMLESS, may_exist=True, wait=Wait.BLIP, row_again=True),
+    CreateOutcomeUnknownError: Kind(may_exist=True),
+    JobError: _FINAL,
+    LedgerConflictError: Kind(),
+}
+
+# Refusals that may be none the next time: a lock, early data, a connection that a proxy has closed.
+_PASSING = frozenset({409, 423, 425, 499})
+
+
+def classify(error: BaseException) -> Kind:
+    """What follows from a failure, by its class and what the provider said of it.
+
+    The failure of a row counts as the error that an answer would be: `error_of`.
+    """
+    kind = next(_KINDS[cls] for cls in type(error).__mro__ if cls in _KINDS)
+    match error:
+        case TransportError(sent=sent):
+            return kind if sent else replace(kind, repeat=Repeat.ALWAYS, may_exist=False)
+        case RateLimitError(should_retry=again):
+            return replace(kind, repeat=Repeat.NEVER) if again is False else kind
+        case BadRequestError(status_code=status, should_retry=again) if status in _PASSING or again:
+            lock = Repeat.LOCKED if status == 409 else kind.repeat
+            kind = replace(kind, repeat=lock, wait=Wait.BLIP, is_final=False)
+        case AuthenticationError(status_code=403):  # not of this batch; others may be the key's to see
+            kind = replace(kind, wait=Wait.ENDS_ONE)
+    if isinstance(error, APIError) and error.should_retry is not None:
+        return replace(kind, repeat=Repeat.HARMLESS if error.should_retry else Repeat.NEVER)
+    return kind
+
+
+_QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached", "insufficient_balance"})
+# Anthropic's word for a request that was turned away unread: a create that gets it has left no batch.
+_OVERLOADED = "overloaded_error"
+# What providers call a request that is refused whenever it is sent.
+_REFUSED = re.compile(
+    r"invalid|unsupported|not_supported|not_found|too_large|too_long|exceeds|max_length|max_tokens|"
+    r"context_length|content_filter|content_policy|moderation|safety|authentication|permission|billing"
+)
+
+
+def error_of(status: int | None, code: str | None) -> type[APIError]:
+    """The error that an answer, or a row's failure, stands for: by its HTTP status, else by its code."""
+    if code in _QUOTA_CODES or status == 402:
+        return QuotaError
+    if status in (429, 529) or code == _OVERLOADED:
+        return RateLimitError
+    if status in (401, 403):
+        return AuthenticationError
+    if status in (404, 410):
+        return NotFoundError
+    if status is None or status < 400:
+        return BadRequestError if code is not None and _REFUSED.search(code.lower()) else ServerError
+    return ServerError if status == 408 or status >= 500 else BadRequestError

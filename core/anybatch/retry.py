@@ -18,22 +18,10 @@ from typing import Any, TypeVar
 import httpx
 import tenacity
 
-from .errors import (
-    APIError,
-    AuthenticationError,
-    BadRequestError,
-    NotFoundError,
-    QuotaError,
-    RateLimitError,
-    ServerError,
-    TransportError,
-)
+from .errors import APIError, Repeat, ServerError, TransportError, classify, error_of
 
 T = TypeVar("T")
 
-_QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached", "insufficient_balance"})
-# Anthropic's word for a request that was turned away unread: a create that gets it has left no batch.
-_OVERLOADED = "overloaded_error"
 _REQUEST_ID_HEADERS = ("x-request-id", "request-id", "apim-request-id", "cf-ray")
 _KEY_HEADERS = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
 _MESSAGE_LIMIT = 500
@@ -98,22 +86,20 @@ class RetryPolicy:
 
 def may_repeat(error: BaseException, *, repeatable: bool, conflict: bool = True) -> bool:
     """Whether the same request may be sent again after this error; `conflict`: also after a 409."""
-    if not isinstance(error, APIError):
-        return False
-    if isinstance(error, TransportError):
-        return repeatable or not error.sent
-    if isinstance(error, RateLimitError):
-        return error.should_retry is not False
-    if error.should_retry is not None:
-        return error.should_retry and repeatable
-    return repeatable and (isinstance(error, ServerError) or (conflict and error.status_code == 409))
+    match classify(error).repeat:
+        case Repeat.ALWAYS:
+            return True
+        case Repeat.HARMLESS:
+            return repeatable
+        case Repeat.LOCKED:
+            return repeatable and conflict
+        case Repeat.NEVER:
+            return False
 
 
 def outcome_unknown(error: APIError) -> bool:
     """Whether the provider may have acted on a request that ended in this error."""
-    if isinstance(error, TransportError):
-        return error.sent
-    return isinstance(error, ServerError)
+    return classify(error).may_exist
 
 
 @contextmanager
@@ -148,10 +134,9 @@ def raise_for_status(response: httpx.Response) -> None:
     if response.is_success:
         return
     status, headers = response.status_code, response.headers
-    code, message = error_of(response)
+    code, message = problem_of(response)
     message = redact(message, response.request)[:_MESSAGE_LIMIT]  # cut last, or half a key might be left
-    kind = _kind(status, code)
-    raise kind(
+    raise error_of(status, code)(
         message,
         code=code,
         retry_after=retry_after(headers, time.time()),
@@ -161,21 +146,7 @@ def raise_for_status(response: httpx.Response) -> None:
     )
 
 
-def _kind(status: int, code: str | None) -> type[APIError]:
-    if code in _QUOTA_CODES or status == 402:
-        return QuotaError
-    if status in (401, 403):
-        return AuthenticationError
-    if status in (404, 410):
-        return NotFoundError
-    if status in (429, 529) or code == _OVERLOADED:
-        return RateLimitError
-    if status == 408 or status >= 500 or status < 400:
-        return ServerError
-    return BadRequestError
-
-
-def error_of(response: httpx.Response) -> tuple[str | None, str]:
+def problem_of(response: httpx.Response) -> tuple[str | None, str]:
     """The provider's error code and message, from any of the shapes they come in.
 
     Seen: `{"error": {"message", "type", "param", "code"}}`, `{"error": "…"}`, `{"message", "code"}`,

@@ -9,7 +9,7 @@ import ssl
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,16 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from ._version import __version__
-from .errors import AnyBatchError, ConfigurationError, DeadlineExceededError
+from .errors import AnyBatchError, ConfigurationError, DeadlineExceededError, classify
 from .flow import TIMEOUT, Flow, T, do, sleep
 from .jobs.collect import ended_batch
+from .jobs.folder import JobFolder
+from .jobs.foreign import land_batches
 from .jobs.running import OnProgress
 from .models import Batch, BatchStatus
-from .polling.pace import Trouble, Verdict, before_deadline, next_interval, pause_after, verdict
+from .paths import open_path
+from .polling.listing import Reading
+from .polling.pace import Trouble, before_deadline, next_interval, pause_after
 from .providers import get_provider
 from .providers.base import NewBatch, Provider
 from .providers.content import Content
@@ -36,6 +40,9 @@ from .rows.sources import batch_file
 if TYPE_CHECKING:
     import os
 
+    from upath import UPath
+
+    from .models import Report
     from .providers.account import Account
 
 log = logging.getLogger(__name__)
@@ -140,7 +147,7 @@ class Shell:
             try:
                 batch = yield from provider.retrieve(batch_id)
             except Exception as error:
-                if verdict(error) in (Verdict.ENDS_ALL, Verdict.ENDS_ONE):
+                if classify(error).wait.ends:
                     raise
                 failure = error
                 if trouble.lasts(time.time(), calm=2 * most) is not None:
@@ -181,6 +188,21 @@ class Shell:
         yield from do(lambda: directory.mkdir(parents=True, exist_ok=True))
         return (yield from self._fetch(provider, batch, directory))
 
+    def _land_batches(
+        self,
+        provider: Provider,
+        batch_ids: str | Iterable[str],
+        folder: str | os.PathLike[str] | UPath,
+        endpoint: str | None,
+        identity: str | None,
+        price: tuple[float, float] | None,
+    ) -> Flow[Report]:
+        ids = [batch_ids] if isinstance(batch_ids, str) else list(batch_ids)
+        place = JobFolder(open_path(folder).absolute())
+        return (
+            yield from land_batches(provider, ids, place, endpoint=endpoint, identity=identity, price=price)
+        )
+
     def _check(self) -> Flow[str]:
         page = yield from self.provider.list_page(after=None, limit=1, options={})
         newest = f"its newest batch is {page[0].id} ({page[0].status})" if page else "it has no batches yet"
@@ -217,6 +239,10 @@ def deadline_at(timeout: float | None, deadline: float | None) -> float | None:
     if timeout is not None and deadline is not None:
         raise ConfigurationError("give timeout (seconds from now) or deadline (unix seconds), not both")
     return time.time() + timeout if timeout is not None else deadline
+
+
+def reading_since(since: float | None, max_pages: int) -> Reading:
+    return Reading(-math.inf if since is None else since, max_pages)
 
 
 def for_polling(retry: RetryPolicy) -> RetryPolicy:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.sdk import Asset, AssetWatcher
 
-from anybatch import Batch, Client
+from anybatch import Batch, Client, Page
+from anybatch.polling.listing import Batches, Reading
 from anybatch_airflow import BatchCompletedTrigger, events
 from anybatch_airflow.events import OVERLAP, Listing, Record
 from tests.fakes.faults import Respond
@@ -284,13 +285,14 @@ def batch(name: str, created_at: int, status: str = "completed", **facts: Any) -
 
 def look(listing: Listing, now: float, *pages: list[Batch]) -> tuple[list[str], int]:
     """One look at these pages: who has ended, and how many pages it took."""
-    listing.begin(now)
-    read = 0
-    for page in pages:
-        read += 1
-        if not listing.take(page):
-            break
-    return [facts["batch_id"] for facts in listing.finish()], read
+    rest = iter(pages)
+    batches = Batches(
+        lambda after: Page(next(rest), next_cursor="on", has_more=True),
+        Reading(listing.begin(now), len(pages)),
+    )
+    for one in batches:
+        listing.take(one)
+    return [facts["batch_id"] for facts in listing.finish()], batches.reading.pages
 
 
 def test_the_first_listing_goes_back_for_max_age_and_later_ones_to_the_oldest_that_runs() -> None:
@@ -318,10 +320,12 @@ def test_a_batch_that_is_gone_does_not_make_every_listing_long() -> None:
 def test_the_end_of_a_batch_whose_provider_does_not_tell_it() -> None:
     listing = Listing(10_000)
     listing.begin(30_000)
-    listing.take([batch("seen running", 25_000, "in_progress"), batch("never seen running", 24_000)])
+    listing.take(batch("seen running", 25_000, "in_progress"))
+    listing.take(batch("never seen running", 24_000))
     listing.finish()
     listing.begin(30_100)
-    listing.take([batch("seen running", 25_000), batch("never seen running", 24_000)])
+    listing.take(batch("seen running", 25_000))
+    listing.take(batch("never seen running", 24_000))
     assert {facts["batch_id"]: facts["ended_at"] for facts in listing.finish()} == {
         "seen running": 30_100,
         "never seen running": 24_000,
@@ -335,7 +339,7 @@ def test_a_listing_that_broke_off_has_hidden_nothing() -> None:
     old = batch("old", 25_000, "in_progress")
     look(listing, 30_000, [batch("c", 29_000, "in_progress"), old])
     listing.begin(30_500)
-    listing.take([batch("d", 30_400)])
+    listing.take(batch("d", 30_400))
     assert [facts["batch_id"] for facts in listing.finish(is_whole=False)] == ["d"]
     pages = ([batch("e", 30_990)], [batch("d", 30_400)], [batch("c", 29_000)], [batch("old", 25_000)])
     ended, read = look(listing, 31_000, *pages)

@@ -7,9 +7,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowException
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
-from anybatch import NotFoundError
 from tests.fakes.faults import Respond
 from tests.fakes.provider import Auto
 
@@ -127,6 +126,6 @@ def test_where_nothing_of_the_account_answers_nothing_is_done_without(world: Wor
     world.fake.batches.clear()
     world.fake.files.clear()
     event = {"status": "ended", "batches": {only: {"lost": "NotFoundError"}}, "message": ""}
-    with pytest.raises(NotFoundError, match="nothing else of the job answers"):
+    with pytest.raises(AirflowFailException, match="nothing else of the job answers"):
         world.woken(event, on_lost="land", **OPTIONS)
     assert not (world.out / "results.jsonl").exists()

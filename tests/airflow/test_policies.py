@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow.providers.common.compat.sdk import conf
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, conf
 
-from anybatch import BatchRecord, BatchStatus, ConfigurationError, Outcome, Report
+from anybatch import BatchRecord, BatchStatus, ConfigurationError, Outcome, Report, errors
 from anybatch.jobs import policies
 from anybatch_airflow import AnyBatchCancelOperator, AnyBatchOperator, AnyBatchSensor
-from anybatch_airflow.account import waits_deferred
+from anybatch_airflow.account import checked, final_errors, waits_deferred
 from anybatch_airflow.inputs import batch_ids
 from anybatch_airflow.policies import CANCEL_TIME, manifest_of, told
 from anybatch_airflow.sensors import can_start_from_trigger
 from anybatch_airflow.triggers import conclusion
+from tests.test_failures import ERRORS, KINDS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -147,3 +148,17 @@ def test_an_unknown_policy_breaks_the_dag_and_not_the_run(wrong: dict[str, Any],
 
 def test_the_defaults_are_the_core_s() -> None:
     assert policies.CANCEL_TIME == CANCEL_TIME
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_what_no_retry_cures_fails_the_task_at_once(error: errors.AnyBatchError) -> None:
+    final = KINDS[type(error).__name__].is_final
+    with pytest.raises(AirflowFailException if final else type(error)), final_errors():
+        raise error
+
+
+@pytest.mark.parametrize("final", [True, False])
+def test_what_no_retry_cures_fails_the_task_after_a_wait_too(final: bool) -> None:
+    with pytest.raises(AirflowException, match="no") as caught:
+        checked({"status": "error", "batches": {}, "message": "no", "final": final})
+    assert isinstance(caught.value, AirflowFailException) is final

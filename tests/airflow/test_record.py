@@ -14,11 +14,9 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import DAG
 from airflow.sdk.io import fs
 
-from anybatch import Batch, CreateOutcomeUnknownError
-from anybatch.models import Page
+from anybatch import CreateOutcomeUnknownError
 from anybatch_airflow import AnyBatchCreateOperator, AnyBatchOperator
 from anybatch_airflow.inputs import location
-from anybatch_airflow.listing import Reading, reaches
 from tests.fakes.faults import Respond
 
 from .test_parts import Store
@@ -26,7 +24,7 @@ from .versions import DagSerialization
 from .world import ENDED, requests
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
     from .world import World
@@ -150,52 +148,6 @@ def test_an_empty_page_that_leads_on_is_no_end(world: World) -> None:
     with pytest.raises(AirflowFailException, match=rf"no record of .*{ours} \("):
         world.attempt()
     assert world.created == [ours, others]
-
-
-def page(*ids: str, more: bool = True, cursor: str | None = None, times: Sequence[int] = ()) -> Page:
-    made = times or range(900, 900 - len(ids), -1)
-    batches = [
-        Batch(id=one, created_at=at, status="completed", provider="p", raw_status="completed")
-        for one, at in zip(ids, made, strict=True)
-    ]
-    return Page(batches, next_cursor=cursor, has_more=more)
-
-
-@pytest.mark.parametrize(
-    ("pages", "expected", "is_cut"),
-    [
-        ([page("a", more=False)], None, False),
-        ([page("a", cursor="a")], "a", False),
-        ([page("a")], None, True),  # there is more, and no way to read on
-        ([page()], None, True),
-        ([page(cursor="x")], "x", False),  # empty, and leads on
-        ([page("a", cursor="a"), page("a", cursor="b")], None, True),  # the same entries once more
-        ([page("a", cursor="a"), page("a", more=False)], None, False),
-        ([page("a", cursor="a"), page("a", "b", cursor="b")], "b", False),
-    ],
-)
-def test_when_a_listing_was_read_to_its_end(pages: list[Page], expected: str | None, is_cut: bool) -> None:
-    """FAULTS G1."""
-    reading = Reading()
-    assert [reading.next_after(one) for one in pages][-1] == expected
-    assert reading.is_cut is is_cut
-
-
-def test_a_listing_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """FAULTS G1."""
-    monkeypatch.setattr("anybatch_airflow.listing.MOST_PAGES", 3)
-    reading = Reading()
-    pages = [page(f"b{number}", cursor=f"{number}") for number in range(3)]
-    assert [reading.next_after(one) for one in pages] == ["0", "1", None]
-    assert reading.is_cut
-
-
-@pytest.mark.parametrize(
-    ("times", "expected"), [((), False), ((200, 150), False), ((200, 99), True), ((1, 200), False)]
-)
-def test_how_far_a_page_goes_back(times: tuple[int, ...], expected: bool) -> None:
-    """FAULTS G1: one batch with an odd time does not end a listing."""
-    assert reaches(page(*"abc"[: len(times)], times=times), 100) is expected
 
 
 # --- where the input lies ----------------------------------------------------------------------------

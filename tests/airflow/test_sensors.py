@@ -18,7 +18,7 @@ from airflow.providers.common.compat.sdk import (
 )
 from airflow.sdk import DAG
 
-from anybatch import AuthenticationError, Batch, Client, RetryPolicy
+from anybatch import Batch, Client, RetryPolicy
 from anybatch_airflow import AnyBatchHook, AnyBatchOperator, AnyBatchSensor
 from tests.fakes.faults import Respond
 from tests.fakes.openai import OpenAIFake
@@ -245,7 +245,7 @@ A_BATCH = "/v1/batches/.*"
 @pytest.mark.parametrize("deferrable", [True, False])
 @pytest.mark.parametrize(
     ("fate", "expected"),
-    [({}, AuthenticationError), ({"soft_fail": True}, AirflowSkipException),
+    [({}, AirflowFailException), ({"soft_fail": True}, AirflowSkipException),
      ({"never_fail": True}, AirflowSkipException)],
 )  # fmt: skip
 def test_a_refusal_fails_or_is_skipped(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.providers.common.compat import connection
 
-from anybatch import Batch, Client
+from anybatch import AsyncClient, Batch, Client
 from anybatch_airflow import AnyBatchTrigger, hooks, triggers
 from anybatch_airflow.triggers import conclusion
 from tests.fakes.openai import OpenAIFake
@@ -237,8 +237,25 @@ def test_a_wrong_key_ends_the_wait_and_is_not_told(
     trigger = AnyBatchTrigger(batches={"batch_1": None}, conn_id=conn_id, min_defer_seconds=0)
     event = asyncio.run(event_of(trigger))
     assert event["status"] == "error"
+    assert event["final"]
     assert "AuthenticationError" in event["message"]
     assert "sk-wrong" not in json.dumps(event)
+
+
+def test_a_bug_ends_the_wait_with_its_traceback_in_the_log(
+    create: Callable[[str], Batch], api_base: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    async def parser_that_fails(*_: object) -> Batch:
+        raise TypeError("a bug of ours")
+
+    monkeypatch.setattr(AsyncClient, "retrieve", parser_that_fails)
+    trigger = trigger_for(api_base, create("delay=0"), deadlines={})
+    event = asyncio.run(asyncio.wait_for(event_of(trigger), 30))
+    assert event["status"] == "error"
+    assert not event["final"]
+    assert "TypeError: a bug of ours" in event["message"]
+    assert "parser_that_fails" in capsys.readouterr().out
 
 
 def test_no_event_right_after_the_deferral(create: Callable[[str], Batch], api_base: str) -> None:

@@ -99,11 +99,14 @@ def test_list_is_paged_to_its_end(world: World, driver: Driver, tmp_path: Path) 
     assert not pages[-1].has_more
     assert pages[-1].next_cursor is None
     assert isinstance(pages[0][0:1], tuple), "a page is a sequence"
+    assert [one.id for one in driver.iter_batches() if one.id not in before] == made[::-1]
+    assert {*made} <= {one.id for one in driver.iter_batches(since=time.time())}, "clocks may differ"
     if isinstance(world, RemoteWorld):
         world.fake.endless_list = True
         found = [batch.id for batch in all_pages(driver, 2)]
         assert found[:4] == made[::-1]
         assert set(found) == set(made)
+        assert [one.id for one in driver.iter_batches()] == made[::-1], "each once"
 
 
 def pages_of(driver: Driver, limit: int) -> Iterator[Page]:

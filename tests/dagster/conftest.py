@@ -58,12 +58,14 @@ class ClockedResource(BatchResource):
 
 
 class FailingResource(BatchResource):
-    """A provider whose every answer is the status in `api_base`; `hang` is none at all."""
+    """A provider whose every answer is the status in `api_base`; `hang` is none at all, `bug` one of ours."""
 
     def async_client(self, *, retry: RetryPolicy | None = None) -> AsyncClient:
         async def answer(_: httpx.Request) -> httpx.Response:
             if self.api_base == "hang":
                 await asyncio.sleep(3600)
+            if self.api_base == "bug":
+                raise TypeError("a bug of ours")
             return httpx.Response(int(self.api_base or 0), json={"error": {"message": "no"}})
 
         args = {"transport": httpx.MockTransport(answer)}

@@ -13,7 +13,10 @@ import pytest
 
 import anybatch_dagster
 from anybatch import Client, Job, join_results
+from anybatch.errors import AnyBatchError
 from anybatch_dagster import BatchAssets, SubmitConfig, batch_asset, build_batch_assets
+from anybatch_dagster.rounds import final_errors
+from tests.test_failures import ERRORS, KINDS
 
 from .conftest import Provider, request
 
@@ -388,6 +391,14 @@ def test_a_cancelled_batch_is_submitted_again_by_either_asset(
     provider.pass_time(100)
     result = materialize(provider, instance, reviews, selection=[RESULT])
     assert facts(result, RESULT)["anybatch/succeeded"] == 2
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_what_no_retry_cures_fails_the_step_at_once(error: AnyBatchError) -> None:
+    final = KINDS[type(error).__name__].is_final
+    with pytest.raises(dg.Failure if final else type(error)) as caught, final_errors():
+        raise error
+    assert not final or not caught.value.allow_retries
 
 
 def test_bad_input_fails_without_a_retry_and_sends_nothing(

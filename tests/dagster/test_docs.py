@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import re
 import struct
 import sys
@@ -135,10 +136,12 @@ def test_external_batches(
         (event,) = sensor.evaluate_tick(context).asset_events
     assert event.metadata["anybatch/batch"].value == batch.id
     instance.report_runless_asset_event(event)
-    told = Stage(module.defs, provider, instance).run("nightly_errors")
-    (materialization,) = told.asset_materializations_for_node("nightly_errors")
+    told = Stage(module.defs, provider, instance).run("nightly_results")
+    (materialization,) = told.asset_materializations_for_node("nightly_results")
     assert materialization.metadata["batch"].value == batch.id
-    assert len(materialization.metadata) == 2  # the batch, and one error code
+    assert materialization.metadata["failed"].value == 1
+    (line,) = Path(str(materialization.metadata["results"].value)).read_text().splitlines()
+    assert json.loads(line)["custom_id"] == "a"
 
 
 def test_resource_alone(

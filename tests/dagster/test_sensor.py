@@ -412,10 +412,11 @@ def test_more_submissions_than_a_tick_takes_up_are_all_found(
 
 @pytest.mark.parametrize(
     ("trouble", "gate"),
-    [("500", "waiting"), ("429", "waiting"), ("401", "waiting"), ("404", "open"), ("hang", "waiting")],
-)
-def test_trouble_at_the_provider_opens_no_gate_unless_the_batch_is_gone(
-    trouble: str, gate: str, dagster: Dagster, provider: Provider
+    [("500", "waiting"), ("429", "waiting"), ("401", "waiting"), ("404", "open"), ("hang", "waiting"),
+     ("bug", "open")],
+)  # fmt: skip
+def test_trouble_at_the_provider_opens_no_gate_unless_the_wait_is_over(
+    trouble: str, gate: str, dagster: Dagster, provider: Provider, capfd: pytest.CaptureFixture[str]
 ) -> None:
     dagster.materialize("reviews_batch")
     dagster.tick()
@@ -426,6 +427,7 @@ def test_trouble_at_the_provider_opens_no_gate_unless_the_batch_is_gone(
     broken.tick()
     assert time.monotonic() - began < 5  # the budget, and what a busy machine adds
     assert broken.queued[0].tags["anybatch/gate"] == gate
+    assert ("Traceback" in capfd.readouterr().err) is (trouble == "bug")
 
 
 class StuckResource(BatchResource):

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 from pydantic import BaseModel
 
-from anybatch import Report, Row
+from anybatch import Outcome, Report, Row
 from anybatch_dagster import BatchAssets, batch_asset, build_batch_assets
+from anybatch_dagster.values import split_report
 
 from .conftest import Provider, request
 
@@ -428,3 +429,27 @@ def test_without_a_value_plain_requests_do_for_several_partitions(
     one = run(provider, instance, assets, partition_key="2026-01-02", selection=[RESULT])
     (event,) = [event for event in one.all_events if event.event_type_value == "STEP_FAILURE"]
     assert "one batch for 3 partitions, 2026-01-01 to 2026-01-03" in str(event.step_failure_data.error)
+
+
+def test_a_partition_costs_what_its_own_rows_cost(tmp_path: Path) -> None:
+    """B5: the job's cost was divided by rows."""
+
+    def line(custom_id: str, usage: dict[str, Any]) -> str:
+        response = {"status_code": 200, "request_id": None, "body": {"usage": usage}}
+        row = {"outcome": "succeeded", "custom_id": custom_id, "response": response, "error": None}
+        return json.dumps(row, separators=(",", ":")) + "\n"
+
+    def costs(price: tuple[float, float] | None, *usages: dict[str, Any]) -> list[float | None]:
+        ids = ["long/a", "short/a"]
+        results = tmp_path / "results.jsonl"
+        results.write_text("".join(map(line, ids, usages)))
+        report = Report(
+            job="j", provider="p", endpoint="e", rows=2, counts={Outcome.SUCCEEDED: 2}, cost=1.0,
+            started_at=0, finished_at=1, duration_s=1, results=str(results), batches=(),
+        )  # fmt: skip
+        return [part.cost for part in split_report(report, ["long", "short"], price).values()]
+
+    assert costs(None, {"cost": 0.9}, {"cost": 0.1}) == [0.9, 0.1]
+    tokens = {"prompt_tokens": 900_000}, {"completion_tokens": 50_000, "prompt_tokens": 0}
+    assert costs((1.0, 2.0), *tokens) == [0.9, 0.1]
+    assert costs(None, *tokens) == [None, None]

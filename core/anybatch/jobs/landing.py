@@ -19,6 +19,7 @@ from .ledger import ShardRecord
 from .rounds import account_of, rows_name, stray_name
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from ..providers.base import Provider
@@ -57,8 +58,8 @@ def land(job: Job, provider: Provider, ledger: Ledger, gathered: Gathered) -> Fl
     folder, report = job.folder, make_report(job, provider, ledger, gathered)
     while True:
         done = ledger.model_copy(update={"landed_at": report.finished_at})
-        put = partial(_land, folder, gathered, report)
-        if (landed := (yield from do(partial(folder.commit, ledger, done, first=put)))) is not None:
+        first = partial(put, folder, gathered, report)
+        if (landed := (yield from do(partial(folder.commit, ledger, done, first=first)))) is not None:
             yield from do(partial(remove_leftovers, job, landed))
             return report
         now = yield from do(folder.read)
@@ -76,11 +77,13 @@ def submission_of(ledger: Ledger) -> object:
     return ledger.fingerprint, [(record.round, record.batch_id, record.tries) for record in ledger.shards]
 
 
-def _land(folder: JobFolder, gathered: Gathered, report: Report) -> None:
-    """Results first, then the report: whoever sees the report finds the results complete."""
+def put(folder: JobFolder, gathered: Gathered, report: Report) -> None:
+    """Results first, then the report: whoever sees the report finds the results complete; under the lock."""
     folder.put(gathered.rows, "results.jsonl")
     if gathered.stray.stat().st_size:
         folder.put(gathered.stray, "stray.jsonl")
+    else:
+        folder.discard("stray.jsonl")  # an earlier landing's
     folder.replace("report.json", report.model_dump_json(indent=1).encode())
     # Now, not later: once the job is noted as landed nobody looks for what a kill has left.
     if folder.local is not None:
@@ -103,25 +106,49 @@ def remove_leftovers(job: Job, landed: Ledger) -> None:
 
 def make_report(job: Job, provider: Provider, ledger: Ledger, gathered: Gathered) -> Report:
     """The account of a job from its rows."""
-    now, tally = time.time(), gathered.tally
-    before = [record.ended for record in ledger.shards if record.round < ledger.round and record.ended]
-    cost = tally.cost
-    if cost is None and job.price is not None:
-        cost = (tally.input_tokens * job.price[0] + tally.output_tokens * job.price[1]) / 1e6
-    return Report(
+    return report_of(
+        gathered,
         job=job.identity,
         provider=provider.name,
         endpoint=ledger.endpoint,
-        models=tuple(tally.models),
         rows=ledger.rows,
+        started_at=ledger.created_at,
+        price=job.price,
+        results=str(job.folder / "results.jsonl"),
+        rounds=ledger.round,
+        before=[record.ended for record in ledger.shards if record.round < ledger.round and record.ended],
+    )
+
+
+def report_of(
+    gathered: Gathered,
+    *,
+    job: str,
+    provider: str,
+    endpoint: str,
+    rows: int,
+    started_at: float,
+    price: tuple[float, float] | None,
+    results: str,
+    rounds: int = 1,
+    before: Sequence[BatchRecord] = (),
+) -> Report:
+    """The account of rows that were gathered, after those of the batches `before`."""
+    now, tally = time.time(), gathered.tally
+    return Report(
+        job=job,
+        provider=provider,
+        endpoint=endpoint,
+        models=tuple(tally.models),
+        rows=rows,
         counts={outcome: tally.counts[outcome] for outcome in Outcome},
         unexpected=tally.unexpected,
         usage=tally.usage,
-        cost=cost,
-        started_at=ledger.created_at,
+        cost=tally.cost_at(price),
+        started_at=started_at,
         finished_at=now,
-        duration_s=round(now - ledger.created_at, 3),
-        rounds=ledger.round,
+        duration_s=round(now - started_at, 3),
+        rounds=rounds,
         batches=(*before, *gathered.accounts),
-        results=str(job.folder / "results.jsonl"),
+        results=results,
     )

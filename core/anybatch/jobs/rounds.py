@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import orjson
 
-from ..errors import JobError
+from ..errors import JobError, classify, error_of
 from ..models import BatchRecord, BatchStatus, Outcome, Row
 from ..rows.results import landed_outcome, parse_landed
 from .ledger import ShardRecord
@@ -30,12 +30,6 @@ if TYPE_CHECKING:
 # How often rows of cancelled batches and lost answers are submitted again in one attempt: somebody may insist
 # on cancelling, and a provider on losing.
 MAX_RECOVERIES = 2
-
-# What providers call a request that is refused whenever it is sent.
-_REFUSED = re.compile(
-    r"invalid|unsupported|not_supported|not_found|too_large|too_long|exceeds|max_length|max_tokens|"
-    r"context_length|content_filter|content_policy|moderation|safety|authentication|permission|billing"
-)
 
 
 def ids_name(number: int) -> str:
@@ -79,9 +73,7 @@ def worth_repeating(row: Row) -> bool:
 def _may_pass(status: int | None, code: str | None) -> bool:
     if status is None and code is not None and re.fullmatch(r"[45]\d\d", code):
         status = int(code)  # some servers call an error by its HTTP status
-    if status is not None and status >= 400:
-        return status in (408, 429) or status >= 500
-    return code is None or not _REFUSED.search(code.lower())
+    return classify(error_of(status, code)("", code=code, status_code=status)).row_again
 
 
 def is_lost(row: Row) -> bool:

@@ -28,19 +28,18 @@ from typing import TYPE_CHECKING
 
 from ..errors import (
     AnyBatchError,
-    APIError,
     BadRequestError,
     CreateOutcomeUnknownError,
     IncompleteListingError,
     LedgerConflictError,
     NotFoundError,
+    classify,
 )
 from ..flow import Flow, do, sleep
 from ..models import Batch, BatchStatus
 from ..providers.base import NewBatch
 from ..providers.finding import find, oldest
 from ..providers.traits import Results
-from ..retry import outcome_unknown
 from .job import shard_metadata
 from .ledger import Ledger, ShardRecord, Step
 from .lookup import call_off, shard_key, sought_batch, unnoted
@@ -167,7 +166,7 @@ class Submission:
         try:
             batch = yield from self.provider.create(new, record.file_id)
         except AnyBatchError as error:
-            if not isinstance(error, APIError) or not outcome_unknown(error):
+            if not classify(error).may_exist:
                 yield from self._commit(claimed, _refused(record, error))
                 raise
             yield from self._commit(claimed, _released(self._mine(claimed)))

@@ -4,25 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from enum import Enum, auto
+from datetime import UTC, datetime
 
-from ..errors import (
-    AuthenticationError,
-    BadRequestError,
-    ConfigurationError,
-    NotFoundError,
-    QuotaError,
-    RateLimitError,
-)
+from .listing import CLOCK_SKEW
 
 FEW = 8  # this many are not worth a listing
 PATIENCE = 3  # pages that may bring less than they cost before a listing is given up
-CLOCK_SKEW = 120.0  # seconds that our clock and the provider's may differ
 LONGEST_PAUSE = 3600.0  # seconds; a Retry-After beyond that is not believed
 LASTING = 300.0  # seconds after which trouble that lasts is worth a second line in the log
-
-# Refusals that may be none the next time: a lock, early data, a connection that a proxy has closed.
-_PASSING = frozenset({409, 423, 425, 499})
 
 
 def next_interval(age: float, first: float, most: float, roll: float) -> float:
@@ -78,37 +67,17 @@ def keep_listing(
     return pages - found < max(PATIENCE, missing / 10)
 
 
-class Verdict(Enum):
-    """What a failed call means for those who wait."""
-
-    ENDS_ALL = auto()
-    ENDS_ONE = auto()
-    SLOWS = auto()
-    BLIP = auto()
-
-
-def verdict(error: Exception) -> Verdict:
-    """Only a refusal ends a wait: 401 (and a client that cannot be made) every wait of the account, 403, 404
-    and what else would be refused again (400 or 422, as for an id in the wrong form) that of one batch.
-    """
-    match error:
-        case ConfigurationError():
-            return Verdict.ENDS_ALL
-        case AuthenticationError():
-            return Verdict.ENDS_ONE if error.status_code == 403 else Verdict.ENDS_ALL
-        case NotFoundError():
-            return Verdict.ENDS_ONE
-        case BadRequestError(status_code=status, should_retry=again) if status not in _PASSING and not again:
-            return Verdict.ENDS_ONE
-        case RateLimitError() | QuotaError():
-            return Verdict.SLOWS
-        case _:
-            return Verdict.BLIP
-
-
 def pause_after(failure: Exception | None, interval: float) -> float:
     """Seconds until the next look: an interval, or longer where what failed was told to."""
     return max(interval, min(getattr(failure, "retry_after", None) or 0.0, LONGEST_PAUSE))
+
+
+def utc(moment: float) -> str:
+    """A time in unix seconds for a person to read; a provider's may be any number."""
+    try:
+        return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (OverflowError, ValueError, OSError):
+        return f"{moment:g} in unix seconds"
 
 
 class Trouble:

@@ -8,22 +8,19 @@ from typing import TYPE_CHECKING
 from ..errors import APIError, CreateOutcomeUnknownError, IncompleteListingError
 from ..flow import Flow, sleep
 from ..models import BatchStatus
+from ..polling.listing import Reading
 from ..retry import outcome_unknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ..models import Batch, Page
+    from ..models import Batch
     from .base import NewBatch, Provider, Sought
 
 log = logging.getLogger(__name__)
 
 ASK_AFTER = (1.0, 3.0, 9.0)
 """The pauses before asking again whether a create that got no answer has left a batch, seconds."""
-# How far a provider's clock may be off when a listing is searched back to a point in time, seconds.
-_CLOCK_SKEW = 900
-# Pages of one listing that are read at most: 100,000 batches of 100 a page, or a listing without end.
-_MOST_PAGES = 1000
 _DEAD = frozenset({BatchStatus.FAILED, BatchStatus.CANCELLED, BatchStatus.CANCELLING})
 
 
@@ -111,28 +108,14 @@ def _search(provider: Provider, is_meant: Callable[[Batch], bool], since: float)
     than that: a batch that goes unnoticed would be bought again. Else IncompleteListingError.
     """
     found: dict[str, Batch] = {}
-    seen: set[str] = set()
-    after: str | None = None
-    for _ in range(_MOST_PAGES):
-        page = yield from provider.list_page(after=after, limit=provider.list_limit or 100, options={})
-        found |= {batch.id: batch for batch in page if is_meant(batch)}
-        repeated = len(page) > 0 and seen.issuperset(batch.id for batch in page)
-        if not page.has_more or _reaches(page, since - _CLOCK_SKEW):
-            return list(found.values())
-        if page.next_cursor is None or repeated:
-            break
-        seen.update(batch.id for batch in page)
-        after = page.next_cursor
-    if found:
+    reading, limit = Reading(since), provider.list_limit or 100
+    while not reading.is_over:
+        page = yield from provider.list_page(after=reading.after, limit=limit, options={})
+        found |= {batch.id: batch for batch in reading.take(page) if is_meant(batch)}
+    if found or reading.is_complete:
         return list(found.values())
     raise IncompleteListingError(
-        f"{provider.name}'s list of batches could not be read to its end ({len(seen)} were read): a batch "
-        "that was not in it may exist all the same",
+        f"{provider.name}'s list of batches could not be read to its end ({reading.pages} pages were): a "
+        "batch that was not in it may exist all the same",
         provider=provider.name,
     )
-
-
-def _reaches(page: Page, since: float) -> bool:
-    """Whether the page is in the order of a listing, newest first, and reaches back to before that time."""
-    times = [batch.created_at for batch in page if batch.created_at is not None]
-    return bool(times) and times[-1] < since and times == sorted(times, reverse=True)

@@ -46,13 +46,22 @@ class Index:
     `answered` counts the rows that have a line, `ran` those among them whose line does not say expired or
     cancelled, `succeeded` those that were paid for, `torn` the rows whose line breaks off at the end of a
     file, `unclear` the broken lines that are no row's; `breaks_off` says whether any line does, `problem`
-    what a file is that is no result file.
+    what a file is that is no result file. Without `custom_ids`, every id that a line names is a row's, in the
+    order of the files, and `rows` is how many there should be, if the provider tells.
     """
 
     def __init__(
-        self, paths: Sequence[Path], custom_ids: Sequence[str], provider: Provider, endpoint: str | None
+        self,
+        paths: Sequence[Path],
+        custom_ids: Sequence[str] | None,
+        provider: Provider,
+        endpoint: str | None,
+        *,
+        rows: int = 0,
     ) -> None:
         self.paths = paths
+        self._takes_all = custom_ids is None
+        custom_ids = custom_ids or ()
         self._provider, self._endpoint = provider, endpoint
         self._decodes_as_openai = provider.codec.decodes_as_openai
         self._expected = dict.fromkeys(custom_ids)
@@ -89,7 +98,8 @@ class Index:
         self.torn = len(self._torn)
         self.unclear = self._unclear
         self.breaks_off |= bool(self._torn)
-        if len(self.places) < len(self._expected):
+        fewest = max(rows, 1) if self._takes_all else len(self._expected)
+        if len(self.places) < fewest:
             self._refuse(alien)
 
     def _refuse(self, alien: Sequence[bytes]) -> None:
@@ -102,11 +112,16 @@ class Index:
                     f"{first.lstrip()[:1].decode(errors='replace')!r}"
                 )
 
+    def _is_expected(self, custom_id: str) -> bool:
+        if self._takes_all and custom_id:
+            self._expected[custom_id] = None
+        return custom_id in self._expected
+
     def _note(self, number: int, offset: int, raw: bytes) -> bool:
         """Take up one line; whether it is a result, of any row, or the remains of one that was asked for."""
         if self._decodes_as_openai and (found := _plain_success(raw)) is not None:
             custom_id, body = found
-            if custom_id in self._expected and custom_id not in self.places:
+            if self._is_expected(custom_id) and custom_id not in self.places:
                 self.places[custom_id] = _Place(number, offset, len(raw), Outcome.SUCCEEDED, True)
                 self.tally.add_body(body)
                 return True
@@ -118,7 +133,7 @@ class Index:
         known = self.places.get(custom_id)
         place = _Place(number, offset, len(raw), row.outcome, False)
         undecodable = record is None
-        if known is None and custom_id in self._expected and not undecodable:
+        if known is None and self._is_expected(custom_id) and not undecodable:
             better = True  # the common case: a line that was asked for, and the first for its row
         else:
             better = self._weigh(custom_id, row, place, known, undecodable)

@@ -48,6 +48,12 @@ class Tally:
         if other.cost is not None:
             self.cost = (self.cost or 0.0) + other.cost
 
+    def cost_at(self, price: tuple[float, float] | None) -> float | None:
+        """What the rows have cost, USD: as the provider tells it, else at a price for a million tokens."""
+        if self.cost is not None or price is None:
+            return self.cost
+        return (self.input_tokens * price[0] + self.output_tokens * price[1]) / 1e6
+
     @property
     def usage(self) -> TokenUsage:
         return TokenUsage(
@@ -61,17 +67,18 @@ class Tally:
 def tokens(usage: dict[str, Any]) -> tuple[int, int, int, int]:
     """(input, output, total, cached) of one response, as chat, responses, embeddings and messages tell them.
 
-    Anthropic's `input_tokens` leave out what was read from or written to its cache; here they hold it.
+    Anthropic's `input_tokens` leave out what was read from or written to its cache; here they hold it, as
+    OpenAI's `prompt_tokens` do, also where a gateway (LiteLLM) sends Anthropic's members beside them.
     """
-    if "prompt_tokens" in usage:
-        into, out = usage["prompt_tokens"], usage.get("completion_tokens")
-        details, written = usage.get("prompt_tokens_details"), None
-    else:
-        into, out = usage.get("input_tokens"), usage.get("output_tokens")
-        details, written = usage.get("input_tokens_details"), usage.get("cache_creation_input_tokens")
     read = usage.get("cache_read_input_tokens")
+    if "prompt_tokens" in usage:
+        held, out = _count(usage["prompt_tokens"]), usage.get("completion_tokens")
+        details = usage.get("prompt_tokens_details")
+    else:
+        beside = _count(read) + _count(usage.get("cache_creation_input_tokens"))
+        held, out = _count(usage.get("input_tokens")) + beside, usage.get("output_tokens")
+        details = usage.get("input_tokens_details")
     cached = read or (details.get("cached_tokens") if isinstance(details, dict) else 0)
-    held = _count(into) + (_count(read) + _count(written) if read or written else 0)
     sent = _count(out)
     return held, sent, max(_count(usage.get("total_tokens")), held + sent), _count(cached)
 

@@ -6,7 +6,7 @@ Subclass `ProviderSuite` in a test module, and name the provider and a fake serv
 from .driver import MODES, QUICK, Driver
 from .pauses import shorten_pauses
 from .serving import serve
-from .suite import Fake, ProviderSuite
-from .wire import Wire
+from .suite import ProviderSuite
+from .wire import Fake, Wire
 
 __all__ = ["MODES", "QUICK", "Driver", "Fake", "ProviderSuite", "Wire", "serve", "shorten_pauses"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -25,24 +25,11 @@ from ..providers.base import Provider
 from ..providers.traits import Cancel, Lookup
 from .driver import MODES, Driver
 from .pauses import shorten_pauses
-from .wire import Wire
+from .wire import Fake, Wire
 
 ROWS = 6
 # As people name rows: what does not fit into a provider's ids is its codec's to change, and to change back.
 IDS = [f"row {number}/ä" for number in range(ROWS)]
-
-
-class Fake(Protocol):
-    """A server of the provider's wire format, in memory: a function of requests, and two things to ask of it.
-
-    `batch_ids` are all batches that were ever created, the oldest first. `end` lets one end: COMPLETED with
-    every row answered, EXPIRED and CANCELLED with the first half of them, FAILED as a whole and with none.
-    """
-
-    def __call__(self, request: httpx.Request, /) -> httpx.Response: ...
-    @property
-    def batch_ids(self) -> Sequence[str]: ...
-    def end(self, batch_id: str, status: BatchStatus) -> None: ...
 
 
 class ProviderSuite:

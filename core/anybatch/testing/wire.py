@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import httpx
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
-    from .suite import Fake
+    from ..models import BatchStatus
+
+
+class Fake(Protocol):
+    """A server of the provider's wire format, in memory: a function of requests, and two things to ask of it.
+
+    `batch_ids` are all batches that were ever created, the oldest first. `end` lets one end: COMPLETED with
+    every row answered, EXPIRED and CANCELLED with the first half of them, FAILED as a whole and with none.
+    """
+
+    def __call__(self, request: httpx.Request, /) -> httpx.Response: ...
+    @property
+    def batch_ids(self) -> Sequence[str]: ...
+    def end(self, batch_id: str, status: BatchStatus) -> None: ...
 
 
 class Wire:

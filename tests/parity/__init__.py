@@ -1,0 +1,1 @@
+"""The same jobs through plain Python, Airflow and Dagster: the same end, the same report, the same bill."""
