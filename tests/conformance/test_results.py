@@ -268,7 +268,7 @@ def test_files_that_are_named_later(world: RemoteWorld, driver: Driver, tmp_path
 def test_settling_is_bounded(
     world: RemoteWorld, driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(downloads, "SETTLING", 0.03)
+    monkeypatch.setattr(downloads, "SETTLING", 3 * downloads.PAUSES[0])
     (batch,) = driver.submit(world.job(tmp_path))
     world.fake.finish(batch.id, quirks=Quirks(files="neither"))
     world.calls.clear()
@@ -397,14 +397,19 @@ def test_unknown_status_is_no_end(
     world.fake.start(batch.id)
     world.fake.set_status(batch.id, "hibernating")
     seen: list[str] = []
-    with (
-        caplog.at_level(logging.WARNING),
-        pytest.raises(DeadlineExceededError, match="hibernating") as caught,
-    ):
-        driver.wait(batch.id, timeout=0.06, on_progress=lambda one: seen.append(one.status))
-    assert caught.value.batch_id == batch.id
+    for timeout in (0.06, 0.6, 6.0):  # the shortest in which this machine, as busy as it is, looks twice
+        before = world.fake.last.looks
+        seen.clear()
+        caplog.clear()
+        with caplog.at_level(logging.WARNING), pytest.raises(DeadlineExceededError) as caught:
+            driver.wait(batch.id, timeout=timeout, on_progress=lambda one: seen.append(one.status))
+        assert caught.value.batch_id == batch.id
+        if world.fake.last.looks >= before + 2:
+            break
+    else:
+        pytest.fail("nobody looks twice")
+    assert "hibernating" in str(caught.value)
     assert seen == [BatchStatus.UNKNOWN]
-    assert world.fake.last.looks >= 2
     (record,) = (one for one in caplog.records if one.levelno >= logging.WARNING)
     assert "hibernating" in record.message
     assert batch.id in record.message
