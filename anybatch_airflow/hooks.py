@@ -156,7 +156,7 @@ class AnyBatchHook(BaseHook):
         lookup = lookups[wanted]
         await asyncio.wait([lookup])  # a trigger that is ended ends it for no other
         if error := lookup.exception():
-            from anybatch.polling.watcher import copy_of
+            from anybatch.polling.schedule import copy_of
 
             raise copy_of(error)
         return lookup.result()
@@ -164,7 +164,7 @@ class AnyBatchHook(BaseHook):
     async def _find_watcher(self) -> Watcher:
         settings = await self._async_settings()
         key, make_client = await asyncio.to_thread(_poller, settings)
-        from anybatch.polling.watcher import get_watcher
+        from anybatch.polling.registry import get_watcher
 
         return get_watcher(key, make_client)
 
@@ -317,7 +317,7 @@ def _async_client(settings: ClientSettings, attempts: int | None) -> AsyncClient
 def _poller(settings: ClientSettings) -> tuple[str, Callable[[], AsyncClient]]:
     """What a watcher is known by, and how it makes its client. Raises ConfigurationError."""
     from anybatch import AsyncClient, RetryPolicy
-    from anybatch.polling.watcher import watcher_key
+    from anybatch.polling.registry import watcher_key
 
     _freeze_once()
     provider = settings.open()

@@ -30,6 +30,8 @@ from pydantic import BaseModel, ConfigDict
 
 from ..models import BatchRecord, BatchStatus
 
+__all__ = ["VERSION", "Ledger", "ShardRecord", "Step"]
+
 VERSION = 2
 """The ledger's format version. Only a version of anybatch that writes the same format continues a job."""
 

@@ -40,35 +40,32 @@ PAUSES = (2.0, 5.0, 10.0, 20.0, 40.0)  # between two downloads; the last one rep
 
 
 class Measured(Protocol):
-    """What was found in result files."""
+    """What was found in result files.
+
+    Attributes:
+        answered: The number of rows that have a line.
+        ran: Those of them that the provider has run, which excludes expired and cancelled ones.
+        succeeded: Those of them that succeeded.
+        torn: The number of rows whose line breaks off at the end of a file.
+        unclear: The number of lines that cannot be attributed to a row.
+        breaks_off: Whether any line breaks off at the end of a file.
+        problem: What is wrong with a file that is no result file at all; None if there is none.
+    """
 
     @property
-    def answered(self) -> int:
-        """The number of rows that have a line."""
-
+    def answered(self) -> int: ...
     @property
-    def ran(self) -> int:
-        """Those of them that the provider has run: all but expired and cancelled ones."""
-
+    def ran(self) -> int: ...
     @property
-    def succeeded(self) -> int:
-        """Those of them that succeeded."""
-
+    def succeeded(self) -> int: ...
     @property
-    def torn(self) -> int:
-        """The number of rows whose line breaks off at the end of a file."""
-
+    def torn(self) -> int: ...
     @property
-    def unclear(self) -> int:
-        """The number of lines that cannot be attributed to a row."""
-
+    def unclear(self) -> int: ...
     @property
-    def breaks_off(self) -> bool:
-        """Whether any line breaks off at the end of a file."""
-
+    def breaks_off(self) -> bool: ...
     @property
-    def problem(self) -> str | None:
-        """What is wrong with a file that is no result file at all; None if there is none."""
+    def problem(self) -> str | None: ...
 
 
 M = TypeVar("M", bound=Measured)
