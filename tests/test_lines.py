@@ -91,8 +91,8 @@ def test_lines_are_cut_at_the_newline_byte_alone() -> None:
         (jsonl(*[line(str(n)) for n in range(6)]) + b'{"custom_id":"x",\n', 7, None, "not JSON"),
         (jsonl([1]), 1, None, "not a JSON object but list"),
         (jsonl(line("a"), line("b"), line("a")), 3, "custom_id", "'a' was used before, in line 1"),
-        (jsonl(line(custom_id=5)), 1, "custom_id", "must be a text"),
-        (jsonl(line(custom_id="")), 1, "custom_id", "must be a text"),
+        (jsonl(line(custom_id=5)), 1, "custom_id", "must be a non-empty string"),
+        (jsonl(line(custom_id="")), 1, "custom_id", "must be a non-empty string"),
         (jsonl(line(method="GET")), 1, "method", "must be 'POST', not 'GET'"),
         (jsonl(line(url="/v1/embeddings")), 1, "url", "the batch's endpoint is '/v1/chat/completions'"),
         (jsonl({"custom_id": "a", "body": {"model": "m"}}), 1, "method", "must be 'POST', not None"),
@@ -179,7 +179,7 @@ def test_shards_keep_within_the_limits_and_lose_nothing(
 
 def test_a_line_that_fits_no_batch_is_an_error(tmp_path: Path) -> None:
     found = problems(jsonl(line("a")), tmp_path, provider(limits=Limits(bytes=50)))
-    assert "a batch at openai holds 50" in found[0].message
+    assert "a whole batch at openai holds 50" in found[0].message
 
 
 def test_blank_lines_and_a_missing_last_newline_do_not_matter(tmp_path: Path) -> None:

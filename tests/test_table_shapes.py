@@ -261,7 +261,9 @@ def test_values_inside_of_cells_are_plain() -> None:
 def test_columns_that_are_no_cells(column: Any) -> None:
     """A dict of columns inside of a list looks like a row."""
     kind = type(column).__name__
-    with pytest.raises(InputError, match=f"row 2, column 'text': holds {kind}: a whole column, not a cell"):
+    with pytest.raises(
+        InputError, match=f"row 2, column 'text': holds {kind}, a whole column and not a cell"
+    ):
         list(read_rows([ROWS[0], {"id": "b", "text": column}]))
 
 
@@ -286,7 +288,7 @@ NO_TABLES: dict[str, tuple[Callable[[], Any], str]] = {
     "class": (lambda: Model, "; call it, and pass what it returns"),
     "async generator": (in_time, "not async_generator; collect it first: [row async for row in …]"),
     "lazy frame": (LazyFrame, "not LazyFrame; pass what its collect() returns"),
-    "rolling windows": (lambda: FRAME.rolling(2), "not Rolling; its frames overlap, and most rows"),
+    "rolling windows": (lambda: FRAME.rolling(2), "not Rolling; its frames overlap, so that most rows"),
     "text": (lambda: CSV, "a text of several lines is not the path of a file"),
 }  # fmt: skip
 
@@ -324,7 +326,7 @@ NO_ROWS: dict[str, tuple[Callable[[], Any], str]] = {
     "iterrows": (FRAME.iterrows, f"but tuple of int, Series (the table is a generator); {PAIRS}"),
     "items": (FRAME.items, f"but tuple of str, Series (the table is a generator); {PAIRS}"),
     "enumerate": (lambda: enumerate(ROWS), f"but tuple of int, dict (the table is a enumerate); {PAIRS}"),
-    "zip": (lambda: zip(ROWS, ROWS, strict=True), "but tuple of dict (the table is a zip); it may pair"),
+    "zip": (lambda: zip(ROWS, ROWS, strict=True), "but tuple of dict (the table is a zip); a tuple may pair"),
     "batched": (lambda: [tuple(ROWS)], "but tuple of dict; a tuple may pair values: pass rows one by one"),
     "groups": (lambda: itertools.groupby(ROWS, key=str), f"(the table is a groupby); {PAIRS}"),
     "GroupBy": (
@@ -365,7 +367,7 @@ def test_what_is_no_row(make: Callable[[], Any], message: str) -> None:
 
 TWICE: dict[str, tuple[Callable[[], Any], str]] = {
     "pandas": (lambda: pandas.DataFrame([[1, 2]], columns=["x", "x"]), "the DataFrame"),
-    "names of one text": (lambda: pandas.DataFrame([[1, 2]], columns=[7, "7"]), "called '7'"),
+    "names of one text": (lambda: pandas.DataFrame([[1, 2]], columns=[7, "7"]), "named '7'"),
     "a later frame": (
         lambda: [FRAME, pandas.DataFrame([[1, 2]], columns=["x", "x"])],
         "item 2 of the table, a DataFrame",

@@ -361,7 +361,7 @@ def test_no_such_id_column() -> None:
 
 def test_the_old_name_of_the_id_column_is_refused() -> None:
     """`**body` would take it, and send it to the model in every request."""
-    with pytest.raises(ConfigurationError, match="is `id_column`, not `id`"):
+    with pytest.raises(ConfigurationError, match="use `id_column` instead of `id`"):
         build_requests(ROWS, "Hi", model="m", id="id")
     with pytest.raises(TypeError, match="'id'"):
         join_results(ROWS, [], id="id")  # type: ignore[call-arg]

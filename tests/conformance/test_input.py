@@ -92,9 +92,9 @@ CASES = {
     "duplicate custom_id": Case(
         changed(5, custom_id="row-1"), ((5, "custom_id", "'row-1' was used before, in line 2"),)
     ),
-    "no custom_id": Case(changed(4, custom_id=None), ((4, "custom_id", "must be a text"),)),
-    "custom_id is a number": Case(changed(4, custom_id=4), ((4, "custom_id", "must be a text"),)),
-    "empty custom_id": Case(changed(4, custom_id=""), ((4, "custom_id", "not empty"),)),
+    "no custom_id": Case(changed(4, custom_id=None), ((4, "custom_id", "must be a non-empty string"),)),
+    "custom_id is a number": Case(changed(4, custom_id=4), ((4, "custom_id", "must be a non-empty string"),)),
+    "empty custom_id": Case(changed(4, custom_id=""), ((4, "custom_id", "non-empty"),)),
     "wrong url": Case(changed(6, url="/v1/elsewhere"), ((6, "url", "is '/v1/elsewhere', but"),)),
     "wrong method": Case(changed(6, method="GET"), ((6, "method", "must be 'POST'"),)),
     "no body": Case(changed(2, body=None), ((2, "body", "must be a JSON object"),)),
@@ -298,7 +298,7 @@ def test_a_line_too_large_for_any_batch(world: RemoteWorld, driver: Driver, tmp_
     had = driver.provider.limits
     driver.provider.limits = type(had)(bytes=400)
     try:
-        check(world, driver, tmp_path, Case(in_body(5, user="u" * 400), ((5, None, "a batch at"),)))
+        check(world, driver, tmp_path, Case(in_body(5, user="u" * 400), ((5, None, "a whole batch at"),)))
     finally:
         driver.provider.limits = had
 

@@ -479,7 +479,7 @@ def test_results_that_somebody_has_changed_are_not_gone_on_with(
     assert driver.run(replace(job, max_rounds=2)) == report
     results.unlink()
     assert driver.run(replace(job, max_rounds=2)) == report
-    assert caplog.text.count("has landed; its rows are not submitted again") == 2
+    assert caplog.text.count("has landed; its failed rows are not submitted again") == 2
     assert asked(world) == [IDS]
 
 

@@ -136,7 +136,7 @@ def test_results_that_are_given_up_are_told_of(stage: Stage, caplog: pytest.LogC
         submit(stage, input=other, on_changed="fail")
     assert "results.jsonl" not in caplog.text
     submit(stage, input=other)
-    assert f"removing {stage.home / 'out' / 'results.jsonl'}" in caplog.text
+    assert f"removing the paid results in {stage.home / 'out' / 'results.jsonl'}" in caplog.text
     assert "on_changed='fail'" in caplog.text
 
 

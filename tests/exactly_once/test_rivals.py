@@ -200,7 +200,9 @@ def test_the_input_changes_while_an_attempt_uploads(tmp_path: Path, threads: Thr
             new = threads.submit(client.run, stage.job(input=other))
             second.wait()
             hold.release()
-            with pytest.raises(LedgerConflictError, match="submitted with other input by another attempt"):
+            with pytest.raises(
+                LedgerConflictError, match=r"another attempt has submitted job .* with other input"
+            ):
                 old.result(20)
             second.release()
             report = new.result(20)

@@ -37,7 +37,7 @@ RESULTS_LOST = "results_lost"
 
 WAYS_OUT = (
     "on_lost='land' lands the job's other rows and reports these as `missing`, on_lost='resubmit' pays for "
-    "these rows again, and Job.restart submits the whole input once more"
+    "these rows again, and Job.restart submits the input once more"
 )
 
 
