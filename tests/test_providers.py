@@ -470,7 +470,7 @@ def test_a_cancel_that_throws_results_away_is_warned_of(
 def test_a_provider_that_cannot_cancel_says_so() -> None:
     provider = plain()
     provider.traits = replace(provider.traits, cancel=Cancel.NONE)
-    with Client(provider) as client, pytest.raises(ConfigurationError, match="plain cannot cancel a batch"):
+    with Client(provider) as client, pytest.raises(ConfigurationError, match="plain cannot cancel batches"):
         client.cancel("b1")
 
 

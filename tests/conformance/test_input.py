@@ -325,7 +325,7 @@ def test_missing_key_names_argument_and_variable(name: str, tmp_path: Path) -> N
     if name in KEYLESS:
         assert get_provider(name, api_base=base).account.api_key is None
         return
-    with pytest.raises(MissingKeyError, match=r"give api_key, or set [A-Z_]+_(KEY|TOKEN)"):
+    with pytest.raises(MissingKeyError, match=r"pass api_key, or set [A-Z_]+_(KEY|TOKEN)"):
         get_provider(name, api_base=base)
 
 

@@ -173,9 +173,9 @@ NO_LISTING: dict[str, object] = {
 @pytest.mark.parametrize("answer", NO_LISTING.values(), ids=NO_LISTING.keys())
 def test_what_is_no_listing_is_not_an_empty_one(world: RemoteWorld, driver: Driver, answer: object) -> None:
     world.server.fail("GET", ".*", Respond(200, answer), times=2)
-    with pytest.raises(ServerError, match="no listing"):
+    with pytest.raises(ServerError, match="not a listing"):
         driver.list()
-    with pytest.raises(ServerError, match="no listing") as caught:
+    with pytest.raises(ServerError, match="not a listing") as caught:
         driver.check()
     assert caught.value.status_code in (None, 200), "which a connection test takes for the wrong address"
 
@@ -268,7 +268,7 @@ def test_a_create_without_answer_that_cannot_be_looked_for(
 ) -> None:
     world.server.fail(*CREATE, ResetBefore() if lost == "request" else ResetAfter())
     source = world.write(tmp_path / "in.jsonl", IDS)
-    with pytest.raises(CreateOutcomeUnknownError, match="look at the provider's list of batches"):
+    with pytest.raises(CreateOutcomeUnknownError, match="check the provider's list of batches"):
         driver.create(source, world.endpoint)
     assert world.server.count(*CREATE) == 1
 

@@ -12,7 +12,7 @@ from anybatch.local.jsontext import (
     UnfitError,
     encode,
     is_deeper,
-    read_mended,
+    read_repaired,
     read_strict,
     shallow,
 )
@@ -79,7 +79,7 @@ def test_depth_is_counted_and_cut_as_the_values_have_it(ascii_only):
 def test_what_is_json_is_read_as_it_is():
     for value in VALUES:
         text = json.dumps(value)
-        assert read_strict(text) == read_mended(text) == value
+        assert read_strict(text) == read_repaired(text) == value
         assert json.loads(encode(value)) == value
 
 
@@ -90,7 +90,7 @@ def test_any_text_has_a_value_or_is_none():
     for _ in range(20_000):
         text = "".join(draw.choices('[]{}",:\\a1 e9', k=draw.randrange(12)))
         is_deeper(text, 3)
-        for one in (read_strict, read_mended):
+        for one in (read_strict, read_repaired):
             try:
                 one(shallow(text, 3))
                 read += 1
@@ -102,8 +102,8 @@ def test_any_text_has_a_value_or_is_none():
 @pytest.mark.parametrize(
     ("text", "why", "mended"),
     [
-        ("[NaN]", "it holds NaN, which is no JSON", [None]),
-        ("[-Infinity]", "it holds -Infinity, which is no JSON", [None]),
+        ("[NaN]", "it holds NaN, which is not JSON", [None]),
+        ("[-Infinity]", "it holds -Infinity, which is not JSON", [None]),
         ("[-1e999, 1.5]", "it holds -1e999, which is too large a number", [None, 1.5]),
         ("[1e+0999]", "it holds 1e\\+0999", [None]),
         ("[%s.5]" % ("7" * 309), "it holds 7+, which is too large", [None]),
@@ -114,7 +114,7 @@ def test_odd_numbers_are_refused_or_mended(text, why, mended):
     """E1 of FAULTS."""
     with pytest.raises(UnfitError, match=why):
         read_strict(text)
-    assert read_mended(text) == mended
+    assert read_repaired(text) == mended
 
 
 def test_nesting_has_a_bound():
@@ -123,7 +123,7 @@ def test_nesting_has_a_bound():
     assert encode(read_strict(most)) == most.encode()
     for text in (f"[{most}]", "[" * 100_000):
         with pytest.raises(UnfitError, match="more than 200 levels deep"):
-            read_mended(text)
+            read_repaired(text)
 
 
 @pytest.mark.parametrize("value", [math.nan, "\ud83d", {"\ud83d": 1}, {1, 2}])

@@ -168,7 +168,7 @@ def test_an_outage_from_the_start_hides_the_answer_to_the_create(desk, requests)
         ("local:echo?delay=nan", "must be a number of seconds"),
         ("local:echo?outage=9..3", "must be start..end"),
         ("local:echo?outage=9", "must be start..end"),
-        ("local:echo?seed=1&seed=2", "given twice"),
+        ("local:echo?seed=1&seed=2", "appears twice"),
         ("local:echo?fail=0.6&expire=0.6", "more than 1"),
         ("local:echo?invalid=No Way", "must be an error code"),
     ],

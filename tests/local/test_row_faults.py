@@ -281,7 +281,7 @@ async def test_a_request_that_cannot_be_sent_costs_its_row_and_no_call(site, end
     assert {name: outcome(lines[name]) for name in bad} == dict.fromkeys(bad, (400, "unsendable_request"))
     assert endpoint.asked == dict.fromkeys(NEIGHBOURS, 1)
     said = {name: lines[name]["response"]["body"]["error"]["message"] for name in bad}
-    assert said["NaN"] == "This request cannot be sent: it holds NaN, which is no JSON."
+    assert said["NaN"] == "This request cannot be sent: it holds NaN, which is not JSON."
     assert "5000 digits" in said["digits"]
     assert "surrogate" in said["surrogate in a name"]
 

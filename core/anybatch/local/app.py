@@ -1,6 +1,6 @@
 """The application: OpenAI's files and batches endpoints as one function from request to response.
 
-`LocalTransport` calls it in process, `anybatch serve` over HTTP; both hand it the same bytes.
+`LocalTransport` calls it in process, `anybatch serve` over HTTP; both pass the same bytes.
 """
 
 import json
@@ -33,14 +33,20 @@ from .protocol import (
 )
 from .store import Store, add_file
 
-LIST_BUDGET = 1.0  # seconds of work one list call may spend on batches whose end has come
+LIST_BUDGET = 1.0  # seconds that one list call may spend on closing batches whose end has come
 
 
 class App:
-    """An OpenAI-compatible batch server over the SQLite file at `path`.
+    """An OpenAI-compatible batch server over an SQLite file.
 
-    `now` is the clock in unix seconds. With `api_key` every request must bear it. With `upstream`, batches
-    whose model is not a stand-in wait for a worker (`upstream.py`). StoreError if the file cannot be opened.
+    Args:
+        path: The file; it is created if it is missing.
+        now: The clock, in unix seconds.
+        api_key: The key that every request must send; None accepts all.
+        upstream: Whether batches whose model is not a stand-in wait for a worker (`upstream.py`).
+
+    Raises:
+        StoreError: The file cannot be opened.
     """
 
     def __init__(
@@ -60,7 +66,7 @@ class App:
         self.store.close()
 
     def handle(self, request: Request) -> Response:
-        """Answer one request; never raises for what a client can cause."""
+        """Answer one request; errors that a client can cause become responses."""
         try:
             response = self._route(request)
         except Refusal as refusal:
@@ -81,17 +87,17 @@ class App:
             if method == request.method:
                 self._disturb()
                 response = action(self, request, *found.groups())
-                self._disturb()  # a create may have begun the disturbance that hides its own answer
+                self._disturb()  # a create may have started the disturbance that replaces its own answer
                 return response
         raise Refusal(405, f"Not allowed: {request.method} {request.path}")
 
     def _authorize(self, request: Request) -> None:
-        given = request.headers.get("authorization", "").encode()
-        if self._api_key is not None and not compare_digest(given, f"Bearer {self._api_key}".encode()):
+        sent = request.headers.get("authorization", "").encode()
+        if self._api_key is not None and not compare_digest(sent, f"Bearer {self._api_key}".encode()):
             raise Refusal(401, "Incorrect API key provided.", code="invalid_api_key")
 
     def _disturb(self) -> None:
-        """Answer 503 or 429 while some batch's model asks for it."""
+        """Refuse the request with 503 or 429 while any batch's model asks for that."""
         now = self.now()
         for row in self.store.all("SELECT model, created FROM batches WHERE fault_to > ?", now):
             ask, age = faults.parse(row["model"]), now - row["created"]
@@ -181,7 +187,7 @@ class App:
         self._file(file_id)
         with self.store.write() as connection:
             connection.execute("UPDATE files SET deleted = 1 WHERE id = ?", (file_id,))
-        discard_deleted(self.store, file_id)  # an open batch still needs its input; its end removes it
+        discard_deleted(self.store, file_id)  # if an open batch still needs the bytes, its end removes them
         return json_response({"id": file_id, "object": "file", "deleted": True})
 
     def get_content(self, request: Request, file_id: str) -> Response:
@@ -226,10 +232,11 @@ class App:
             "upstream": upstream,
             "fault_to": fault_to,
         }
-        marks = ", ".join("?" * len(columns))
+        placeholders = ", ".join("?" * len(columns))
         with self.store.write() as connection:
             connection.execute(
-                f"INSERT INTO batches ({', '.join(columns)}) VALUES ({marks})", tuple(columns.values())
+                f"INSERT INTO batches ({', '.join(columns)}) VALUES ({placeholders})",
+                tuple(columns.values()),
             )
         return json_response(self._view(self._batch(batch_id), now))
 

@@ -1,4 +1,4 @@
-"""What an upload or a create must look like to be accepted; the lines are checked after the create."""
+"""Validate an upload or a create; the lines of the input are validated after the create."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ CREATE_FIELDS = ("input_file_id", "endpoint", "completion_window", "metadata", "
 
 
 def check_upload(values: Mapping[str, str], filename: str | None) -> str:
-    """The purpose of an upload that is acceptable."""
+    """Check an upload, and return its purpose."""
     purpose = values.get("purpose")
     if filename is None:
         raise Refusal(400, "Missing required parameter: 'file'.", param="file")
@@ -30,7 +30,7 @@ def check_upload(values: Mapping[str, str], filename: str | None) -> str:
 
 
 def read_lifetime(values: Mapping[str, str]) -> float | None:
-    """`expires_after` of an upload, in OpenAI's bracketed or Azure's dotted spelling."""
+    """Return an upload's `expires_after` in seconds; OpenAI writes it with brackets, Azure with a dot."""
     text = values.get("expires_after[seconds]", values.get("expires_after.seconds"))
     if text is None:
         return None
@@ -46,7 +46,7 @@ def check_lifetime(seconds: Any, param: str) -> float:
 def check_create(
     asked: Mapping[str, Any], *, any_endpoint: bool
 ) -> tuple[float, dict[str, str] | None, float | None]:
-    """(window in seconds, metadata, lifetime of the results) of a create that is acceptable."""
+    """Check a create; return its window (seconds), metadata, and the lifetime of its results (seconds)."""
     for name in asked:
         if name not in CREATE_FIELDS:
             raise Refusal(400, f"Unknown parameter: '{name}'.", code="unknown_parameter", param=name)
@@ -94,12 +94,12 @@ def check_metadata(metadata: Any) -> dict[str, str] | None:
 
 
 def first_model(lines: Iterable[bytes]) -> str | None:
-    """The model of the first line, or None if it cannot be read or stored; its row is going to say why."""
+    """Return the model of the first line; None if it cannot be read or stored, as validation will report."""
     for line in lines:
         if line.strip():
             try:
                 model = read_request(line)[0]["body"]["model"]
-                model.encode()  # half a surrogate pair cannot be stored, and no create could succeed
+                model.encode()  # half a surrogate pair cannot be stored, so the create would fail
             except (LookupError, TypeError, AttributeError, UnicodeError):
                 return None
             return model or None
@@ -107,7 +107,7 @@ def first_model(lines: Iterable[bytes]) -> str | None:
 
 
 def disturbance(model: str | None) -> float:
-    """Seconds after a batch's creation until no disturbance that its model asks for is left."""
+    """Return how long after its creation a batch's model may disturb the server, in seconds."""
     try:
         ask = faults.parse(model)
     except faults.ModelError:

@@ -1,4 +1,4 @@
-"""The end of a batch: its output file and its error file, written once."""
+"""The end of a batch: its output file and error file are written, once."""
 
 import json
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from .machine import Json, Record, Stage, finished_rows, stages
 from .store import Store, add_file
 from .validation import Line, read_lines
 
-SHUFFLE = 64  # results come in another order than requests, as at OpenAI
+SHUFFLE = 64  # shuffle results in groups of so many lines: OpenAI does not keep the order either
 
 
 class Tally:
-    """Two result files being written, and what they hold."""
+    """The two result files while they are written, and the counts of their rows."""
 
     def __init__(self, output: BinaryIO, errors: BinaryIO) -> None:
         self.output, self.errors = output, errors
@@ -27,7 +27,7 @@ class Tally:
         try:
             line = result_line(custom_id, identity, response=response)
         except (ValueError, RecursionError) as error:
-            # such an answer would break the batch at every reading
+            # Recording it would make every later attempt to close the batch fail.
             self.response(custom_id, identity, *_unwritable(error))
             return
         if status < 400:
@@ -39,7 +39,7 @@ class Tally:
         self.add(line, self.output if status < 400 else self.errors)
 
     def error(self, custom_id: str, identity: str, code: str) -> None:
-        """A row that got no answer."""
+        """Add the line of a row without an answer."""
         error = {"code": code, "message": _MESSAGES.get(code, code)}
         self.add(result_line(custom_id, identity, error=error), self.errors)
 
@@ -70,27 +70,30 @@ def _unwritable(error: Exception) -> tuple[int, Json]:
 
 
 def identify(batch_id: str, custom_id: str) -> str:
-    """What the ids of a row's answer are made of."""
+    """Return the text that the ids of a row's answer are made from."""
     return blake2b(f"{batch_id} {custom_id}".encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
 
 def result_line(
     custom_id: str, identity: str, *, response: Json | None = None, error: Json | None = None
 ) -> bytes:
-    """One line of a result file, in OpenAI's shape. ValueError or RecursionError if JSON cannot carry it."""
+    """Return one line of a result file, in OpenAI's shape.
+
+    Raises ValueError or RecursionError if the values cannot be written as JSON.
+    """
     line = {"id": f"batch_req_{identity}", "custom_id": custom_id, "response": response, "error": error}
     try:
         return _as_text(line).encode() + b"\n"
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON can escape and UTF-8 cannot carry
+    except UnicodeEncodeError:  # half a surrogate pair: JSON can escape it, UTF-8 cannot encode it
         return _as_ascii(line).encode() + b"\n"
 
 
 def finalise_standin(store: Store, batch: Record) -> None:
-    """Let the stand-in answer the rows that finished, and close the batch."""
+    """Let the stand-in answer the finished rows, and close the batch."""
     past = stages(batch)
     last = past[-1]
     plan = store.one("SELECT outcomes FROM plans WHERE batch_id = ?", batch.id)
-    if plan is None and batch.rows:  # a second closer, and the first is done
+    if plan is None and batch.rows:  # another closer was faster
         return
     outcomes: bytes = plan["outcomes"] if plan else b""
     worked = finished_rows(batch, last.at)
@@ -113,7 +116,7 @@ def finalise_standin(store: Store, batch: Record) -> None:
 
 
 def _answer(batch: Record, line: Line, identity: str, outcome: int) -> tuple[int, Json]:
-    """(HTTP status, body) of the stand-in."""
+    """Return the HTTP status and body of the stand-in's answer."""
     if line.unfit:
         return standin.unsendable(line.unfit)
     body: Json = line.request["body"]
@@ -124,13 +127,13 @@ def _answer(batch: Record, line: Line, identity: str, outcome: int) -> tuple[int
         return standin.failure(line.request["custom_id"])
     try:
         return 200, standin.answer(batch.endpoint, body, identity=identity, created=int(batch.created))
-    except Exception as error:  # a body no one foresaw costs its own row, never the batch
+    except Exception as error:  # an unforeseen body fails its own row, never the batch
         message = f"The stand-in model cannot read this request ({type(error).__name__}: {error})."
         return 400, standin.error_body(message, "invalid_request_error", "invalid_value")
 
 
 def finalise_upstream(store: Store, batch: Record, now: float) -> None:
-    """Put the answers that a real model gave into the result files, and close the batch."""
+    """Write the recorded answers of a real model to the result files, and close the batch."""
     past = stages(batch)
     answered = store.one("SELECT count(*) AS rows FROM results WHERE batch_id = ?", batch.id)
     if batch.invalid:
@@ -158,10 +161,10 @@ def finalise_upstream(store: Store, batch: Record, now: float) -> None:
 
 
 def _recorded(record: str) -> tuple[int, Json]:
-    """(HTTP status, body) of an answer in the database."""
+    """Return the HTTP status and body of an answer in the database."""
     try:
         status, body = json.loads(record)
-    except (ValueError, RecursionError) as error:  # an earlier release recorded it, which had no bounds
+    except (ValueError, RecursionError) as error:  # recorded by an earlier release, which set no limits
         return _unwritable(error)
     return status, body
 
@@ -169,8 +172,8 @@ def _recorded(record: str) -> tuple[int, Json]:
 def close_batch(store: Store, batch: Record, past: list[Stage], work: Callable[[Tally], None]) -> None:
     """Write the result files with `work(tally)`, then record them and the end in one transaction.
 
-    A process killed before the commit leaves only unnamed bytes; whoever asks next starts over. A second
-    closer, if there ever is one, finds the batch closed and its bytes are removed.
+    A process that is killed before the commit leaves only bytes that no record names, and the next request
+    starts over. A second closer, if there ever is one, finds the batch closed, and its bytes are removed.
     """
     with store.new_blob() as (output_id, output), store.new_blob() as (error_id, errors):
         tally = Tally(output, errors)
@@ -208,7 +211,7 @@ def close_batch(store: Store, batch: Record, past: list[Stage], work: Callable[[
 
 
 def discard_deleted(store: Store, file_id: str) -> None:
-    """Remove a deleted file's bytes once no open batch reads them any more."""
+    """Remove the bytes of a deleted file, unless an open batch still reads them."""
     gone = store.one(
         "SELECT 1 FROM files WHERE id = :id AND deleted AND NOT EXISTS"
         " (SELECT 1 FROM batches WHERE input_file_id = :id AND final IS NULL)",

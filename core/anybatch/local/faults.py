@@ -1,4 +1,4 @@
-"""What a stand-in model's name asks for, and which fate each row meets.
+"""The behaviour that a stand-in model's name asks for, and the planned outcome of each row.
 
 A model is `local:echo` (chat, responses, completions, moderations) or `local:embed` (embeddings), followed by
 any of these parameters; seconds count from the creation of the batch.
@@ -6,21 +6,22 @@ any of these parameters; seconds count from the creation of the batch.
 | parameter           | default | meaning                                                                    |
 |---------------------|---------|----------------------------------------------------------------------------|
 | `delay=20`          | 2       | seconds the whole batch takes; rows finish evenly over them                |
-| `seed=1`            | 0       | another draw of which rows are hit                                         |
+| `seed=1`            | 0       | selects other rows for the faults below                                    |
 | `fail=0.02`         | 0       | share of rows that get an HTTP error: 400, 429 or 500                      |
 | `expire=0.01`       | 0       | share of rows that never finish; the batch ends `expired`                  |
-| `missing=0.01`      | 0       | share of rows in no count and in neither file                              |
+| `missing=0.01`      | 0       | share of rows that are in no count and in neither file                     |
 | `invalid=some_code` |         | validation fails the batch with this code, e.g. `token_limit_exceeded`     |
 | `cancel=12`         |         | the provider cancels the batch in second 12; finished rows are kept        |
 | `throttle=2..5`     |         | every request to this database is answered 429 in seconds 2 to 5           |
 | `outage=5..15`      |         | every request to this database is answered 503 in seconds 5 to 15          |
 
-A window that starts at 0 includes the answer to the create itself: the batch exists and its creator does not
-learn of it. A row's fate depends on `seed`, `custom_id` and the round of its job only. To rehearse the real
-expiry instead of a share of rows, give a `completion_window` shorter than `delay` ("10s", "5m", "2h", "1d").
+A window that starts at 0 includes the answer to the create itself: the batch exists, but the client is not
+informed. A row's planned outcome depends only on `seed`, its `custom_id`, and the round of its job. To
+rehearse a real expiry instead of a share of rows, set a `completion_window` shorter than `delay` ("10s",
+"5m", "2h", "1d").
 
 A model name without `local:` is accepted and behaves like `local:echo` with the defaults, so that an example
-written for a paid provider rehearses unchanged.
+written for a paid provider can be rehearsed unchanged.
 """
 
 import math
@@ -35,13 +36,13 @@ from urllib.parse import parse_qsl
 PREFIX = "local:"
 CHAT = "echo"
 EMBED = "embed"
-SUCCEED, FAIL, EXPIRE, MISS = b"sfem"  # one byte a row in a batch's plan
+SUCCEED, FAIL, EXPIRE, MISS = b"sfem"  # one byte per row in a batch's plan
 
 Window = tuple[float, float]
 
 
 class ModelError(ValueError):
-    """A stand-in model's name that does not parse; the message names what is known."""
+    """A stand-in model's name is invalid; the message names the known models and parameters."""
 
 
 def _number(text: str) -> float:
@@ -73,7 +74,7 @@ def _code(text: str) -> str:
 
 @dataclass(frozen=True)
 class Faults:
-    """The parameters of a stand-in model, see the module's table."""
+    """The parameters of a stand-in model; see the table at the top of this module."""
 
     delay: float = 2.0
     seed: int = 0
@@ -86,7 +87,7 @@ class Faults:
     outage: Window | None = None
 
     def fate(self, custom_id: str, again: str = "1") -> int:
-        """The planned outcome of a row, from the seed, its id, and the round in which it is submitted."""
+        """Return the planned outcome of a row, from the seed, its id, and the round that submits it."""
         share = draw(self.seed, custom_id, *([] if again == "1" else [again]))
         for limit, outcome in ((self.fail, FAIL), (self.expire, EXPIRE), (self.missing, MISS)):
             if share < limit:
@@ -109,14 +110,14 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
 
 
 def draw(*parts: object) -> float:
-    """A number in [0, 1) that depends on nothing but its arguments."""
+    """Return a number in [0, 1) that depends only on the arguments."""
     digest = blake2b("\0".join(map(str, parts)).encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest) / 2**64
 
 
 @lru_cache(maxsize=1024)
 def parse(model: str | None, endpoint: str | None = None) -> Faults:
-    """Read the parameters out of a model name; ModelError says what is wrong and what is known."""
+    """Parse the parameters in a model name; ModelError says what is wrong and what is known."""
     if model is None or not model.startswith(PREFIX):
         return Faults()
     name, _, query = model.removeprefix(PREFIX).partition("?")
@@ -132,7 +133,7 @@ def parse(model: str | None, endpoint: str | None = None) -> Faults:
                 f"Unknown parameter '{key}' of '{PREFIX}{name}'; known are {', '.join(_PARSERS)}."
             )
         if key in seen:
-            raise ModelError(f"Parameter '{key}' of '{PREFIX}{name}' is given twice.")
+            raise ModelError(f"Parameter '{key}' of '{PREFIX}{name}' appears twice.")
         seen.add(key)
         try:
             faults = replace(faults, **{key: _PARSERS[key](value)})

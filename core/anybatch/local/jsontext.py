@@ -1,9 +1,9 @@
-"""JSON that strangers wrote, read and written so that the same text means the same everywhere.
+"""Read and write JSON from clients and upstream servers so that a text always means the same.
 
-Python's own reader gives up at a depth that depends on how deep its caller stands, so a line that passed
-validation could break the batch when it is read again. It also takes and writes NaN, which is no JSON, and
-refuses numbers of more than 4,300 digits. Here nesting has a fixed bound, and whatever is beyond these limits
-is an `UnfitError`, which costs one row.
+Python's own reader gives up at a depth that depends on how deep its caller is in the call stack, so a line
+that has passed validation could fail when it is read again. It also accepts and writes NaN, which is not
+JSON, and refuses numbers of more than 4,300 digits. Here nesting has a fixed limit, and anything beyond these
+limits raises `UnfitError`, which fails one row.
 """
 
 import json
@@ -21,17 +21,17 @@ _TOO_DEEP = f"it is nested more than {MAX_NESTING} levels deep"
 
 
 class UnfitError(ValueError):
-    """JSON that cannot be passed on; the message says why and continues a sentence."""
+    """JSON that cannot be passed on; the message says why, and continues a sentence."""
 
 
 def read_strict(text: str) -> Any:
-    """The value of `text`. UnfitError for what not every JSON reader takes; ValueError if it is no JSON."""
+    """Parse JSON; raise UnfitError if not every reader would accept it, ValueError if it is not JSON."""
     return _read(_STRICT, text)
 
 
-def read_mended(text: str) -> Any:
-    """As `read_strict`, but NaN, Infinity and numbers beyond any reader's range become null."""
-    return _read(_MENDING, text)
+def read_repaired(text: str) -> Any:
+    """Parse JSON like `read_strict`, but turn NaN, Infinity and numbers out of range into null."""
+    return _read(_REPAIRING, text)
 
 
 def _read(decoder: json.JSONDecoder, text: str) -> Any:
@@ -41,12 +41,12 @@ def _read(decoder: json.JSONDecoder, text: str) -> Any:
         return (
             decoder.decode(text) if _ODD.search(text) else json.loads(text)
         )  # which is several times as fast
-    except RecursionError:  # the caller stands very deep itself
+    except RecursionError:  # the caller itself is very deep in the call stack
         raise UnfitError(_TOO_DEEP) from None
 
 
 def is_deeper(text: str, levels: int) -> bool:
-    """Whether arrays and objects lie more than `levels` deep in each other; `text` need not be JSON."""
+    """Whether arrays and objects are nested more than `levels` deep; `text` need not be JSON."""
     if text.count("[") + text.count("{") <= levels:
         return False
     depth = 0
@@ -61,7 +61,7 @@ def is_deeper(text: str, levels: int) -> bool:
 
 
 def shallow(text: str, levels: int) -> str:
-    """`text` with null for every array and object that lies deeper than `levels`."""
+    """Return `text` with null in place of every array and object deeper than `levels`."""
     kept: list[str] = []
     depth = start = 0
     for token in _TOKEN.finditer(text):
@@ -78,13 +78,13 @@ def shallow(text: str, levels: int) -> str:
 
 
 def encode(value: Any) -> bytes:
-    """Compact UTF-8 JSON. UnfitError for what it cannot carry."""
+    """Return compact UTF-8 JSON; raise UnfitError for a value that it cannot express."""
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
     except UnicodeEncodeError:
         raise UnfitError("it holds half a surrogate pair, as of an emoji that was cut in two") from None
     except (ValueError, TypeError, RecursionError) as error:
-        raise UnfitError(f"it is no JSON ({error})") from None
+        raise UnfitError(f"it is not JSON ({error})") from None
 
 
 def _whole(text: str) -> int:
@@ -102,7 +102,7 @@ def _fraction(text: str) -> float:
 
 
 def _constant(text: str) -> float:
-    raise UnfitError(f"it holds {text}, which is no JSON")
+    raise UnfitError(f"it holds {text}, which is not JSON")
 
 
 def _whole_or_null(text: str) -> int | None:
@@ -118,6 +118,6 @@ def _fraction_or_null(text: str) -> float | None:
 
 
 _STRICT = json.JSONDecoder(parse_int=_whole, parse_float=_fraction, parse_constant=_constant)
-_MENDING = json.JSONDecoder(
+_REPAIRING = json.JSONDecoder(
     parse_int=_whole_or_null, parse_float=_fraction_or_null, parse_constant=lambda _: None
 )

@@ -1,7 +1,7 @@
-"""What a batch is at a given moment: pure functions of its record and the time.
+"""The state of a batch at a given time: pure functions of its record and the time.
 
-`stages` tells when a batch enters which status, `finished_rows` how far the stand-in has come, `view` puts
-both into OpenAI's object. The work that some moments call for is in `work.py`.
+`stages` says when a batch enters which status, `finished_rows` how many rows the stand-in has finished,
+`view` puts both into OpenAI's batch object. The work that is due at some times is in `work.py`.
 """
 
 import json
@@ -25,7 +25,7 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """A batch as stored; times are unix seconds with fractions."""
+    """A batch as stored; times are unix seconds with fractions, lifetimes are seconds."""
 
     id: str
     created: float
@@ -51,19 +51,19 @@ class Record:
 
     @property
     def invalid(self) -> bool:
-        """Whether validation found something wrong."""
+        """Whether validation has found a problem."""
         return self.problems not in (None, "[]")
 
     @property
     def faults(self) -> faults.Faults:
         try:
             return faults.parse(self.model)
-        except faults.ModelError:  # validation is going to say so
+        except faults.ModelError:  # validation reports it
             return faults.Faults()
 
 
 def stages(batch: Record) -> list[Stage]:
-    """When the batch enters which status; the last is terminal, unless a real model still does the work."""
+    """Return when the batch enters which status; the last is terminal, unless a real model still works."""
     if batch.upstream:
         past = [
             Stage(batch.created, "validating"),
@@ -97,14 +97,14 @@ def _cut(planned: list[Stage], at: float, *instead: Stage) -> list[Stage]:
 
 
 def _span(batch: Record) -> tuple[float, float, float]:
-    """When the rows of an undisturbed batch start and stop, and when it ends."""
+    """Return when the rows of an undisturbed batch start and stop, and when it ends."""
     delay = batch.faults.delay
     moment = min(delay * MOMENT, LONGEST_MOMENT)
     return batch.created + moment, batch.created + delay - moment, batch.created + delay
 
 
 def finished_rows(batch: Record, now: float) -> int:
-    """How many rows, in input order, the stand-in has worked through by `now`."""
+    """Return how many rows, in input order, the stand-in has finished by `now`."""
     start, stop, _ = _span(batch)
     halt = next(
         (at for at, status in stages(batch) if status in ("cancelling", "finalizing", "failed")), stop
@@ -116,14 +116,14 @@ def finished_rows(batch: Record, now: float) -> int:
 
 
 def view(batch: Record, now: float, outcomes: bytes | None) -> Json:
-    """The batch as OpenAI's object at `now`; `outcomes` is its plan while it is open."""
+    """Return the batch as OpenAI's object at `now`; `outcomes` is its plan while it is open."""
     final: Json = json.loads(batch.final) if batch.final else {}
     past = [Stage(*event) for event in final["events"]] if final else stages(batch)
     past = past if final else [stage for stage in past if stage.at <= now] or past[:1]
     if not final and past[-1].status in TERMINAL:
-        past.pop()  # its files are being written
+        past.pop()  # its result files are still being written
     if batch.problems is None and not batch.upstream and past[-1].status != "cancelling":
-        past = past[:1]  # its input is being read
+        past = past[:1]  # its input is still being read
     entered = {stage.status: int(stage.at) for stage in past}
     problems = json.loads(batch.problems or "[]")
     return {

@@ -1,7 +1,7 @@
 """A streaming reader of `multipart/form-data`, for uploads of any size in constant memory.
 
-It exists so that the embedded provider takes OpenAI's upload requests with the base dependencies alone, in
-process and over HTTP alike. Source: RFC 7578, RFC 2046 5.1.1.
+It lets the embedded provider accept OpenAI's uploads without further dependencies, in process and over HTTP.
+Sources: RFC 7578, RFC 2046 5.1.1.
 """
 
 import re
@@ -21,14 +21,14 @@ class MultipartError(ValueError):
 
 @dataclass(frozen=True)
 class Part:
-    """One form field; `data` must be read before the next part is asked for."""
+    """One form field; `data` must be read before the next part is requested."""
 
     name: str
     filename: str | None
     data: Iterator[bytes]
 
     def text(self) -> str:
-        """The value of a short field (at most 64 KB)."""
+        """Read the value of a short field (at most 64 KB)."""
         value = b""
         for chunk in self.data:
             value += chunk
@@ -38,14 +38,14 @@ class Part:
 
 
 def parts(content_type: str, chunks: Iterable[bytes]) -> Iterator[Part]:
-    """Yield the parts of a body in order, reading `chunks` only as far as asked."""
+    """Yield the parts of a body in order; read `chunks` only as far as necessary."""
     kind, _, _ = content_type.partition(";")
     boundary = _parameters(content_type).get("boundary", "")
     if kind.strip().lower() != "multipart/form-data" or not boundary:
         raise MultipartError("expected multipart/form-data with a boundary")
     delimiter = b"\r\n--" + boundary.encode("latin-1", "replace")
     source = _Source(chunks)
-    for _ in source.until(delimiter):  # what precedes the first boundary is to be ignored
+    for _ in source.until(delimiter):  # text before the first boundary is to be ignored
         pass
     while source.peek(2) != b"--":
         head = source.block(b"\r\n\r\n", MAX_HEADER).partition(b"\r\n")[
@@ -56,14 +56,14 @@ def parts(content_type: str, chunks: Iterable[bytes]) -> Iterator[Part]:
             raise MultipartError("a part has no name")
         data = source.until(delimiter)
         yield Part(disposition["name"], disposition.get("filename"), data)
-        for _ in data:  # the caller may have left some unread
+        for _ in data:  # skip what the caller has not read
             pass
 
 
 class _Source:
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self.chunks = iter(chunks)
-        self.buffer = b"\r\n"  # so that a boundary at the very start is found like any other
+        self.buffer = b"\r\n"  # so that a boundary at the very beginning is found like any other
 
     def more(self) -> None:
         chunk = next(self.chunks, None)
@@ -76,21 +76,21 @@ class _Source:
             self.more()
         return self.buffer[:size]
 
-    def until(self, mark: bytes) -> Iterator[bytes]:
-        """The bytes up to `mark`, which is dropped."""
-        while (found := self.buffer.find(mark)) < 0:
-            keep = len(mark) - 1  # the mark may straddle two chunks
+    def until(self, delimiter: bytes) -> Iterator[bytes]:
+        """Yield the bytes up to the delimiter, which is dropped."""
+        while (found := self.buffer.find(delimiter)) < 0:
+            keep = len(delimiter) - 1  # the delimiter may be split between two chunks
             data, self.buffer = self.buffer[:-keep], self.buffer[-keep:]
             if data:
                 yield data
             self.more()
-        data, self.buffer = self.buffer[:found], self.buffer[found + len(mark) :]
+        data, self.buffer = self.buffer[:found], self.buffer[found + len(delimiter) :]
         if data:
             yield data
 
-    def block(self, mark: bytes, limit: int) -> bytes:
+    def block(self, delimiter: bytes, limit: int) -> bytes:
         value = b""
-        for chunk in self.until(mark):
+        for chunk in self.until(delimiter):
             value += chunk
             if len(value) > limit:
                 raise MultipartError(f"a part's headers are longer than {limit} bytes")

@@ -1,4 +1,4 @@
-"""Requests, responses and errors in OpenAI's HTTP dialect, apart from any server or client library."""
+"""Requests, responses and errors of OpenAI's HTTP API, independent of any server or client library."""
 
 import json
 import re
@@ -16,7 +16,7 @@ MAX_JSON = 1 << 20
 
 @dataclass(frozen=True)
 class Request:
-    """An HTTP request; header names are lower-case, `body` is read at most once."""
+    """An HTTP request; header names are lower-case, and `body` is read at most once."""
 
     method: str
     path: str
@@ -27,7 +27,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Response:
-    """An HTTP response; a body that is not bytes is a stream, of as many bytes as content-length says."""
+    """An HTTP response; a body that is not bytes is a stream of as many bytes as its content-length says."""
 
     status: int
     headers: dict[str, str]
@@ -98,7 +98,7 @@ def read_json(request: Request) -> dict[str, Any]:
 
 
 def read_range(header: str | None, size: int) -> tuple[int, int] | None:
-    """[start, stop) of a single-range header; anything else is ignored (None), as RFC 9110 14.2 allows."""
+    """Return [start, stop) of a single-range header; ignore anything else (None), as RFC 9110 14.2 allows."""
     found = re.fullmatch(r"bytes=(\d*)-(\d*)", header.replace(" ", "")) if header else None
     if not found or found.groups() == ("", ""):
         return None

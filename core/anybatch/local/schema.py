@@ -1,4 +1,4 @@
-"""A document that conforms to a JSON schema, made from a prompt; the same prompt gives the same document."""
+"""Make a document that conforms to a JSON schema from a prompt; the same prompt makes the same document."""
 
 import math
 from dataclasses import dataclass, field
@@ -8,8 +8,8 @@ from typing import Any
 from .faults import draw
 
 Json = Any
-MAX_DEPTH = 12  # a schema that refers to itself ends here, where it allows an end at all
-MAX_STEPS = 100_000  # a schema of a few lines can ask for more values than there is memory, or time
+MAX_DEPTH = 12  # the depth at which a schema that refers to itself is ended, if it allows an end
+MAX_STEPS = 100_000  # a schema of a few lines can ask for more values than there is memory or time for
 MAX_TEXT = 1_000_000  # characters
 _FORMATS = {
     "date-time": "2024-01-31T12:00:00Z",
@@ -28,9 +28,9 @@ _FORMATS = {
 def conform(schema: Json, prompt: str) -> Json:
     """Answer `prompt` in the shape of `schema`.
 
-    Objects get all their properties, arrays as few items as allowed (one if they may), `anyOf` its first
-    choice, strings the prompt's words, enums and numbers a pick by the prompt's hash. `pattern` and `not` are
-    not solved. ValueError if the document would be larger than a model's answer can be.
+    Objects get all their properties, arrays as few items as allowed (but one if possible), `anyOf` its first
+    choice, strings the prompt's words; enums and numbers are chosen by the prompt's hash. `pattern` and `not`
+    are ignored. Raises ValueError if the document would be larger than a model's answer can be.
     """
     return _Maker(schema, prompt).value(schema, "$", 0)
 
@@ -94,7 +94,7 @@ class _Maker:
         return schema
 
     def choose(self, choices: list[Json], depth: int) -> Json:
-        if depth > MAX_DEPTH:  # prefer what cannot recurse
+        if depth > MAX_DEPTH:  # prefer the smallest choice, which is least likely to recurse
             return min(choices, key=lambda choice: len(str(self.resolve(choice))))
         return choices[0]
 
@@ -102,7 +102,7 @@ class _Maker:
         properties = schema.get("properties") or {}
         required = schema.get("required") or []
         names = [name for name in properties if depth <= MAX_DEPTH or name in required]
-        if depth > 4 * MAX_DEPTH:  # a schema without any finite document
+        if depth > 4 * MAX_DEPTH:  # no finite document conforms to this schema
             names = []
         return {name: self.value(properties[name], f"{path}.{name}", depth + 1) for name in names}
 
@@ -147,5 +147,5 @@ class _Maker:
 
 
 def first_words(text: str, count: int) -> str:
-    """The first words of a text, a blank between them."""
+    """Return the first words of a text, separated by blanks."""
     return " ".join(text.split(None, count)[:count])

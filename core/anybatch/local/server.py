@@ -1,4 +1,4 @@
-"""`anybatch serve`: the application on a port, as an OpenAI-compatible server."""
+"""`anybatch serve`: the application on a port, as an OpenAI-compatible batch server."""
 
 import asyncio
 import contextlib
@@ -26,11 +26,11 @@ METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
 def asgi(app: App, upstream: Upstream | None = None) -> Starlette:
-    """The ASGI application; it closes `app` when it shuts down and runs the worker meanwhile."""
+    """Return the ASGI application; it runs the upstream worker, and closes `app` when it shuts down."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        # an upload keeps its thread for as long as its sender takes
+        # An upload occupies its thread for as long as the sender takes.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
         worker = asyncio.create_task(Worker(app.store, upstream, now=app.now).run()) if upstream else None
         try:
@@ -46,7 +46,7 @@ def asgi(app: App, upstream: Upstream | None = None) -> Starlette:
         asked = Request(request.method, request.url.path, request.url.query, dict(request.headers), body)
         try:
             response = await asyncio.to_thread(app.handle, asked)
-        except ClientDisconnect:  # an upload broke off; no one reads this
+        except ClientDisconnect:  # an upload broke off; nobody reads this answer
             return HttpResponse(status_code=400)
         if isinstance(response.body, bytes):
             return HttpResponse(response.body, response.status, response.headers)
@@ -63,9 +63,17 @@ def serve(
     api_key: str | None = None,
     upstream: Upstream | None = None,
 ) -> None:
-    """Serve until interrupted. Port 0 takes a free one; the line printed first tells which.
+    """Serve until interrupted. The first printed line names the address.
 
-    OSError if the database or the port cannot be opened.
+    Args:
+        path: The database file.
+        host: The address to listen on.
+        port: The port; 0 takes a free one.
+        api_key: The key that every request must send; None accepts all.
+        upstream: The endpoint that answers batches whose model is not a stand-in.
+
+    Raises:
+        OSError: The database or the port cannot be opened.
     """
     app = App(path, api_key=api_key, upstream=upstream is not None)
     try:

@@ -1,4 +1,4 @@
-"""The stand-in model: deterministic answers in OpenAI's shapes, which say in `model` what they are."""
+"""The stand-in model: deterministic answers in OpenAI's shapes, marked as such in `model`."""
 
 import base64
 import hashlib
@@ -14,8 +14,8 @@ from .schema import conform, first_words
 Body = dict[str, Any]
 DEFAULT_DIMENSIONS = 64
 MAX_COUNT = 1 << 53
-MAX_NUMBERS = 1 << 23  # of all vectors of one row; more would take the memory of whoever asks for the batch
-ERRORS = (  # what a row hit by `fail` answers; which one depends on its id
+MAX_NUMBERS = 1 << 23  # in all vectors of one row: the process that retrieves the batch has to hold them
+ERRORS = (  # the answers of rows that fail as planned; the row's id decides which
     (
         400,
         "invalid_request_error",
@@ -28,18 +28,18 @@ ERRORS = (  # what a row hit by `fail` answers; which one depends on its id
 
 
 def answer(endpoint: str, body: Body, *, identity: str, created: int) -> Body:
-    """What the stand-in says to one request, with ids made of `identity`; `check` must have passed."""
+    """Return the stand-in's answer to a request that `check` accepts; its ids are made from `identity`."""
     return _ENDPOINTS[endpoint][1](body, identity, created) | {"model": label(body["model"])}
 
 
 def label(model: str) -> str:
-    """The name under which the stand-in answers for `model`; parameters are left out."""
+    """Return the name under which the stand-in answers for `model`, without parameters."""
     name = model.partition("?")[0] if model.startswith(PREFIX) else model
     return f"{name} (stand-in)"
 
 
 def check(endpoint: str, body: Body) -> tuple[str, str] | None:
-    """(parameter, message) if the body could not be answered; the row then ends with status 400."""
+    """Return (parameter, message) if the body is invalid, so that its row fails with status 400."""
     if body.get("stream"):
         return "stream", "Streaming is not supported in batches."
     name = _ENDPOINTS[endpoint][0]
@@ -60,19 +60,19 @@ def error_body(message: str, kind: str, code: str | None, param: str | None = No
 
 
 def unsendable(reason: str) -> tuple[int, Body]:
-    """(HTTP status, body) of a row whose request no provider could be sent."""
+    """Return the HTTP status and body of a row whose request cannot be sent to any provider."""
     message = f"This request cannot be sent: {reason}."
     return 400, error_body(message, "invalid_request_error", "unsendable_request")
 
 
 def failure(custom_id: str) -> tuple[int, Body]:
-    """The HTTP error of a row hit by `fail`."""
+    """Return the HTTP error of a row that fails as planned."""
     status, kind, code, message = ERRORS[int(draw("failure", custom_id) * len(ERRORS))]
     return status, error_body(message, kind, code)
 
 
 def usage_of(body: Body) -> tuple[int, int]:
-    """(input tokens, output tokens) of an answer, whichever endpoint's names it uses."""
+    """Return the (input, output) tokens of an answer of any endpoint."""
     usage = body.get("usage")
     if not isinstance(usage, dict):
         return 0, 0
@@ -82,7 +82,7 @@ def usage_of(body: Body) -> tuple[int, int]:
 
 
 def _count(value: Any) -> int:
-    """A number of tokens; 0 for what is none, or a batch's sum could be a number that JSON cannot carry."""
+    """Return a plausible number of tokens, or 0: otherwise a batch's sum could exceed what JSON can carry."""
     return value if isinstance(value, int) and 0 <= value <= MAX_COUNT else 0
 
 
@@ -95,7 +95,7 @@ def _tokens(text: str) -> int:
 
 
 def _text(content: Any) -> str:
-    """The text of a message's content, a string or a list of parts."""
+    """Return the text of a message's content, which is a string or a list of parts."""
     if isinstance(content, str):
         return content
     if isinstance(content, list):
@@ -106,7 +106,7 @@ def _text(content: Any) -> str:
 
 
 def _prompt(messages: Any) -> tuple[str, int]:
-    """The last user message's text and the estimated tokens of all."""
+    """Return the text of the last user message, and the estimated tokens of all messages."""
     if isinstance(messages, str):
         return messages, _tokens(messages)
     texts = [(item.get("role"), _text(item.get("content"))) for item in messages if isinstance(item, dict)]
@@ -115,20 +115,20 @@ def _prompt(messages: Any) -> tuple[str, int]:
 
 
 def _say(prompt: str, format_: Any) -> str:
-    """The answer's text: JSON in the asked shape, or the prompt's first words and its hash."""
-    mark = hashlib.blake2b(prompt.encode("utf-8", "surrogatepass"), digest_size=3).hexdigest()
+    """Return the answer's text: JSON in the requested shape, or the prompt's first words and its hash."""
+    digest = hashlib.blake2b(prompt.encode("utf-8", "surrogatepass"), digest_size=3).hexdigest()
     words = first_words(prompt, 12)
     kind = format_.get("type") if isinstance(format_, dict) else None
     if kind == "json_schema":
         schema = format_.get("json_schema", format_).get("schema", {})
         return json.dumps(conform(schema, prompt), ensure_ascii=False, allow_nan=False)
     if kind == "json_object":
-        return json.dumps({"echo": words, "digest": mark}, ensure_ascii=False)
-    return f"{words} [{mark}]"
+        return json.dumps({"echo": words, "digest": digest}, ensure_ascii=False)
+    return f"{words} [{digest}]"
 
 
 def _tool_call(body: Body, prompt: str, identity: str) -> Body | None:
-    """A call of the tool the request forces, if it forces one."""
+    """Return a call of the tool that the request forces; None if it forces none."""
     choice = body.get("tool_choice")
     tools = [tool["function"] for tool in body.get("tools") or [] if isinstance(tool.get("function"), dict)]
     if isinstance(choice, dict):
@@ -194,7 +194,7 @@ def _responses(body: Body, identity: str, created: int) -> Body:
 
 
 def token_usage(read: int, written: int) -> Body:
-    """Token counts as the Responses API and finished batches name them."""
+    """Return token counts in the format of the Responses API and of finished batches."""
     return {
         "input_tokens": read,
         "input_tokens_details": {"cached_tokens": 0},
@@ -265,7 +265,7 @@ def _moderations(body: Body, identity: str, created: int) -> Body:
 
 
 def _several(value: Any) -> list[str]:
-    """The texts of an input that may be one text, several, or token numbers."""
+    """Return the texts of an input that is one text, several, or token numbers."""
     if isinstance(value, str):
         return [value]
     if all(isinstance(item, int) for item in value):
@@ -274,7 +274,7 @@ def _several(value: Any) -> list[str]:
 
 
 def unit_vector(text: str, size: int) -> list[float]:
-    """A vector of length 1 in a direction that depends on the text alone."""
+    """Return a vector of length 1 whose direction depends only on the text."""
     raw = hashlib.shake_128(text.encode("utf-8", "surrogatepass")).digest(2 * size)
     centred = [number - 32767.5 for number in struct.unpack(f"<{size}H", raw)]
     length = math.sqrt(sum(number * number for number in centred))

@@ -1,9 +1,9 @@
-"""One SQLite file for the records and one folder beside it for the bytes, shared by any number of processes.
+"""The store: one SQLite file for records and a folder beside it for bytes, shared by any number of processes.
 
-SQLite runs in WAL mode: readers never wait, writers wait for each other for up to 30 s. File contents are
+SQLite runs in WAL mode: readers never wait, and writers wait for each other for up to 30 s. File contents are
 plain files (`<database>.files/<file id>`), so that an upload of hundreds of megabytes neither holds the write
-lock nor passes through the log. They are complete before the record that names them is committed; what a
-killed process leaves behind is swept a day later.
+lock nor goes through the log. A file is complete before the record that names it is committed; what a killed
+process leaves behind is removed a day later.
 """
 
 import contextlib
@@ -46,14 +46,21 @@ CREATE TABLE results (
 
 
 class StoreError(OSError):
-    """The database cannot be opened or is not ours."""
+    """The database cannot be opened, or is not anybatch's."""
 
 
 def database_path(api_base: str | None) -> Path:
-    """The database file that an `api_base` names: `sqlite:///abs/path.db`, a plain path, or None.
+    """Return the database file that an `api_base` names.
 
-    The default is `$XDG_STATE_HOME/anybatch/local.db`, else `~/.local/state/anybatch/local.db`.
-    ValueError if it is neither.
+    Args:
+        api_base: `sqlite:///abs/path.db` or a plain path. The default is `$XDG_STATE_HOME/anybatch/local.db`,
+            or `~/.local/state/anybatch/local.db` without that variable.
+
+    Returns:
+        The absolute path.
+
+    Raises:
+        ValueError: `api_base` is neither.
     """
     if not api_base:
         state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
@@ -61,7 +68,7 @@ def database_path(api_base: str | None) -> Path:
     scheme, colon, rest = api_base.partition(":")
     if colon and scheme.lower() != "sqlite":
         raise ValueError(
-            f"The local provider keeps a SQLite file: expected sqlite:///absolute/path.db, not {api_base!r}."
+            f"The local provider uses an SQLite file: expected sqlite:///absolute/path.db, not {api_base!r}."
         )
     path = unquote(rest.removeprefix("//")) if colon else api_base
     if path.strip("/") in ("", ":memory:"):
@@ -69,15 +76,15 @@ def database_path(api_base: str | None) -> Path:
             f"The local provider needs a file that several processes can open, not {api_base!r}."
         )
     if path.startswith("/"):
-        path = "/" + path.lstrip("/")  # sqlite:////abs/path.db is SQLAlchemy's way of writing the same
+        path = "/" + path.lstrip("/")  # SQLAlchemy writes sqlite:////abs/path.db for the same path
     return Path(path.removeprefix("/") if path.startswith("/~") else path).expanduser().absolute()
 
 
 class Store:
-    """The database at `path`, created if it is missing. Thread-safe; survives a fork.
+    """The database at `path`, created if it is missing. It is thread-safe, and survives a fork.
 
-    What a thread is still about when the store is closed (an answer that was paid for is being recorded, say)
-    goes on, and leaves no connection open.
+    If a thread is still at work when the store is closed, such as recording an answer that was paid for, it
+    finishes, and closes its connection.
     """
 
     def __init__(self, path: Path) -> None:
@@ -100,7 +107,7 @@ class Store:
             raise
 
     def close(self) -> None:
-        self._settle()
+        self._reset_after_fork()
         with self._lock:
             self._closed = True
             if self._connection is not None:
@@ -126,14 +133,14 @@ class Store:
         if version == 0:
             connection.executescript(f"BEGIN;{SCHEMA};PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
         elif version != SCHEMA_VERSION:
-            raise StoreError(f"its version is {version}, this release reads {SCHEMA_VERSION}")
+            raise StoreError(f"its version is {version}, but this release reads version {SCHEMA_VERSION}")
         self._sweep()
 
     def _sweep(self) -> None:
-        """Remove bytes that no record names and that are a day old."""
+        """Remove bytes that no record names and that are older than a day."""
         known = {row["id"] for row in self.all("SELECT id FROM files")}
         for entry in os.scandir(self.folder):
-            with contextlib.suppress(FileNotFoundError):  # another process may sweep or rename
+            with contextlib.suppress(FileNotFoundError):  # another process may have removed it
                 unknown = entry.name not in known and not entry.name.endswith(
                     ".lock"
                 )  # one may be held for days
@@ -142,22 +149,22 @@ class Store:
 
     @contextlib.contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
-        """One write transaction; keep it short, others wait for it."""
+        """Open a write transaction; keep it short, since others wait for it."""
         with self._guard() as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:
-                # A commit that fails (a full disk) leaves the transaction open, and no later one could begin;
-                # after some errors SQLite has rolled back by itself.
+                # A failed commit (a full disk) leaves the transaction open, so that no later one could begin.
+                # After some errors SQLite has already rolled back by itself.
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
 
     @contextlib.contextmanager
     def _guard(self) -> Iterator[sqlite3.Connection]:
-        self._settle()
+        self._reset_after_fork()
         with self._lock:
             connection = self._connect()
             try:
@@ -166,14 +173,14 @@ class Store:
                 if self._closed and not connection.in_transaction:
                     self.close()
 
-    def _settle(self) -> None:
-        """After a fork: a connection must neither be used nor closed in the child, which makes its own."""
+    def _reset_after_fork(self) -> None:
+        """Forget the parent's connection in a forked child, which must neither use nor close it."""
         if self._owner != os.getpid():
             self._abandoned.append(self._connection)
             self._connection, self._owner, self._lock = None, os.getpid(), threading.RLock()
 
     def all(self, sql: str, *arguments: Any, **named: Any) -> list[sqlite3.Row]:
-        """The rows of a query whose parameters are `?`, given in order, or `:name`, given by name."""
+        """Return the rows of a query; its parameters are `?`, passed in order, or `:name`, passed by name."""
         with self._guard() as connection:
             return connection.execute(sql, named or arguments).fetchall()
 
@@ -183,9 +190,9 @@ class Store:
 
     @contextlib.contextmanager
     def claim(self, name: str) -> Iterator[bool]:
-        """Try to be the one process and thread that works on `name`; False if another is.
+        """Try to become the only process and thread that works on `name`; yield False if another one does.
 
-        The kernel drops the claim when its holder dies, so a killed process blocks no one.
+        The kernel releases the claim when its holder dies, so a killed process blocks nobody.
         """
         path = self.folder / f"{name}.lock"
         with path.open("ab") as handle:
@@ -194,7 +201,7 @@ class Store:
             except BlockingIOError:
                 yield False
                 return
-            if not _same_file(handle, path):  # its holder removed it between our open and lock
+            if not _same_file(handle, path):  # its holder has removed it between our open and our lock
                 yield False
                 return
             try:
@@ -213,7 +220,10 @@ class Store:
 
     @contextlib.contextmanager
     def new_blob(self) -> Iterator[tuple[str, BinaryIO]]:
-        """(id, writable file) for bytes to come, removed if the block raises; then commit their record."""
+        """Yield an id and a writable file for new bytes; remove the file if the block raises.
+
+        The caller commits the record afterwards.
+        """
         file_id = f"file-{uuid4().hex[:24]}"
         try:
             with self.blob(file_id).open("wb", buffering=1 << 18) as handle:
@@ -223,7 +233,7 @@ class Store:
             raise
 
     def discard(self, file_ids: Iterable[str]) -> None:
-        """Remove bytes; those of a file whose record is kept are gone for good."""
+        """Remove the bytes of files; this cannot be undone, even if their records remain."""
         for file_id in file_ids:
             self.blob(file_id).unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""The application behind httpx: requests to `http://local/v1/…` are answered in process."""
+"""An httpx transport for the application: it answers requests to `http://local/v1/…` in process."""
 
 import asyncio
 import contextlib
@@ -21,10 +21,16 @@ CHUNK_TIMEOUT = 300.0  # seconds
 
 
 class LocalTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
-    """Answers an httpx client, sync or async, from the database at `path`.
+    """Answers an httpx client, sync or async, from a database.
 
-    Async requests do their work in a thread, so that no event loop stalls on SQLite or a large file.
-    StoreError (an OSError) if the database cannot be opened.
+    Async requests do their work in a thread, so that SQLite and large files never block the event loop.
+
+    Args:
+        path: The database file; it is created if it is missing.
+        now: The clock, in unix seconds.
+
+    Raises:
+        StoreError: The database cannot be opened; it is an OSError.
     """
 
     def __init__(self, path: Path | str, *, now: Callable[[], float] = time.time) -> None:
@@ -36,17 +42,17 @@ class LocalTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
         return _response(request, response, _SyncBody)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        if isinstance(request.stream, httpx.SyncByteStream):  # also a multipart upload: read it in the thread
+        if isinstance(request.stream, httpx.SyncByteStream):  # such as a multipart upload: read in the thread
             asked = _request(request, iter(request.stream))
             response = await asyncio.to_thread(self._app.handle, asked)
         else:
             loop = asyncio.get_running_loop()
             asked = _request(request, blocking(aiter(request.stream), loop))
-            thread = ThreadPoolExecutor(1)  # asyncio's own may all be waiting for what this body waits for
+            thread = ThreadPoolExecutor(1)  # with asyncio's own threads, this body could wait for itself
             try:
                 response = await loop.run_in_executor(thread, self._app.handle, asked)
             finally:
-                thread.shutdown(wait=False)  # waiting would stop the loop that the thread reads from
+                thread.shutdown(wait=False)  # waiting would block the loop that the thread reads from
         return _response(request, response, _AsyncBody)
 
     def close(self) -> None:
@@ -57,7 +63,7 @@ class LocalTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
 
 
 def blocking(chunks: AsyncIterator[bytes], loop: asyncio.AbstractEventLoop) -> Iterator[bytes]:
-    """Read an async iterator of `loop` from another thread, a chunk at a time."""
+    """Read an async iterator of `loop` from another thread, chunk by chunk."""
     while True:
         chunk = asyncio.run_coroutine_threadsafe(_next(chunks), loop).result(CHUNK_TIMEOUT)
         if chunk is None:

@@ -1,10 +1,10 @@
 """Batches answered by a real chat endpoint: a worker inside `anybatch serve` sends the rows, a few at a time.
 
-Each answer is committed as it comes, so a restarted server continues where it was. Only one server works on a
-batch: it holds the batch's claim until the end.
+Each answer is committed when it arrives, so a restarted server continues where it was. Only one server works
+on a batch: it holds the batch's claim until the end.
 
-Calls are paid for. A row that cannot be sent, an answer that cannot be read, and whatever nobody foresaw is
-recorded as that row's failure, and the row is not sent again; only a row without a recorded end is.
+Calls cost money. A row that cannot be sent, an answer that cannot be read, and any unforeseen error are
+recorded as that row's failure, and the row is not sent again. Only rows without a recorded end are sent.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, cast
 import httpx
 
 from .closing import finalise_upstream
-from .jsontext import UnfitError, encode, read_mended
+from .jsontext import UnfitError, encode, read_repaired
 from .machine import Json, Record
 from .standin import error_body, unsendable
 from .store import Store
@@ -31,18 +31,25 @@ from .work import load, validate
 
 logger = logging.getLogger(__name__)
 
-LOOK_EVERY = 0.5  # seconds between looks for new batches, cancels and expiry
+LOOK_EVERY = 0.5  # seconds between two checks for new batches, cancels and expiry
 BATCHES_AT_ONCE = 8
 ROWS_AHEAD = 64  # input lines read at once, in a thread
-TRIES = 6  # of a row that the endpoint answers with 5xx, or not within the timeout
+TRIES = 6  # for a row that the endpoint answers with 5xx, or not within the timeout
 LONGEST_PAUSE = 30.0
 MAX_RETRY_AFTER = 600.0
-MAX_ANSWER = 128 << 20  # decoded bytes; a server that dies of one answer would ask for it again
+MAX_ANSWER = 128 << 20  # decoded bytes; a server killed by one huge answer would request it again
 
 
 @dataclass(frozen=True)
 class Upstream:
-    """The endpoint that answers: `base_url` ends in /v1; `concurrency` rows are under way at once."""
+    """The endpoint that answers.
+
+    Attributes:
+        base_url: Its base URL, which ends in /v1.
+        key: Its API key, if it needs one.
+        concurrency: How many rows to send at the same time.
+        timeout: Seconds to wait for one answer.
+    """
 
     base_url: str
     key: str | None = None
@@ -51,7 +58,7 @@ class Upstream:
 
 
 class Rest(NamedTuple):
-    """A batch that stopped `failures` times in a row and is left alone until then, by the loop's clock."""
+    """A batch that has failed `failures` times in a row, and rests `until` then (the loop's clock)."""
 
     failures: int
     until: float
@@ -77,7 +84,7 @@ class Worker:
         self._resting: dict[str, Rest] = {}
 
     async def run(self) -> None:
-        """Work until cancelled; what is under way then is taken up by the next run."""
+        """Work until cancelled; the next run continues unfinished batches."""
         headers = {"authorization": f"Bearer {self._upstream.key}"} if self._upstream.key else {}
         limits = httpx.Limits(max_connections=self._upstream.concurrency)
         async with httpx.AsyncClient(
@@ -89,7 +96,7 @@ class Worker:
                         await self._start_batches(client)
                     except sqlite3.Error as error:
                         logger.error("cannot read the database, trying again: %s", error)
-                    except Exception:  # no batch would ever be answered again, and nobody would be told
+                    except Exception:  # otherwise the worker would end unnoticed and answer no more batches
                         logger.exception("cannot look for batches, trying again")
                     await asyncio.sleep(LOOK_EVERY)
             finally:
@@ -110,7 +117,7 @@ class Worker:
                 self._batches[batch_id] = asyncio.create_task(self._work(client, batch_id))
 
     def _collect(self, now: float) -> None:
-        """Forget the batches that are done. One that stopped rests, and leaves its place to others."""
+        """Forget batches that are done. A batch that has failed rests, and leaves its place to others."""
         for batch_id, task in list(self._batches.items()):
             if not task.done():
                 continue
@@ -137,7 +144,7 @@ class Worker:
         return await asyncio.to_thread(enter, self._store, batch.id, status, self._now())
 
     async def _answer_rows(self, client: httpx.AsyncClient, batch: Record) -> None:
-        """Answer every row that has no answer yet; returns early when the batch is cancelled or expires."""
+        """Answer every row that has no answer yet; return early if the batch is cancelled or expires."""
         rows = asyncio.create_task(self._send_rows(client, batch))
         try:
             while not (await asyncio.wait([rows], timeout=LOOK_EVERY))[0]:
@@ -151,7 +158,7 @@ class Worker:
     async def _is_over(self, batch_id: str) -> bool:
         try:
             fresh = await asyncio.to_thread(load, self._store, batch_id)
-        except sqlite3.Error as error:  # to stop here would throw away answers that are being paid for
+        except sqlite3.Error as error:  # stopping here would discard answers that are being paid for
             logger.error("cannot read batch %s, trying again: %s", batch_id, error)
             return False
         return fresh is None or not _open(fresh) or fresh.expires <= self._now()
@@ -166,7 +173,7 @@ class Worker:
                         await self._rows.acquire()
                         task = group.create_task(self._answer_row(client, batch, line))
                         task.add_done_callback(lambda _: self._rows.release())
-            except Exception as error:  # raised in here, it would cancel the rows that are under way
+            except Exception as error:  # raised inside the group, it would cancel the rows being sent
                 trouble = error
         if trouble:
             raise trouble
@@ -180,12 +187,12 @@ class Worker:
                     yield line
 
     async def _answer_row(self, client: httpx.AsyncClient, batch: Record, line: Line) -> None:
-        """Record how the row ended; raises for nothing that a row or its answer may hold."""
+        """Answer one row and record the result; nothing in a row or its answer makes this raise."""
         try:
             status, body = await self._ask(client, batch, line)
-        except Exception as error:  # unforeseen: if it left this task, it would end the neighbours' calls too
+        except Exception as error:  # raised from this task, it would cancel the calls of other rows too
             logger.exception("row %d of batch %s fails", line.number, batch.id)
-            # only its type: the text may quote a header with the upstream's key
+            # Show only its type: the text may quote a header with the upstream's key.
             message = f"The server failed at this row ({type(error).__name__}); its log says more."
             status, body = 500, error_body(message, "server_error", "internal_error")
         await self._keep(batch.id, line.number, status, body)
@@ -197,7 +204,7 @@ class Worker:
         return await ask(client, url, line.request["body"])
 
     async def _keep(self, batch_id: str, line: int, status: int, body: Json) -> None:
-        """Commit a row's answer, however long the database takes: to ask again would be to pay again."""
+        """Commit a row's answer, however long the database takes: sending the row again would cost again."""
         failures = 0
         while True:
             try:
@@ -213,7 +220,7 @@ def _open(batch: Record) -> bool:
 
 
 def enter(store: Store, batch_id: str, status: str, now: float) -> Record:
-    """Note that an open batch entered `status`; returns the batch as it is then."""
+    """Record that an open batch enters `status`; return the batch as it is then."""
     batch = _load(store, batch_id)
     events = json.loads(batch.events)
     if _open(batch) and all(known != status for _, known in events):
@@ -231,7 +238,7 @@ def _load(store: Store, batch_id: str) -> Record:
 
 
 def record(store: Store, batch_id: str, line: int, status: int, body: Json) -> None:
-    """Commit one row's answer and count it; a second one, or one after the batch's end, is dropped."""
+    """Commit one row's answer and count it; drop a second answer, and one after the batch's end."""
     good = int(status < 400)
     with store.write() as connection:
         insert = (
@@ -246,18 +253,17 @@ def record(store: Store, batch_id: str, line: int, status: int, body: Json) -> N
 
 
 async def ask(client: httpx.AsyncClient, url: str, body: Json) -> tuple[int, Json]:
-    """(HTTP status, body) of one request, repeated while that may help.
+    """Send one request, repeat it while that may help, and return its HTTP status and body.
 
-    429 and a host that cannot be reached are waited out for as long as the batch lasts; 5xx, time-outs and
-    broken connections are tried TRIES times. What cannot be sent is not, and an answer that cannot be read is
-    not asked for again.
+    A 429 or an unreachable host is waited out for as long as the batch lasts; 5xx, timeouts and broken
+    connections are tried TRIES times. An answer that cannot be read is not requested again.
     """
     try:
         headers = {"content-type": "application/json"}
         request = client.build_request("POST", url, content=encode(body), headers=headers)
     except UnfitError as error:
         return unsendable(str(error))
-    except (httpx.InvalidURL, UnicodeError):  # the message is not passed on: the URL may hold a password
+    except (httpx.InvalidURL, UnicodeError):  # do not pass on the message: the URL may hold a password
         return unsendable("its endpoint cannot be part of an address")
     attempt = failures = 0
     while True:
@@ -282,7 +288,7 @@ async def ask(client: httpx.AsyncClient, url: str, body: Json) -> tuple[int, Jso
 
 
 def _pause(attempt: int) -> float:
-    """Seconds to wait after the `attempt`-th failure in a row, jittered."""
+    """Return the seconds to wait after the `attempt`-th failure in a row, with jitter."""
     return min(LONGEST_PAUSE, 0.5 * 2.0 ** min(attempt, 10)) * random.uniform(0.75, 1)
 
 
@@ -303,7 +309,7 @@ def _retry_after(response: httpx.Response) -> float | None:
 async def _exchange(
     client: httpx.AsyncClient, request: httpx.Request
 ) -> tuple[httpx.Response, Json | UnfitError]:
-    """The response to `request` and the JSON object it holds, or why that cannot be read."""
+    """Return the response to `request` and its JSON object, or why that cannot be read."""
     response = await client.send(request, stream=True)
     try:
         return response, _read(await _receive(response))
@@ -326,20 +332,20 @@ async def _receive(response: httpx.Response) -> bytes:
 
 
 def _read(content: bytes) -> Json:
-    """The JSON object in `content`, with null for numbers such as NaN. UnfitError if there is none."""
+    """Return the JSON object in `content`, with null for numbers such as NaN; UnfitError if there is none."""
     try:
-        answer: Any = read_mended(content.decode(json.detect_encoding(content), "surrogatepass"))
+        answer: Any = read_repaired(content.decode(json.detect_encoding(content), "surrogatepass"))
     except UnfitError:
         raise
     except ValueError:
         answer = None
     if isinstance(answer, dict):
         return answer
-    # as UTF-8, whatever the headers say: they can name a charset that raises
-    raise UnfitError(f"it is no JSON object: {content[:800].decode('utf-8', 'replace')[:200]}")
+    # Decode as UTF-8 whatever the headers say: they can name a charset that raises.
+    raise UnfitError(f"it is not a JSON object: {content[:800].decode('utf-8', 'replace')[:200]}")
 
 
 def _unreadable(status: int, why: UnfitError) -> tuple[int, Json]:
-    """(HTTP status, body) of a row whose answer was of no use, however it was meant."""
+    """Return the HTTP status and body of a row whose answer cannot be used."""
     message = f"The upstream endpoint's answer ({status}) cannot be read: {why}"
     return status if status >= 400 else 502, error_body(message, "server_error", "unreadable_answer")

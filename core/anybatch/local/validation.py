@@ -1,28 +1,31 @@
-"""What is wrong with a batch's input, found after the create as at OpenAI, and each row's planned fate."""
+"""Validate a batch's input after the create, as OpenAI does, and plan the outcome of each row."""
 
 import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from . import faults, standin
-from .jsontext import UnfitError, read_mended, read_strict, shallow
+from .jsontext import UnfitError, read_repaired, read_strict, shallow
 from .machine import Json, Record
 
 MAX_PROBLEMS = 100
 
 
 class Plan(NamedTuple):
-    """What validation found: the planned outcome of each row, or why the batch fails."""
+    """The result of validation: the planned outcome of each row, or why the batch fails."""
 
     outcomes: bytes
     problems: list[Json]
 
 
 class Line(NamedTuple):
-    """A line of the input. `request` is its JSON value, None where it is no JSON.
+    """A line of the input.
 
-    `unfit` says why the row can be neither sent nor answered, though the line still says whose it is: it then
-    fails alone, and what is nested in its body is left out of `request`.
+    Attributes:
+        number: The line number, from 1.
+        request: Its JSON value; None if it is not JSON.
+        unfit: Why the row can be neither sent nor answered, although its custom_id can be read. Only that row
+            fails then, and `request` leaves out what is nested in its body.
     """
 
     number: int
@@ -35,7 +38,7 @@ def problem(code: str, message: str, param: str | None, line: int | None) -> Jso
 
 
 def read_plan(lines: BinaryIO, batch: Record) -> Plan:
-    """Check every line as OpenAI does after the create, and draw each row's fate."""
+    """Check every line as OpenAI does after the create, and plan the outcome of each row."""
     outcomes = bytearray()
     problems: list[Json] = []
     seen: set[str] = set()
@@ -44,10 +47,10 @@ def read_plan(lines: BinaryIO, batch: Record) -> Plan:
     except faults.ModelError as error:
         ask = faults.Faults()
         problems.append(problem("model_not_found", str(error), "body.model", 1))
-    # A row that a job submits again draws anew, as it would at a real provider.
+    # A row that a job submits again gets a new planned outcome, as it might at a real provider.
     again = str(json.loads(batch.metadata or "{}").get("anybatch_round", "1"))
     answerable = batch.upstream or standin.supported(batch.endpoint)
-    if not answerable:  # a server with an upstream takes any endpoint, before it knows the model
+    if not answerable:  # a server with an upstream accepts any endpoint, since it does not know the model yet
         message = f"The stand-in model does not answer {batch.endpoint}."
         problems.append(problem("invalid_endpoint", message, "endpoint", None))
     for number, request, unfit in read_lines(lines):
@@ -63,26 +66,28 @@ def read_plan(lines: BinaryIO, batch: Record) -> Plan:
         problems.append(problem("empty_file", message, "input_file_id", None))
     if ask.invalid and not problems:
         problems.append(
-            problem(ask.invalid, f"Validation failed with '{ask.invalid}', as the model asked.", None, None)
+            problem(
+                ask.invalid, f"Validation failed with '{ask.invalid}', as the model requests.", None, None
+            )
         )
     return Plan(bytes(outcomes), problems)
 
 
 def read_lines(lines: BinaryIO) -> Iterator[Line]:
-    """Each line that is not blank, numbered from 1."""
+    """Yield each line that is not blank, numbered from 1."""
     for number, line in enumerate(lines, 1):
         if line.strip():
             yield Line(number, *read_request(line))
 
 
 def read_request(line: bytes) -> tuple[Any, str | None]:
-    """(JSON value, why it is unfit) of one line, as `Line` has them."""
+    """Return the JSON value of one line and why it is unfit, for `Line`."""
     try:
         text = line.decode()  # not `json.loads(line)`: bytes may also be UTF-16 or begin with a BOM
         try:
             return read_strict(text), None
         except UnfitError as error:
-            return read_mended(shallow(text, 2)), str(error)  # the line's own members and the body's
+            return read_repaired(shallow(text, 2)), str(error)  # the line's own members and the body's
     except ValueError:
         return None, None
 

@@ -1,7 +1,7 @@
-"""The work that a batch's moments call for: reading the input once, writing the result files once.
+"""The work that becomes due during a batch: read the input once, write the result files once.
 
-Whoever first asks after the time has come does it; a claim keeps others from repeating it, and they see the
-previous status meanwhile.
+The first request after the due time does it. A claim keeps others from repeating it; until it is done, they
+see the previous status.
 """
 
 import json
@@ -14,7 +14,7 @@ from .validation import Plan, problem, read_plan
 
 
 def advance(store: Store, batch: Record, now: float) -> Record:
-    """Do the work whose time has come, unless another process is at it."""
+    """Do the work that is due, unless another process is doing it."""
     if batch.final is not None:
         return batch
     if batch.upstream:
@@ -29,7 +29,7 @@ def advance(store: Store, batch: Record, now: float) -> Record:
 
 
 def _close_abandoned(store: Store, batch: Record, now: float) -> Record:
-    """End a cancelled or expired batch that no worker is left to end; one at work holds its claim."""
+    """End a cancelled or expired batch if no worker is left to do so; a running worker holds its claim."""
     if batch.cancel_at is None and now < batch.expires:
         return batch
     if batch.problems is None:
@@ -40,7 +40,7 @@ def _close_abandoned(store: Store, batch: Record, now: float) -> Record:
 def _claimed(store: Store, batch: Record, work: Callable[[Store, Record], None]) -> Record:
     with store.claim(batch.id) as mine:
         if mine:
-            fresh = load(store, batch.id)  # the previous holder may have just done it
+            fresh = load(store, batch.id)  # the previous holder may have done the work just now
             if fresh is not None and fresh.final is None:
                 work(store, fresh)
     return load(store, batch.id) or batch
@@ -52,7 +52,7 @@ def load(store: Store, batch_id: str) -> Record | None:
 
 
 def validate(store: Store, batch: Record) -> None:
-    """Read the input, if it was not, and record each row's planned outcome or what is wrong with it."""
+    """Read the input unless that was done, and record each row's planned outcome or the input's problems."""
     if batch.problems is not None:
         return
     try:
