@@ -11,6 +11,8 @@ from typing import TypeVar
 
 from ..models import Batch
 
+__all__ = ["Schedule", "Waiter", "Watched", "copy_of"]
+
 E = TypeVar("E", bound=BaseException)
 
 

@@ -35,6 +35,8 @@ from .pace import (
 from .schedule import Schedule, Waiter, Watched, copy_of
 from .source import MakeClient, Polling, Source
 
+__all__ = ["LANES", "Watcher"]
+
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
