@@ -128,7 +128,7 @@ dagster-newest: | $(READY)
 	@test -x .venv-$@/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python .venv-$@
 	@$(BIN)/uv pip install --quiet --system-certs --compile-bytecode --upgrade --python .venv-$@/bin/python -e '.[dagster,local]' $(DAGSTER_PACKAGES)
 	@echo "==> $$(.venv-$@/bin/dagster --version): the quick tests"
-	@.venv-$@/bin/python -m pytest tests/dagster -m "not deployment" -q -rs
+	@.venv-$@/bin/python -m pytest tests/dagster --ignore tests/dagster/cluster -m "not deployment" -q -rs
 
 long-kills: $(READY)
 	@ANYBATCH_STORM_KILLS=$(LONG_KILLS) $(BIN)/python -m pytest tests/exactly_once/test_storm.py -m deployment -q -s
