@@ -1,9 +1,9 @@
-"""200 MB, 50,000 rows: validate + split + upload, and download + decode + merge, each beside its floor.
+"""200 MB, 50,000 rows: validate, split and upload; download, decode and merge; each next to its floor.
 
-The floor is what any implementation has to do at the least, measured in the same run: read the same bytes
-from disk, parse each line once with the fastest parser there is (orjson), and move the bytes once over
-loopback to the same server with bare sockets. Both run in processes of their own, so that peak memory is
-each one's own; it is counted above what the imports take.
+The floor is the least that any implementation has to do, measured in the same run: read the same bytes from
+disk, parse each line once with the fastest parser there is (orjson), and move the bytes once over loopback to
+the same server with plain sockets. Each runs in a process of its own, so that its peak memory is its own;
+memory is counted above what the imports take.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def floor_down(folder: Path, port: int) -> None:
 
 
 def run() -> bool:
-    """Measure both ways, print a table, and say whether the limits hold."""
+    """Measure both ways, print a table, and return whether the limits hold."""
     print(
         f"bulk: {ROWS:,} rows, {ROWS * LINE / 1e6:.0f} MB, {SHARDS} shards; best of {RUNS} runs", flush=True
     )
