@@ -4,6 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# The quick tests run in so many processes: one for each core, and at least two, as tests wait as well.
+CORES := $(shell $(PYTHON) -c 'import os; print(max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2))')
+SIDE_BY_SIDE := -n $(CORES) --dist worksteal
+
 # Older Airflows that are supported, each with an environment and a constraints file of its own.
 OLDER := 3.1 3.2
 OLDER_RUNS := $(OLDER:%=airflow-%)
@@ -17,14 +21,21 @@ PYTHON_PACKAGES := jsonschema openai pandas pytest pytest-asyncio
 FASTEST_TESTS := $(filter-out tests/test_options.py,$(wildcard tests/test_*.py)) tests/local
 CORE_TESTS := $(FASTEST_TESTS) tests/conformance tests/exactly_once tests/fakes tests/golden
 
+# The newest Dagster that there is, with whatever it needs, in an environment of its own.
+DAGSTER_PACKAGES := dagster-dg-cli dagster-postgres dagster-webserver openai pandas psutil pytest pytest-asyncio
+
+# What .ci/run leaves out.
+NIGHTLY := airflow-versions pythons dagster-newest long-kills bench
+LONG_KILLS := 300
+
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-dagster test check options bench bench-airflow deployment wheel clean nightly
-.PHONY: airflow-versions $(OLDER_RUNS) pythons other-python $(PYTHON_RUNS)
+.PHONY: airflow-versions $(OLDER_RUNS) pythons other-python $(PYTHON_RUNS) dagster-newest long-kills
 
 help:
 	@echo "make demo          the main job on a real Airflow (throw-away, SQLite) and the embedded provider"
 	@echo "make demo-dagster  the same job on a real Dagster with its daemon"
-	@echo "make test          the quick tests"
+	@echo "make test          the quick tests, side by side on $(CORES) cores"
 	@echo "make check         ruff, mypy --strict, pyright"
 	@echo "make options       write docs/options.md from the table of options in the core"
 	@echo "make wheel         build the wheel and test it in an environment of its own"
@@ -32,7 +43,9 @@ help:
 	@echo "make airflow-versions  the Airflow tests on the older Airflows that are supported: $(OLDER)"
 	@echo "make pythons       the core's quick tests on each of these Pythons that is installed: $(PYTHONS)"
 	@echo "make other-python  the fastest of them on the newest other Python than that of $(VENV)"
-	@echo "make nightly       what .ci/run leaves out: airflow-versions and pythons"
+	@echo "make dagster-newest  the quick Dagster tests on the newest Dagster release"
+	@echo "make long-kills    $(LONG_KILLS) attempts killed at random points, where .ci/run has 80"
+	@echo "make nightly       what .ci/run leaves out: $(NIGHTLY)"
 	@echo "make bench         the benchmarks"
 	@echo "make bench-airflow 500 waiting batches in one triggerer, beside Airflow's common-ai provider (20 minutes)"
 	@echo "make clean         remove the environments and caches"
@@ -53,12 +66,13 @@ demo-dagster: $(READY)
 	@$(BIN)/python examples/demo_dagster.py
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not deployment" --durations=5
+	$(BIN)/python -m pytest -m "not deployment" --durations=5 $(SIDE_BY_SIDE)
 
 check: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/mypy tests/typing
 	$(BIN)/pyright
 
 options: $(READY)
@@ -109,8 +123,22 @@ other-python: $(READY)
 		fi; \
 	done; echo "==> no other Python than $$own found"
 
+dagster-newest: | $(READY)
+	@echo "==> setting up .venv-$@"
+	@test -x .venv-$@/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python .venv-$@
+	@$(BIN)/uv pip install --quiet --system-certs --compile-bytecode --upgrade --python .venv-$@/bin/python -e '.[dagster,local]' $(DAGSTER_PACKAGES)
+	@echo "==> $$(.venv-$@/bin/dagster --version): the quick tests"
+	@.venv-$@/bin/python -m pytest tests/dagster --ignore tests/dagster/cluster -m "not deployment" -q -rs
+
+long-kills: $(READY)
+	@ANYBATCH_STORM_KILLS=$(LONG_KILLS) $(BIN)/python -m pytest tests/exactly_once/test_storm.py -m deployment -q -s
+
 nightly:
-	@$(MAKE) --no-print-directory --keep-going airflow-versions pythons
+	@passed=; failed=; for one in $(NIGHTLY); do \
+		if $(MAKE) --no-print-directory --keep-going $$one; then passed="$$passed $$one"; else failed="$$failed $$one"; fi; \
+	done; \
+	echo "==> nightly of $$(git rev-parse --short HEAD) on $$(date -u +%F): passed:$${passed:- nothing}; failed:$${failed:- nothing}"; \
+	test -z "$$failed"
 
 bench: $(READY)
 	@$(BIN)/python -m benchmarks

@@ -167,7 +167,7 @@ class AnyBatchHook(BaseHook):
             [lookup]
         )  # unlike `await lookup`, a cancelled trigger does not cancel the look-up of the others
         if error := lookup.exception():
-            from anybatch.polling.watcher import copy_of
+            from anybatch.polling.schedule import copy_of
 
             raise copy_of(error)
         return lookup.result()
@@ -175,7 +175,7 @@ class AnyBatchHook(BaseHook):
     async def _find_watcher(self) -> Watcher:
         settings = await self._async_settings()
         key, make_client = await asyncio.to_thread(_poller, settings)
-        from anybatch.polling.watcher import get_watcher
+        from anybatch.polling.registry import get_watcher
 
         return get_watcher(key, make_client)
 
@@ -339,7 +339,7 @@ def _async_client(settings: ClientSettings, attempts: int | None) -> AsyncClient
 def _poller(settings: ClientSettings) -> tuple[str, Callable[[], AsyncClient]]:
     """The key by which pollers are shared, and a function that makes the client of a new one."""
     from anybatch import AsyncClient, RetryPolicy
-    from anybatch.polling.watcher import watcher_key
+    from anybatch.polling.registry import watcher_key
 
     _freeze_loaded_objects()
     provider = settings.open()

@@ -80,12 +80,12 @@ def _add_to_asset_events(
 
 def _first_rows_without_result(report: Report) -> str:
     """The custom_ids, outcomes and error codes of the first rows that have no result."""
+    from anybatch import read_results
     from anybatch.paths import open_path
-    from anybatch.rows.results import read_landed
     from anybatch_airflow.inputs import location
 
     names = []
-    for row in read_landed(open_path(location(report.results))):
+    for row in read_results(open_path(location(report.results))):
         if row.outcome != "succeeded":
             code = f" ({row.error.code})" if row.error and row.error.code else ""
             names.append(f"{row.custom_id!r} {row.outcome.value}{code}")

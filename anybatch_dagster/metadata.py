@@ -10,8 +10,7 @@ import dagster as dg
 from dagster._core.definitions.metadata.metadata_set import NamespacedMetadataSet, TableMetadataSet
 from upath import UPath
 
-from anybatch import Outcome, Report
-from anybatch.rows.results import read_landed
+from anybatch import Outcome, Report, read_results
 from anybatch.rows.tables import join_results
 
 if TYPE_CHECKING:
@@ -182,7 +181,7 @@ def part_metadata(report: Report, invalid: int) -> dict[str, Any]:
 
 def preview_table(results: str) -> str:
     """The first rows of a results.jsonl as a Markdown table, cells cut short."""
-    rows = list(islice(read_landed(UPath(results)), PREVIEW_ROWS))
+    rows = list(islice(read_results(UPath(results)), PREVIEW_ROWS))
     ids = [{"custom_id": row.custom_id} for row in rows]
     lines = ["| custom_id | outcome | answer |", "|---|---|---|"]
     for line in join_results(ids, rows, id_column="custom_id"):

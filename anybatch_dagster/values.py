@@ -14,8 +14,16 @@ import orjson
 from pydantic import BaseModel, ValidationError
 from upath import UPath
 
-from anybatch import ConfigurationError, JobError, Outcome, Report, Row, join_results, write_jsonl
-from anybatch.rows.results import read_landed
+from anybatch import (
+    ConfigurationError,
+    JobError,
+    Outcome,
+    Report,
+    Row,
+    join_results,
+    read_results,
+    write_jsonl,
+)
 from anybatch.rows.tally import Tally
 
 from .inputs import split_id
@@ -84,7 +92,7 @@ def landed_rows(report: Report) -> Iterator[Row]:
     """
     count = 0
     try:
-        for row in read_landed(UPath(report.results)):
+        for row in read_results(UPath(report.results)):
             count += 1
             yield row
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -44,3 +46,23 @@ def test_no_modules_import_each_other_in_a_circle(package: Path) -> None:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
+
+
+INTEGRATIONS = [path for package in PACKAGES[1:] for path in sorted(package.rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", INTEGRATIONS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_integrations_use_what_the_core_declares(path: Path) -> None:
+    """Names of its `__all__`s, and modules by names of their own: nothing that the core may change unseen."""
+    undeclared = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] != "anybatch":
+            continue
+        home = importlib.import_module(str(node.module))
+        declared = getattr(home, "__all__", ())
+        undeclared += [
+            f"{node.module}.{one.name}"
+            for one in node.names
+            if one.name not in declared and not isinstance(getattr(home, one.name, None), ModuleType)
+        ]
+    assert not undeclared

@@ -449,7 +449,7 @@ def test_join_landed_results(tmp_path: Path) -> None:
 
 
 def test_join_results_that_have_not_landed(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"results\.jsonl.*\n.*it appears once the job is done"):
+    with pytest.raises(ConfigurationError, match=r"results\.jsonl: .*it appears once the job has landed"):
         list(join_results(ROWS, tmp_path, id_column="id"))
 
 

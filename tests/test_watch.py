@@ -30,10 +30,11 @@ from anybatch.errors import (
     TransportError,
 )
 from anybatch.models import Batch, BatchStatus, Page, RequestCounts
-from anybatch.polling import pace
+from anybatch.polling import pace, registry
 from anybatch.polling import watcher as watch
 from anybatch.polling.pace import Trouble
-from anybatch.polling.watcher import Watcher, get_watcher, watcher_key
+from anybatch.polling.registry import get_watcher, watcher_key
+from anybatch.polling.watcher import Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
@@ -422,7 +423,7 @@ def test_each_event_loop_has_its_own_watcher_and_nothing_is_kept() -> None:
     account = Account({"b": (0, 10)})
     kept: list[weakref.ref[Any]] = []
 
-    before = len(watch._watchers)  # of loops that other tests keep alive
+    before = len(registry._watchers)  # of loops that other tests keep alive
 
     async def main() -> None:
         watcher = get_watcher("k", lambda: account)
@@ -435,7 +436,7 @@ def test_each_event_loop_has_its_own_watcher_and_nothing_is_kept() -> None:
     gc.collect()
     assert account.opened == account.closed == 2
     assert [reference() for reference in kept] == [None] * 4
-    assert len(watch._watchers) <= before
+    assert len(registry._watchers) <= before
 
 
 def test_client_is_closed_when_the_loop_ends_under_the_waiters() -> None:

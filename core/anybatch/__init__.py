@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         UnknownProviderError,
     )
     from .jobs.job import Job
+    from .jobs.ledger import Ledger
     from .jobs.standing import Standing
     from .models import (
         Batch,
@@ -65,12 +66,14 @@ if TYPE_CHECKING:
         RowError,
         TokenUsage,
     )
-    from .providers import LLMProvider, get_provider, provider_names
+    from .providers import Account, LLMProvider, Provider, get_provider, provider_names
     from .retry import RetryPolicy
+    from .rows.results import read_results
     from .rows.tables import build_requests, join_results, write_jsonl
 
 __all__ = [
     "APIError",
+    "Account",
     "AnyBatchError",
     "AsyncClient",
     "AuthenticationError",
@@ -93,6 +96,7 @@ __all__ = [
     "Job",
     "JobError",
     "LLMProvider",
+    "Ledger",
     "LedgerConflictError",
     "MissingKeyError",
     "NotFoundError",
@@ -100,6 +104,7 @@ __all__ = [
     "Outcome",
     "Page",
     "Problem",
+    "Provider",
     "QuotaError",
     "RateLimitError",
     "Report",
@@ -128,6 +133,7 @@ __all__ = [
     "join_results",
     "list_batches",
     "provider_names",
+    "read_results",
     "retrieve_batch",
     "retrieve_batch_results",
     "run_job",
@@ -184,6 +190,7 @@ _MODULES = {
         "UnknownProviderError",
     ),
     "jobs.job": ("Job",),
+    "jobs.ledger": ("Ledger",),
     "jobs.standing": ("Standing",),
     "models": (
         "Batch",
@@ -200,11 +207,14 @@ _MODULES = {
         "TokenUsage",
     ),
     "providers": (
+        "Account",
         "LLMProvider",
+        "Provider",
         "get_provider",
         "provider_names",
     ),
     "retry": ("RetryPolicy",),
+    "rows.results": ("read_results",),
     "rows.tables": (
         "build_requests",
         "join_results",

@@ -19,7 +19,7 @@ from .jobs.standing import Standing
 from .jobs.submit import resume, stop, submit
 from .models import Batch, Page, Report, Row
 from .polling.listing import MOST_PAGES, AsyncBatches, Batches
-from .polling.watcher import get_watcher, watcher_key
+from .polling.registry import get_watcher, watcher_key
 from .providers.base import DEFAULT_WINDOW, Provider
 from .providers.keys import hides_key
 from .retry import RetryPolicy

@@ -41,6 +41,40 @@ if TYPE_CHECKING:
 
     from .models import Report
 
+__all__ = [
+    "APIError",
+    "AnyBatchError",
+    "AuthenticationError",
+    "BadRequestError",
+    "BatchFailedError",
+    "BatchLostError",
+    "BatchNotCompleteError",
+    "ConfigurationError",
+    "CreateOutcomeUnknownError",
+    "DeadlineExceededError",
+    "IncompleteListingError",
+    "InputChangedError",
+    "InputError",
+    "JobError",
+    "Kind",
+    "LedgerConflictError",
+    "MissingKeyError",
+    "NotFoundError",
+    "OrphanError",
+    "Problem",
+    "QuotaError",
+    "RateLimitError",
+    "Repeat",
+    "RowsLackingError",
+    "ServerError",
+    "TransportError",
+    "UnknownOptionError",
+    "UnknownProviderError",
+    "Wait",
+    "classify",
+    "error_of",
+]
+
 
 class AnyBatchError(Exception):
     """Base of all; the attributes that do not apply are None.

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, TypeGuard
 if TYPE_CHECKING:
     from upath import UPath
 
+__all__ = ["is_path", "local_path", "open_path"]
+
 
 def is_path(value: object) -> TypeGuard[str | os.PathLike[str] | UPath]:
     """Whether this names a file: text, a path, or a path object of an object store (fsspec's, Airflow's)."""

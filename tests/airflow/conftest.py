@@ -93,9 +93,9 @@ def polled_every(dialect: Dialect, seconds: tuple[float, float]) -> Dialect:
 
 @pytest.fixture(autouse=True)
 def _frequent_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The local provider and OpenAI are looked at ten times as often as in life."""
+    """The local provider and OpenAI are looked at many times as often as in life."""
     monkeypatch.setattr(local, "_DIALECT", polled_every(local._DIALECT, (0.1, 0.5)))
-    monkeypatch.setitem(DIALECTS, "openai", polled_every(DIALECTS["openai"], (1.5, 30.0)))
+    monkeypatch.setitem(DIALECTS, "openai", polled_every(DIALECTS["openai"], (0.3, 6.0)))
 
 
 @pytest.fixture(scope="session")

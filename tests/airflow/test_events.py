@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     MakeRequests = Callable[..., list[dict[str, Any]]]
 
 CHAT = "/v1/chat/completions"
-LOOK = 0.05  # seconds between listings
+LOOK = 0.02  # seconds between listings
 
 
 class Store:
@@ -67,7 +67,7 @@ def make_watcher(api_base: str) -> Callable[..., BatchCompletedTrigger]:
     return make
 
 
-async def told(trigger: BatchCompletedTrigger, count: int, *, patience: float = 20) -> list[dict[str, Any]]:
+async def told(trigger: BatchCompletedTrigger, count: int, *, more: float = 6 * LOOK) -> list[dict[str, Any]]:
     """The first events of a watcher, and what comes within a few more looks, to notice what is too much."""
     found: list[dict[str, Any]] = []
 
@@ -77,12 +77,12 @@ async def told(trigger: BatchCompletedTrigger, count: int, *, patience: float = 
                 found.append(event.payload)  # noqa: PERF401  looked at while it grows
 
     task = asyncio.create_task(collect())
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + 20
     while len(found) < count:
         assert time.monotonic() < deadline, found
         assert not task.done(), task.result()
         await asyncio.sleep(0.05)
-    await asyncio.sleep(6 * LOOK)
+    await asyncio.sleep(more)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     return found
@@ -380,7 +380,8 @@ def test_a_listing_that_cannot_be_read_to_its_end_is_a_line_in_the_log(
     for number in range(99):
         body = {"object": "list", "data": [foreign], "has_more": True, "last_id": f"x{number}"}
         keyed_server.fail("GET", "/v1/batches", Respond(200, body))
-    asyncio.run(told(BatchCompletedTrigger(conn_id=conn_id, poll_interval=LOOK), 0))
+    # As one look in the life of a watcher, it takes less than the interval.
+    asyncio.run(told(BatchCompletedTrigger(conn_id=conn_id, poll_interval=0.3), 0, more=0.9))
     assert caplog.text.count("cannot be read to its end") == 1
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from anybatch.jobs import shard as shards
 from anybatch.testing import shorten_pauses
 
 from .world import MODES, Driver, LocalWorld, RemoteWorld, World, open_world
@@ -76,4 +77,6 @@ def surroundings(fast_folder: Path) -> Iterator[None]:
             patch.delenv(name)
         patch.setattr(tempfile, "tempdir", str(fast_folder))
         shorten_pauses(patch)
+        for name in ("_LEASE_POLL", "_WRITE_TIME"):  # between two looks at what another attempt does
+            patch.setattr(shards, name, 0.02)
         yield

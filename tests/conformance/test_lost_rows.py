@@ -39,6 +39,7 @@ findable = pytest.mark.parametrize(
 CONTENT = ("GET", ".*/(content|results)")
 CREATES = ".*/(batches|jobs)"
 IDS = row_ids(8)
+STUCK_AFTER = 0.02  # seconds that a batch may be in cancelling here
 
 
 # --- A1: a stop meets a shard that is planned anew ---------------------------------------------------------
@@ -269,7 +270,7 @@ DEAD: dict[str, Callable[[RemoteWorld, str], None]] = {
 
 @pytest.fixture
 def soon_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lost_module, "STUCK_AFTER", 0.05)
+    monkeypatch.setattr(lost_module, "STUCK_AFTER", STUCK_AFTER)
 
 
 def dead_among_three(
@@ -377,7 +378,7 @@ def let_new_batches_end(world: RemoteWorld) -> None:
 def run_again(driver: Driver, job: Any) -> Any:
     """An attempt; one that meets a batch in cancelling notes it, and another one decides."""
     driver.submit(job)
-    time.sleep(0.06)  # longer than a batch may be in cancelling here
+    time.sleep(2 * STUCK_AFTER)
     return driver.run(job, timeout=10)
 
 
@@ -390,7 +391,7 @@ def test_stop_and_more_rounds_with_a_dead_batch(
     """A4b: `stop` and a higher `max_rounds` go on without it as well."""
     job = dead_among_three(world, driver, tmp_path, die, on_lost="land", max_rounds=2)
     driver.stop(job)
-    time.sleep(0.06)
+    time.sleep(2 * STUCK_AFTER)
     report = driver.run(job, timeout=10)
     assert landed(job, report, row_ids(6)).report.counts[Outcome.SUCCEEDED] == 4
     made = len(world.fake.batches)

@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ every_format = pytest.mark.parametrize(
     "shared_world", ["openai", "mistral", "anthropic"], indirect=True, scope="module"
 )
 IDS = row_ids(8)
+HOUR = 3600.0
 
 
 @pytest.fixture(autouse=True)
@@ -227,15 +229,14 @@ def test_a_stop_cancels_the_others_before_it_waits_for_a_batch_that_is_gone(
     for batch in (second, third):
         world.fake.start(batch.id)
     del world.fake.batches[first.id]
-    monkeypatch.setattr(lost_module, "GONE_AFTER", 3.0)
-    began = time.monotonic()
+    monkeypatch.setattr(lost_module, "GONE_AFTER", HOUR)
     thread = threading.Thread(target=lambda: _quiet(driver, job), daemon=True)
     thread.start()
-    while time.monotonic() - began < 1.5 and world.server.count("POST", ".*/cancel") < 2:
-        time.sleep(0.02)
-    cancelled = world.server.count("POST", ".*/cancel")
-    thread.join()
-    assert cancelled == 2, "cancelled at once, not after GONE_AFTER"
+    try:
+        world.server.wait_for("POST", ".*/cancel", count=2)
+    finally:
+        monkeypatch.setattr(lost_module, "GONE_AFTER", 0.0)
+        thread.join()
 
 
 def _quiet(driver: Driver, job: Any) -> None:
@@ -285,30 +286,33 @@ def test_many_gone_batches_are_not_waited_for_one_after_another(
     world: RemoteWorld, driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Six gone shards of seven: a quarter of an hour, not one and a half hours."""
-    monkeypatch.setattr(lost_module, "GONE_AFTER", 0.6)
+    monkeypatch.setattr(lost_module, "GONE_AFTER", 0.3)
     job = world.job(tmp_path, count=7, shard_requests=1, on_lost="land")
     batches = driver.submit(job)
     for batch in batches:
         world.finish(batch.id)
     for batch in batches[:6]:
         del world.fake.batches[batch.id]
-    began = time.monotonic()
+    world.calls.clear()
     driver.run(job, timeout=30)
-    assert time.monotonic() - began < 5 * 0.6, "one after another they would take six times as long"
+    gone = {batch.id for batch in batches[:6]}
+    looks = [one for call in world.calls if (one := call.path.rpartition("/")[2]) in gone]
+    waits = [length for _, series in groupby(looks) if (length := len(list(series))) > 2]
+    assert sum(waits) < 3 * max(waits), "while one is waited for, the time of the others passes as well"
 
 
 @openai
 def test_the_deadline_holds_while_a_batch_is_gone(
     world: RemoteWorld, driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lost_module, "GONE_AFTER", 3.0)
+    monkeypatch.setattr(lost_module, "GONE_AFTER", 20.0)
     job = world.job(tmp_path, count=2, shard_requests=1, on_lost="land")
     first, _ = driver.submit(job)
     del world.fake.batches[first.id]
     began = time.monotonic()
     with pytest.raises(AnyBatchError):
         driver.run(job, timeout=0.3)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 10, "half as long as a batch is waited for that is gone"
 
 
 # --- a file that is gone, and no counts --------------------------------------------------------------------

@@ -10,15 +10,15 @@ import pytest
 import anybatch
 
 PUBLIC = """
-    APIError AnyBatchError AsyncClient AuthenticationError BadRequestError Batch BatchFailedError
-    BatchLostError BatchNotCompleteError BatchRecord BatchResult BatchStatus Body Client ConfigurationError
-    CreateOutcomeUnknownError DeadlineExceededError IncompleteListingError InputChangedError InputError Job
-    JobError LLMProvider LedgerConflictError MissingKeyError NotFoundError OrphanError Outcome Page Problem
-    QuotaError RateLimitError Report RequestCounts RetryPolicy Row RowError RowsLackingError ServerError
-    Standing TokenUsage
+    APIError Account AnyBatchError AsyncClient AuthenticationError BadRequestError Batch
+    BatchFailedError BatchLostError BatchNotCompleteError BatchRecord BatchResult BatchStatus Body
+    Client ConfigurationError CreateOutcomeUnknownError DeadlineExceededError IncompleteListingError
+    InputChangedError InputError Job JobError LLMProvider Ledger LedgerConflictError MissingKeyError
+    NotFoundError OrphanError Outcome Page Problem Provider QuotaError RateLimitError Report
+    RequestCounts RetryPolicy Row RowError RowsLackingError ServerError Standing TokenUsage
     TransportError UnknownOptionError UnknownProviderError __version__ acancel_batch acreate_batch
     alist_batches aretrieve_batch aretrieve_batch_results arun_job build_requests cancel_batch
-    create_batch get_provider join_results list_batches provider_names retrieve_batch
+    create_batch get_provider join_results list_batches provider_names read_results retrieve_batch
     retrieve_batch_results run_job write_jsonl
 """
 ACCOUNT = ["api_key", "api_base", "client_args"]

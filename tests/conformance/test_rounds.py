@@ -75,7 +75,7 @@ def end_like(world: RemoteWorld, *ends: End) -> None:
 
 def asked(world: RemoteWorld) -> list[list[str]]:
     """The rows of each batch that was ever created, as they were uploaded."""
-    return [[one for one, _ in world.fake._requests(batch)] for batch in world.fake.batches.values()]
+    return [[one for one, _ in world.fake.requests(batch)] for batch in world.fake.batches.values()]
 
 
 def costs_nothing(world: RemoteWorld, driver: Driver, job: Job) -> None:
@@ -367,7 +367,7 @@ def test_resumed_without_the_input(world: RemoteWorld, driver: Driver, tmp_path:
     driver.wait(first.id, timeout=10)
     (second,) = driver.resume(replace(job, input=()))
     assert asked(world) == [IDS, IDS[6:]]
-    bodies = [dict(world.fake._requests(batch)) for batch in world.fake.batches.values()]
+    bodies = [dict(world.fake.requests(batch)) for batch in world.fake.batches.values()]
     assert bodies[1] == {one: bodies[0][one] for one in IDS[6:]}
     driver.wait(second.id, timeout=10)
     again = replace(job, input=())

@@ -103,7 +103,7 @@ def test_shards_hold_their_part_of_the_input(world: RemoteWorld, small: Driver, 
     source.write_bytes(b"".join(raw))
     batches = small.submit(Job(input=source, output=tmp_path / "out"))
     assert len(batches) == 7
-    asked = [[one for one, _ in world.fake._requests(batch)] for batch in world.fake.batches.values()]
+    asked = [[one for one, _ in world.fake.requests(batch)] for batch in world.fake.batches.values()]
     assert [one for part in asked for one in part] == IDS
     assert [len(part) for part in asked] == SIZES
     if world.name == "openai":
@@ -125,7 +125,7 @@ def test_split_by_bytes(world: RemoteWorld, driver: Driver, tmp_path: Path) -> N
     else:
         sizes = [len(file.data) for file in world.fake.files.values()][-len(batches) :]
     assert all(size <= 1020 for size in sizes)
-    asked = [one for batch in world.fake.batches.values() for one, _ in world.fake._requests(batch)]
+    asked = [one for batch in world.fake.batches.values() for one, _ in world.fake.requests(batch)]
     assert asked == IDS
 
 

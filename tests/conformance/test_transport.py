@@ -433,8 +433,8 @@ def test_an_outage_ends_no_wait(world: RemoteWorld, mode: str, tmp_path: Path) -
     driver = world.open(mode, retry=RetryPolicy(attempts=1))
     job = world.job(tmp_path)
     (batch,) = driver.submit(job)
-    world.server.fail("GET", f".*/{batch.id}", TROUBLE["502 as HTML"], times=4)
-    world.server.fail("GET", f".*/{batch.id}", ResetBefore(), times=3)
+    world.server.fail("GET", f".*/{batch.id}", TROUBLE["502 as HTML"], times=2)
+    world.server.fail("GET", f".*/{batch.id}", ResetBefore(), times=2)
     world.server.fail("GET", f".*/{batch.id}", Respond(200, {"code": 50505, "data": None}), times=1)
     world.server.fail("GET", f".*/{batch.id}", Respond(409, {"error": {"message": "lock"}}), times=1)
     world.let_batches_end()
@@ -492,7 +492,7 @@ def elsewhere(world: RemoteWorld) -> Iterator[FakeServer]:
 
 def result_files(world: RemoteWorld) -> list[bytes]:
     if world.name == "anthropic":
-        return [world.fake._results[batch_id] for batch_id in world.fake.batches]
+        return [world.fake.results[batch_id] for batch_id in world.fake.batches]
     return [world.fake.files[batch.output_file_id].data for batch in world.fake.batches.values()]
 
 

@@ -492,6 +492,7 @@ def dg_cli(project: Path, *words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.deployment
 def test_dg_lists_the_component_and_its_definitions(project: Path) -> None:
     assert "anybatch_dagster.BatchAssetComponent" in dg_cli(project, "list", "components")
     listed = dg_cli(project, "list", "defs", "--json")
@@ -504,6 +505,7 @@ def test_dg_lists_the_component_and_its_definitions(project: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.deployment
 def test_dg_checks_and_scaffolds(project: Path) -> None:
     told = dg_cli(
         project, "scaffold", "defs", "anybatch_dagster.BatchAssetComponent", "more", "--model", "local:echo"

@@ -9,9 +9,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from anybatch import Outcome, Row
+from anybatch import Outcome, Row, read_results
 from anybatch.jobs import policies
-from anybatch.rows.results import read_landed
 from anybatch_dagster import BatchResource, build_batch_assets
 from tests.fakes.faults import Respond
 from tests.fakes.openai import OpenAIFake
@@ -194,7 +193,7 @@ def figures(deployment: Deployment) -> dict[str, Any]:
 def rows(deployment: Deployment) -> list[Row]:
     """What has landed."""
     newest = deployment.materializations("texts")[-1]
-    return list(read_landed(Path(str(newest.metadata["anybatch/results"].value))))
+    return list(read_results(Path(str(newest.metadata["anybatch/results"].value))))
 
 
 @pytest.mark.usefixtures("decided")

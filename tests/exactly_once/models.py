@@ -87,7 +87,7 @@ class Model:
     def _write_ledger(self, world: World) -> None:
         ledger = new_ledger(self.job, self.provider, self.plan, PRINT)
         if self.step is Step.UPLOADED:
-            file = world.fake._store_file("in.jsonl", "batch", self.inputs[0].read_bytes())
+            file = world.fake.store_file("in.jsonl", "batch", self.inputs[0].read_bytes())
             ledger = ledger.with_shard(
                 ledger.shards[0].model_copy(update={"step": Step.UPLOADED, "file_id": file.id})
             )

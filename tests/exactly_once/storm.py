@@ -271,7 +271,7 @@ class Remote(World):
         ]
 
     def _rows_of(self, batch: FakeBatch) -> list[str]:
-        return [row for row, _ in self.fake._requests(batch)]
+        return [row for row, _ in self.fake.requests(batch)]
 
     def check_purchases(self, row: str, outcomes: list[str]) -> None:
         assert outcomes == [str(fate) for fate in self.plan[row]], f"{row} was to be {self.plan[row]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations, product
@@ -25,12 +26,14 @@ from tests.fakes.faults import (
 )
 
 STEPS = ("upload", "create", "retrieve", "download", "download errors")
-TIMEOUT = 0.2
+SHORT = 0.2  # seconds that a client waits for an answer where one stalls …
+AT_LEAST = 10  # … or so many times what one takes here, if that is longer
+STALLED = "stalled"
 BRIEF: dict[str, Fault] = {
     "reset before": ResetBefore(),
     "reset after": ResetAfter(),
     "cut in the body": CutBody(20),
-    "stalled": Stall(TIMEOUT + 0.1),
+    STALLED: Stall(SHORT + 0.1),
     "500": Respond(500, {"error": {"message": "oops"}}),
     "502": Respond(502, "<html>bad gateway</html>"),
     "429": Respond(429, {"error": {"message": "slow down"}}, {"retry-after": "0"}),
@@ -40,9 +43,6 @@ CUTS: dict[str, Fault] = {
     "request cut in the head": CutRequest(30),
     "request cut in the body": CutRequest(400),
     "answer cut in the head": CutResponse(10),
-    "reset before": ResetBefore(),
-    "reset after": ResetAfter(),
-    "stalled": Stall(TIMEOUT + 0.1),
 }
 GIVES_UP = RetryPolicy(attempts=2, first_delay=0.001)
 
@@ -64,20 +64,34 @@ def fail(stage: Stage, step: str, fault: Fault, times: int = 1) -> None:
     stage.server.fail(method, path, fault, times=times, skip=skip)
 
 
+def lengthened(stage: Stage, fault: Fault) -> tuple[Fault, float]:
+    """A fault, and how long a client is to wait for answers: less than for one that stalls, but long enough
+    for the others, on a machine that is busy, too."""
+    if not isinstance(fault, Stall):
+        return fault, 10.0
+    began = time.monotonic()
+    with stage.client() as client:
+        client.check()
+    timeout = max(SHORT, AT_LEAST * (time.monotonic() - began))
+    return Stall(timeout + 0.1), timeout
+
+
 @pytest.fixture(params=FINDABLE)
 def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
     with Stage(request.param, tmp_path, failed=1) as stage:
         yield stage
 
 
-def attempt(stage: Stage, mode: str, retry: RetryPolicy = QUICK, deadline: float = 30) -> Report:
-    """One attempt at the stage's job, by a client of its own, in so many seconds."""
+def attempt(
+    stage: Stage, mode: str, retry: RetryPolicy = QUICK, *, deadline: float = 30, timeout: float = 10
+) -> Report:
+    """One attempt at the stage's job in so many seconds, by a client that waits so long for an answer."""
     if mode == "sync":
-        with stage.client(retry=retry, timeout=TIMEOUT) as client:
+        with stage.client(retry=retry, timeout=timeout) as client:
             return client.run(stage.job(), timeout=deadline)
 
     async def run() -> Report:
-        async with stage.aclient(retry=retry, timeout=TIMEOUT) as client:
+        async with stage.aclient(retry=retry, timeout=timeout) as client:
             return await client.run(stage.job(), timeout=deadline)
 
     return asyncio.run(run())
@@ -91,8 +105,9 @@ ALONE = [(step, fault) for step, fault in product(STEPS, BRIEF) if fault != "not
 @pytest.mark.parametrize(("name", "mode"), [("openai", "sync"), ("openai", "async"), ("mistral", "sync")])
 def test_one_break_is_ridden_out(name: str, mode: str, step: str, fault: str, tmp_path: Path) -> None:
     with Stage(name, tmp_path, failed=1) as stage:
-        fail(stage, step, BRIEF[fault])
-        report = attempt(stage, mode)
+        broken, timeout = lengthened(stage, BRIEF[fault])
+        fail(stage, step, broken)
+        report = attempt(stage, mode, timeout=timeout)
         assert stage.server.unused_faults == 0
         stage.check(report)
 
@@ -156,14 +171,16 @@ def test_an_outage_longer_than_the_retries_is_made_good_by_the_next_attempt(
     A wait goes on through an outage, until its deadline.
     """
     with Stage(name, tmp_path, failed=1) as stage:
+        broken, timeout = lengthened(stage, BRIEF[fault])
         if step == "find":
             fail(stage, "create", ResetAfter())
-        fail(stage, step, BRIEF[fault], times=1000)
-        if step == "create" and fault in ("reset after", "stalled"):  # the batch exists, and is found
-            attempt(stage, "sync", GIVES_UP)
+        fail(stage, step, broken, times=1000)
+        if step == "create" and fault in ("reset after", STALLED):  # the batch exists, and is found
+            attempt(stage, "sync", GIVES_UP, timeout=timeout)
         else:
+            deadline = 0.5 if step == "retrieve" else 30
             with pytest.raises(AnyBatchError):
-                attempt(stage, "sync", GIVES_UP, deadline=0.5 if step == "retrieve" else 30)
+                attempt(stage, "sync", GIVES_UP, deadline=deadline, timeout=timeout)
         stage.server.clear_faults()
         stage.check(attempt(stage, "sync"))
 
@@ -201,10 +218,11 @@ def test_refused_connections_leave_nothing_open(name: str, mode: str, tmp_path: 
 # --- a single batch, without a job and so without a ledger ---------------------------------------------
 
 
-@pytest.mark.parametrize("fault", ["reset before", "reset after", "stalled", "500", "not JSON"])
+@pytest.mark.parametrize("fault", ["reset before", "reset after", STALLED, "500", "not JSON"])
 def test_a_lost_create_of_a_single_batch(stage: Stage, fault: str) -> None:
-    fail(stage, "create", BRIEF[fault])
-    with stage.client(timeout=TIMEOUT) as client:
+    broken, timeout = lengthened(stage, BRIEF[fault])
+    fail(stage, "create", broken)
+    with stage.client(timeout=timeout) as client:
         batch = client.create(stage.input, "/v1/chat/completions")
     assert [*stage.batches()] == stage.live() == [batch.id]
 

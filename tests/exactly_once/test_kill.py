@@ -11,7 +11,7 @@ from tests.exactly_once.stage import FINDABLE, Stage
 from tests.exactly_once.test_connections import STEPS, request_of
 
 # Format, shards, and how many of the points the quick run takes: each second, and so on.
-STRIDES = [("openai", 1, 2), ("openai", 3, 8), ("mistral", 1, 4), ("local", 1, 4)]
+STRIDES = [("openai", 1, 2), ("openai", 3, 8), ("mistral", 1, 8), ("local", 1, 8)]
 
 
 def sweep(forge: Forge, name: str, shards: int, home: Path, stride: int) -> None:

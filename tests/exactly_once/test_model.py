@@ -101,6 +101,7 @@ def test_a_job_that_is_stopped_while_it_is_submitted(model: Callable[..., Model]
     assert explored(world).states > 100
 
 
+@pytest.mark.deployment
 @pytest.mark.parametrize("fault", ["lost", "kill"])
 def test_a_job_that_is_stopped_while_a_create_is_lost(model: Callable[..., Model], fault: str) -> None:
     world = model(Step.UPLOADED, kind=ModelOfStop)

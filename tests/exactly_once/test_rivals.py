@@ -19,6 +19,7 @@ from anybatch import Job, Report
 from anybatch.errors import LedgerConflictError
 from tests.exactly_once.forge import Forge, fresh
 from tests.exactly_once.stage import FINDABLE, Stage, requests, write
+from tests.fakes.provider import Auto, FakeProvider
 
 REPEATS = {"openai": 5, "mistral": 2, "local": 4}
 LEASE = 0.3
@@ -208,15 +209,24 @@ def test_the_input_changes_while_an_attempt_uploads(tmp_path: Path, threads: Thr
 
 @pytest.mark.parametrize("on_changed", ["fail", "cancel_and_resubmit"])
 def test_two_inputs_in_one_folder_at_once(on_changed: str, tmp_path: Path) -> None:
-    """Whoever comes second replaces the first or is refused; what lands is of one piece."""
+    """Whoever comes second replaces the first or is refused; what lands is of one piece.
+
+    No batch ends before there are two, or one attempt has given up: else both might be paid for in full.
+    """
     chance = random.Random(11)
     for number in range(6):
-        with Stage("local", fresh(tmp_path, str(number))) as stage:
+        with Stage("openai", fresh(tmp_path, str(number))) as stage:
             inputs = [
                 write(stage.home / f"{n}.jsonl", requests(stage.model, rows=n, say=f"{n}")) for n in (3, 5)
             ]
             jobs = [stage.job(input=one, lease=60, on_changed=on_changed) for one in inputs]
             ends: list[Any] = []
+
+            def end(fake: FakeProvider, batch_id: str, ends: list[Any] = ends) -> None:
+                if len(ends) + len(fake.batches) > 1:
+                    fake.finish(batch_id)
+
+            stage.fake.auto = Auto(looks=1, end=end)
 
             def attempt(job: Job, delay: float, ends: list[Any] = ends, stage: Stage = stage) -> None:
                 threading.Event().wait(delay)

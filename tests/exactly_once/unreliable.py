@@ -80,7 +80,7 @@ class UnreliableFake(OpenAIFake):
 
     def bought(self, batch: FakeBatch) -> list[str]:
         """The custom_ids that a batch was created with."""
-        return [custom_id for custom_id, _ in self._requests(batch)]
+        return [custom_id for custom_id, _ in self.requests(batch)]
 
     @property
     def ever(self) -> list[FakeBatch]:

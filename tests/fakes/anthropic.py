@@ -55,7 +55,7 @@ class AnthropicFake(FakeProvider):
         self.results_base = results_base
         self.deleted: set[str] = set()  # they stay in `batches`
         self._inputs: dict[str, list[Json]] = {}
-        self._results: dict[str, bytes] = {}
+        self.results: dict[str, bytes] = {}
 
     def fail(self, batch_id: str, code: str, message: str, line: int | None = None) -> FakeBatch:
         raise AssertionError("a message batch is refused at create, or it ends: it never fails")
@@ -93,7 +93,7 @@ class AnthropicFake(FakeProvider):
                 if not self._batch(batch_id).shows_files:
                     raise Refusal(404, f"Batch {batch_id} has no available results.")
                 return serve_bytes(
-                    self._results[batch_id], request, ranges=False, content_type="application/x-jsonl"
+                    self.results[batch_id], request, ranges=False, content_type="application/x-jsonl"
                 )
         raise Refusal(404, "Not found")
 
@@ -202,7 +202,7 @@ class AnthropicFake(FakeProvider):
 
     # results
 
-    def _requests(self, batch: FakeBatch) -> Iterator[tuple[str, Json]]:
+    def requests(self, batch: FakeBatch) -> Iterator[tuple[str, Json]]:
         for row in self._inputs[batch.id]:
             yield row["custom_id"], row["params"]
 
@@ -217,7 +217,7 @@ class AnthropicFake(FakeProvider):
         return Line(custom_id, {"custom_id": custom_id, "result": result}, failed=False)
 
     def _store(self, batch: FakeBatch, output: bytes | None, error: bytes | None) -> None:
-        self._results[batch.id] = output or b""
+        self.results[batch.id] = output or b""
 
 
 OVERLOADED = Failure(529, "overloaded_error", "Overloaded", "overloaded_error")

@@ -136,12 +136,12 @@ class MistralFake(FakeProvider):
         if len(upload.data) > MAX_BYTES:
             raise Refusal(413, "File too large")
         self.uploads += 1
-        file = self._store_file(upload.filename, "batch_request", upload.data)
+        file = self.store_file(upload.filename, "batch_request", upload.data)
         if "expiry" in form:
             file.expires_at = file.created_at + 3600 * int(form["expiry"].text)
         return Reply.json(self._show_file(file))
 
-    def _store_file(self, filename: str, sample_type: str, data: bytes) -> FakeFile:
+    def store_file(self, filename: str, sample_type: str, data: bytes) -> FakeFile:
         file = FakeFile(self._uuid(), filename, sample_type, data, self.clock())
         self.files[file.id] = file
         return file
@@ -273,7 +273,7 @@ class MistralFake(FakeProvider):
 
     # results
 
-    def _requests(self, batch: FakeBatch) -> Iterator[tuple[str, Json]]:
+    def requests(self, batch: FakeBatch) -> Iterator[tuple[str, Json]]:
         for line in self._inline[batch.id] or map(json.loads, self._inputs[batch.id]):
             yield line["custom_id"], line["body"]
 
@@ -302,9 +302,9 @@ class MistralFake(FakeProvider):
         failed = batch.counted(Fate.FAILED)
         batch.errors = [{"message": batch.failure.message, "count": failed}] if failed else []
         if output is not None:
-            batch.output_file_id = self._store_file(f"{batch.id}.jsonl", "batch_result", output).id
+            batch.output_file_id = self.store_file(f"{batch.id}.jsonl", "batch_result", output).id
         if error is not None:
-            batch.error_file_id = self._store_file(f"{batch.id}_error.jsonl", "batch_error", error).id
+            batch.error_file_id = self.store_file(f"{batch.id}_error.jsonl", "batch_error", error).id
 
 
 def _check_create(body: Json) -> None:

@@ -122,7 +122,7 @@ class OpenAIFake(FakeProvider):
             problems = line_problems(upload.data, min(self.dialect.endpoints), self.dialect)
             for first in problems[:1]:
                 raise Refusal(400, f"line {first['line']}: {first['message']}", code=first["code"])
-        file = self._store_file(upload.filename or "", "batch", upload.data)
+        file = self.store_file(upload.filename or "", "batch", upload.data)
         file.expires_at = file.created_at + lifetime if lifetime else None
         self.uploads += 1
         shown = self._show_file(file)
@@ -141,7 +141,7 @@ class OpenAIFake(FakeProvider):
             raise Refusal(400, "Invalid 'expires_after[seconds]'.", param="expires_after")
         return seconds
 
-    def _store_file(self, filename: str, purpose: str, data: bytes) -> FakeFile:
+    def store_file(self, filename: str, purpose: str, data: bytes) -> FakeFile:
         file_id = self.dialect.make_id("file", next(self._numbers))
         self.files[file_id] = FakeFile(file_id, filename, purpose, data, self.clock())
         return self.files[file_id]
@@ -304,7 +304,7 @@ class OpenAIFake(FakeProvider):
 
     # results
 
-    def _requests(self, batch: FakeBatch) -> Iterator[tuple[str, Json]]:
+    def requests(self, batch: FakeBatch) -> Iterator[tuple[str, Json]]:
         for line in read_lines(self._inputs[batch.id].data):
             yield line["custom_id"], line["body"]
 
@@ -340,9 +340,9 @@ class OpenAIFake(FakeProvider):
         if error is None and self.dialect.empty_error_file and batch.quirks.files == "natural":
             error = b""
         if output is not None:
-            batch.output_file_id = self._store_file(f"{batch.id}_output.jsonl", "batch_output", output).id
+            batch.output_file_id = self.store_file(f"{batch.id}_output.jsonl", "batch_output", output).id
         if error is not None:
-            batch.error_file_id = self._store_file(f"{batch.id}_error.jsonl", "batch_output", error).id
+            batch.error_file_id = self.store_file(f"{batch.id}_error.jsonl", "batch_output", error).id
 
     def _results(self, batch: FakeBatch) -> Reply:
         """Cerebras: one list of all rows."""

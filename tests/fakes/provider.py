@@ -211,7 +211,7 @@ class FakeProvider(ABC):
     def _refuse(self, refusal: Refusal) -> Reply: ...
 
     @abstractmethod
-    def _requests(self, batch: FakeBatch) -> Iterator[tuple[str, Json]]:
+    def requests(self, batch: FakeBatch) -> Iterator[tuple[str, Json]]:
         """The id and body of each row of the input."""
 
     @abstractmethod
@@ -238,7 +238,7 @@ class FakeProvider(ABC):
     def _validate(self, batch: FakeBatch) -> None:
         batch.errors = self._problems(batch)
         if not batch.errors:
-            batch.ids = [custom_id for custom_id, _ in self._requests(batch)]
+            batch.ids = [custom_id for custom_id, _ in self.requests(batch)]
         self._enter(batch, State.FAILED if batch.errors else State.IN_PROGRESS)
 
     def _look(self, batch: FakeBatch) -> None:
@@ -290,7 +290,7 @@ class FakeProvider(ABC):
             return batch
 
     def _lines(self, batch: FakeBatch) -> Iterator[Line]:
-        for custom_id, body in self._requests(batch):
+        for custom_id, body in self.requests(batch):
             line = self._line(batch, custom_id, body, batch.fates[custom_id])
             if line is not None:
                 yield line

@@ -1,10 +1,19 @@
 """The command line: what it prints, and one clean sentence for what a user can get wrong."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from anybatch.cli import main
+from anybatch.providers import local
+
+
+@pytest.fixture(autouse=True)
+def frequent_looks(monkeypatch):
+    """The provider is looked at ten times as often as in life."""
+    traits = replace(local._DIALECT.traits, poll_seconds=(0.1, 0.5))
+    monkeypatch.setattr(local, "_DIALECT", replace(local._DIALECT, traits=traits))
 
 
 def test_version(capsys):

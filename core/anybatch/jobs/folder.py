@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from upath import UPath
 
+__all__ = ["JobFolder", "Scratch", "remove_scratch"]
+
 M = TypeVar("M", bound=BaseModel)
 
 _LOCK = ".lock"

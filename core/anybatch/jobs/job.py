@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from ..models import Report
     from ..providers.base import Provider
 
+__all__ = ["Job", "JobInput", "fingerprint", "job_metadata", "never_submitted", "shard_metadata", "short"]
+
 JobInput: TypeAlias = "str | os.PathLike[str] | UPath | Iterable[Mapping[str, Any]]"
 
 

@@ -28,6 +28,8 @@ from pydantic import BaseModel, ConfigDict
 
 from ..models import BatchRecord, BatchStatus
 
+__all__ = ["VERSION", "Ledger", "ShardRecord", "Step"]
+
 VERSION = 2
 """The form of the ledger: a job is gone on with by a version of anybatch that writes the same."""
 

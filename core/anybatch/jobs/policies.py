@@ -23,6 +23,23 @@ if TYPE_CHECKING:
     from ..models import Batch, Report
     from .standing import Standing
 
+__all__ = [
+    "CANCEL_TIME",
+    "DEFAULT_TIMEOUT",
+    "FIRST_LOOK",
+    "Move",
+    "OnPartial",
+    "OnTimeout",
+    "batches_in_words",
+    "began_before",
+    "believed",
+    "counts_in_words",
+    "deadline_of",
+    "deadlines_of",
+    "next_move",
+    "rows_problem",
+]
+
 CANCEL_TIME = 3600.0
 """Seconds that a provider may take to end a batch that it was asked to cancel."""
 FIRST_LOOK = 300.0

@@ -1,2 +1,7 @@
-"""Waiting for batches: `watcher` polls for all who wait for an account, `pace` decides how often and how,
-`listing` reads the account's batches from page to page."""
+"""Waiting for batches.
+
+watcher    polls for all who wait for an account; `registry` finds the one of an event loop and account
+schedule   who waits for which batch, and when each is looked at next
+pace       how often and how to look: decisions
+listing    a provider's list of batches, read page by page
+"""

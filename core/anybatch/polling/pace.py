@@ -8,6 +8,21 @@ from datetime import UTC, datetime
 
 from .listing import CLOCK_SKEW
 
+__all__ = [
+    "FEW",
+    "LASTING",
+    "LONGEST_PAUSE",
+    "PATIENCE",
+    "Trouble",
+    "before_deadline",
+    "keep_listing",
+    "listing_pays",
+    "next_interval",
+    "pause_after",
+    "plan_sweep",
+    "utc",
+]
+
 FEW = 8  # this many are not worth a listing
 PATIENCE = 3  # pages that may bring less than they cost before a listing is given up
 LONGEST_PAUSE = 3600.0  # seconds; a Retry-After beyond that is not believed

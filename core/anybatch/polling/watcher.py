@@ -10,22 +10,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import copy
-import hashlib
-import heapq
 import logging
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable
 from itertools import chain
 from operator import attrgetter
-from typing import Any, Protocol, TypeVar
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from typing import TypeVar
 
 from ..errors import DeadlineExceededError, Wait, classify
-from ..models import Batch, BatchStatus, Page
+from ..models import Batch, BatchStatus
 from .listing import Reading
 from .pace import (
     FEW,
@@ -37,9 +32,12 @@ from .pace import (
     plan_sweep,
     utc,
 )
+from .schedule import Schedule, Waiter, Watched, copy_of
+from .source import MakeClient, Polling, Source
+
+__all__ = ["LANES", "Watcher"]
 
 T = TypeVar("T")
-E = TypeVar("E", bound=BaseException)
 log = logging.getLogger(__name__)
 
 LANES = 8  # retrieves under way at once
@@ -51,133 +49,12 @@ LATE_LOOK = 60.0  # seconds that a wait has which begins after its deadline
 WALL_CLOCK = 60.0  # seconds between looks at the wall clock, which may jump
 CANCEL_AGAIN = 0.1  # seconds until a poll task that was to end is looked at again
 SLICE = 250  # records handled before the event loop gets its turn
-TOLD = (
-    10  # the same for waits that end or hear of progress: a line in a task's log takes a millisecond or two
-)
-
-
-class Polling(Protocol):
-    """What a provider says about polling: first and largest interval in seconds, entries on a list page."""
-
-    @property
-    def poll_seconds(self) -> tuple[float, float]: ...
-    @property
-    def list_limit(self) -> int | None: ...
-
-
-class Source(Protocol):
-    """What the watcher needs of a client."""
-
-    @property
-    def provider(self) -> Polling: ...
-    async def retrieve(self, batch_id: str) -> Batch: ...
-    async def list(self, *, after: str | None = None, limit: int | None = None) -> Page: ...
-
-
-MakeClient = Callable[[], AbstractAsyncContextManager[Source]]
-
-
-class _Waiter(asyncio.Future[Batch]):
-    """One call of `wait`; it ends without a result at `ends`, which is after a deadline that had passed."""
-
-    __slots__ = ("deadline", "ends", "mark", "on_progress")
-
-    def __init__(self, deadline: float, ends: float, on_progress: Callable[[Batch], None] | None) -> None:
-        super().__init__()
-        self.deadline = deadline
-        self.ends = ends
-        self.on_progress = on_progress
-        self.mark: tuple[str, int, int] | None = None
-
-    def tell(self, batch: Batch) -> None:
-        """Report progress, if there is any since last time; what the callback raises ends its own wait."""
-        if self.on_progress is None or self.done():
-            return
-        counts = batch.request_counts
-        mark = (batch.raw_status, counts.completed if counts else 0, counts.failed if counts else 0)
-        if mark != self.mark:
-            self.mark = mark
-            try:
-                self.on_progress(batch)
-            except Exception as error:
-                self.set_exception(error)
-
-    def fail(self, error: Exception) -> None:
-        if not self.done():
-            self.set_exception(error)
-
-
-class _Watched:
-    """One batch that is waited for; `due` is on the loop's clock, the other times are unix seconds."""
-
-    __slots__ = ("batch_id", "created_at", "due", "interval", "queued", "since", "status", "waiters")
-
-    def __init__(self, batch_id: str, created_at: float | None, since: float) -> None:
-        self.batch_id = batch_id
-        self.created_at = -math.inf if created_at is None else created_at  # unknown is taken as oldest
-        self.since = since
-        self.due = math.inf
-        self.interval = 0.0
-        self.queued = math.inf  # when its entry in the schedule comes up
-        self.status: str | None = None
-        self.waiters: list[_Waiter] = []
-
-
-class _Schedule:
-    """When each batch is looked at next, in buckets of a tenth of a grain.
-
-    A batch has one live entry. It is moved only to come up earlier; one that comes up too early is put back.
-    """
-
-    def __init__(self, grain: float) -> None:
-        self._grain = grain
-        self._width = grain / 10
-        self._slots: list[int] = []
-        self._buckets: dict[int, list[_Watched]] = {}
-
-    @property
-    def next(self) -> float:
-        return self._slots[0] * self._width if self._slots else math.inf
-
-    def put(self, watched: _Watched, due: float) -> None:
-        watched.due = due
-        if due < watched.queued:
-            self._queue(watched)
-
-    def _queue(self, watched: _Watched) -> None:
-        slot = math.ceil(watched.due / self._width)
-        watched.queued = slot * self._width
-        self._bucket(slot).append(watched)
-
-    def _bucket(self, slot: int) -> list[_Watched]:
-        if slot not in self._buckets:
-            self._buckets[slot] = []
-            heapq.heappush(self._slots, slot)
-        return self._buckets[slot]
-
-    def take(self, now: float, limit: int | None) -> list[_Watched]:
-        """Take out what is due within a grain, so many at most; their entries have then come up."""
-        due: list[_Watched] = []
-        until = now + self._grain
-        while self.next <= until and (limit is None or len(due) < limit):
-            slot = heapq.heappop(self._slots)
-            entries = self._buckets.pop(slot)
-            for number, watched in enumerate(entries):
-                if len(due) == limit:
-                    self._bucket(slot).extend(entries[number:])
-                    break
-                if not watched.waiters or watched.queued != slot * self._width:
-                    continue  # nobody waits any more, or it came up earlier
-                if watched.due > until:
-                    self._queue(watched)
-                else:
-                    watched.queued = math.inf
-                    due.append(watched)
-        return due
+# The same for waits that end or hear of progress: a line in a task's log takes a millisecond or two.
+NOTICES = 10
 
 
 class Watcher:
-    """Waits for any number of batches of one account in one event loop; made by `get_watcher`.
+    """Waits for any number of batches of one account in one event loop; made by `registry.get_watcher`.
 
     It opens a client when the first wait begins and closes it before the last wait returns.
     """
@@ -188,8 +65,8 @@ class Watcher:
         self._clock = clock
         self._waiting = 0
         self._task: asyncio.Task[None] | None = None
-        self._batches: dict[str, _Watched] = {}
-        self._schedule = _Schedule(1)
+        self._batches: dict[str, Watched] = {}
+        self._schedule = Schedule(1)
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_for = math.inf
         self._provider: str | None = None
@@ -232,13 +109,13 @@ class Watcher:
         deadline: float | None,
         created_at: float | None,
         on_progress: Callable[[Batch], None] | None,
-    ) -> tuple[_Watched, _Waiter]:
+    ) -> tuple[Watched, Waiter]:
         now = self._clock()
         watched = self._batches.get(batch_id)
         if watched is None:
-            watched = self._batches[batch_id] = _Watched(batch_id, created_at, now)
+            watched = self._batches[batch_id] = Watched(batch_id, created_at, now)
         deadline = math.inf if deadline is None else deadline
-        waiter = _Waiter(deadline, deadline if deadline > now else now + LATE_LOOK, on_progress)
+        waiter = Waiter(deadline, deadline if deadline > now else now + LATE_LOOK, on_progress)
         watched.waiters.append(waiter)
         self._waiting += 1
         self._set_alarm(waiter.ends)
@@ -253,13 +130,13 @@ class Watcher:
             self._look_soon(watched)
         return watched, waiter
 
-    def _leave(self, watched: _Watched, waiter: _Waiter) -> bool:
+    def _leave(self, watched: Watched, waiter: Waiter) -> bool:
         """Take the waiter out; whether it was the last of all."""
         self._detach(watched, waiter)
         self._waiting -= 1
         return self._waiting == 0
 
-    def _detach(self, watched: _Watched, waiter: _Waiter) -> None:
+    def _detach(self, watched: Watched, waiter: Waiter) -> None:
         if waiter in watched.waiters:
             watched.waiters.remove(waiter)
         if not watched.waiters and self._batches.get(watched.batch_id) is watched:
@@ -279,15 +156,15 @@ class Watcher:
         now, nearest, ended = self._clock(), math.inf, 0
         for watched in list(self._batches.values()):
             for waiter in list(watched.waiters):
-                if waiter.ends <= now + 0.001 and ended < TOLD:
+                if waiter.ends <= now + 0.001 and ended < NOTICES:
                     self._expire(watched, waiter)
                     ended += 1
                 else:
                     nearest = min(nearest, waiter.ends)
         if nearest < math.inf:
-            self._set_alarm(max(nearest, now + 0.25) if ended < TOLD else now)
+            self._set_alarm(max(nearest, now + 0.25) if ended < NOTICES else now)
 
-    def _expire(self, watched: _Watched, waiter: _Waiter) -> None:
+    def _expire(self, watched: Watched, waiter: Waiter) -> None:
         self._detach(watched, waiter)
         waiter.fail(
             DeadlineExceededError(
@@ -298,7 +175,7 @@ class Watcher:
             )
         )
 
-    def _drop(self, watched: _Watched) -> list[_Waiter]:
+    def _drop(self, watched: Watched) -> list[Waiter]:
         """Stop watching a batch; its waiters, who still have to be answered."""
         if self._batches.get(watched.batch_id) is watched:
             del self._batches[watched.batch_id]
@@ -310,7 +187,7 @@ class Watcher:
         for number, watched in enumerate(batches.values()):
             for waiter in self._drop(watched):
                 waiter.fail(copy_of(error))
-            if number % TOLD == 0:
+            if number % NOTICES == 0:
                 await asyncio.sleep(0)
 
     # --- the poll task -------------------------------------------------------------------------------
@@ -350,7 +227,7 @@ class Watcher:
     async def _begin(self, provider: Polling) -> None:
         self._first, self._most = provider.poll_seconds
         self._page_size = provider.list_limit or 0
-        self._schedule = _Schedule(self._grain)
+        self._schedule = Schedule(self._grain)
         self._failures = self._slowed = 0
         self._ready = True
         for number, watched in enumerate(list(self._batches.values())):
@@ -363,13 +240,13 @@ class Watcher:
         """Seconds between sweeps, at least, and between looks that are taken together."""
         return max(self._first / 5, 0.01)
 
-    def _look_soon(self, watched: _Watched) -> None:
+    def _look_soon(self, watched: Watched) -> None:
         """Give a new waiter a look within one grain; all who come within it are served together."""
         left = min((waiter.deadline for waiter in watched.waiters), default=math.inf) - self._clock()
         delay = self._grain * random.uniform(0.5, 1)
         self._look_in(min(delay, left / 2) if left > 0 else 0, watched)
 
-    def _look_in(self, delay: float, watched: _Watched) -> None:
+    def _look_in(self, delay: float, watched: Watched) -> None:
         if watched.waiters:
             self._schedule.put(watched, asyncio.get_running_loop().time() + delay)
             if watched.queued == self._schedule.next:
@@ -407,7 +284,7 @@ class Watcher:
         ended = asyncio.get_running_loop().time()
         self._next_sweep = ended + max(self._grain, min((ended - now) / 2, self._most))
 
-    def _wanted_off_listing(self, now: float) -> dict[str, _Watched]:
+    def _wanted_off_listing(self, now: float) -> dict[str, Watched]:
         """What is due, or will be in a quarter of its interval, if it is to be read off the listing."""
         if len(self._batches) <= FEW:
             return {}
@@ -419,7 +296,7 @@ class Watcher:
                 places.append(place)
         return {watched.batch_id: watched for watched in soon[: plan_sweep(places, self._page_size)]}
 
-    async def _read_listing(self, client: Source, wanted: dict[str, _Watched]) -> None:
+    async def _read_listing(self, client: Source, wanted: dict[str, Watched]) -> None:
         """Page through the listing, take what was seen out of `wanted`, and update all that was seen."""
         expected, refused = len(wanted), 0
         oldest = min(watched.created_at for watched in wanted.values())
@@ -438,7 +315,7 @@ class Watcher:
                 continue
             refused = 0
             for number, batch in enumerate(reading.take(page)):
-                if number % TOLD == 0:
+                if number % NOTICES == 0:
                     await asyncio.sleep(0)
                 wanted.pop(batch.id, None)
                 if watched := self._batches.get(batch.id):
@@ -461,7 +338,7 @@ class Watcher:
             pause = min(most, pause * 2.0 ** min(self._unpaid - 1, 10))
             self._list_again = asyncio.get_running_loop().time() + pause
 
-    async def _retrieve_each(self, client: Source, due: list[_Watched]) -> None:
+    async def _retrieve_each(self, client: Source, due: list[Watched]) -> None:
         turn = iter(due[:ONE_BY_ONE])
         loop = asyncio.get_running_loop()
 
@@ -476,7 +353,7 @@ class Watcher:
         for watched in chain(turn, due[ONE_BY_ONE:]):
             self._look_in(watched.due - loop.time(), watched)  # keeps its turn
 
-    async def _look(self, client: Source, watched: _Watched) -> None:
+    async def _look(self, client: Source, watched: Watched) -> None:
         try:
             batch = await self._call(client.retrieve(watched.batch_id))
         except Exception as error:
@@ -506,14 +383,14 @@ class Watcher:
         self._failures = self._slowed = 0
         return answer
 
-    def _saw(self, watched: _Watched, batch: Batch) -> None:
+    def _saw(self, watched: Watched, batch: Batch) -> None:
         """Take in a batch as the provider shows it now."""
         self._provider = batch.provider
         if batch.created_at is not None:
             watched.created_at = batch.created_at
         self._note_status(watched, batch)
         for waiter in list(watched.waiters):
-            waiter.tell(batch)
+            waiter.report(batch)
         if batch.status.is_terminal:
             for waiter in self._drop(watched):
                 if not waiter.done():
@@ -527,14 +404,14 @@ class Watcher:
             took = asyncio.get_running_loop().time() - self._began
             self._look_in(watched.interval - took, watched)
 
-    def _interval(self, watched: _Watched) -> float:
+    def _interval(self, watched: Watched) -> float:
         now = self._clock()
         age = now - (watched.created_at if watched.created_at > -math.inf else watched.since)
         interval = next_interval(age, self._first, self._most, self._roll)
         left = min((waiter.deadline for waiter in watched.waiters), default=math.inf) - now
         return before_deadline(interval, left, self._first)
 
-    def _note_status(self, watched: _Watched, batch: Batch) -> None:
+    def _note_status(self, watched: Watched, batch: Batch) -> None:
         status = batch.raw_status if batch.status is BatchStatus.UNKNOWN else batch.status.value
         if watched.status not in (None, status):
             log.info("batch %s: %s, was %s", batch.id, status, watched.status)
@@ -559,53 +436,9 @@ class Watcher:
         now = asyncio.get_running_loop().time()
         lasts = self._trouble.lasts(now, calm=2 * self._most)
         if lasts is not None:
-            told = f"for {lasts / 60:.0f} min, last " if lasts else ""
+            since = f"for {lasts / 60:.0f} min, last " if lasts else ""
             reason = str(error) or type(error).__name__
             bug = error if classify(error).wait is Wait.UNEXPECTED else None
             log.warning(
-                "%s: polling fails, still waiting: %s%s: %s", self.key, told, what, reason, exc_info=bug
+                "%s: polling fails, still waiting: %s%s: %s", self.key, since, what, reason, exc_info=bug
             )
-
-
-def copy_of(error: E) -> E:
-    """A copy for each who gets it: one instance raised in thousands of tasks grows a traceback from all."""
-    try:
-        return copy.copy(error).with_traceback(error.__traceback__)
-    except TypeError:  # its constructor wants more than its message
-        return error
-
-
-_Watchers = WeakValueDictionary[str, Watcher]
-_watchers: WeakKeyDictionary[asyncio.AbstractEventLoop, _Watchers] = WeakKeyDictionary()
-
-
-def watcher_key(account_key: str, client_args: Mapping[str, Any]) -> str:
-    """What polls are shared by: the account (`Account.key`), and the way its requests go.
-
-    Clients of one account that differ in `client_args` (a tenant's headers, a proxy) are kept apart.
-    """
-    if not client_args:
-        return account_key
-    return f"{account_key}+{hashlib.sha256(_told_apart(client_args).encode()).hexdigest()[:8]}"
-
-
-def _told_apart(value: object) -> str:
-    """A text that differs where the values do, as far as they can be told; httpx's headers hide theirs."""
-    if isinstance(value, Mapping):
-        return repr(sorted((str(name), _told_apart(one)) for name, one in value.items()))
-    return str(value)
-
-
-def get_watcher(key: str, make_client: MakeClient) -> Watcher:
-    """The running loop's watcher of this key (`watcher_key`), made if there is none.
-
-    `make_client` is called, and the client entered and left, by the watcher and only if it has none open:
-    whoever comes second makes no client. The client must not repeat failed calls by itself for long, since
-    repeating is what the watcher does. The registry keeps nothing alive: a watcher lives as long as someone
-    holds it or waits.
-    """
-    watchers = _watchers.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
-    watcher = watchers.get(key)
-    if watcher is None:
-        watcher = watchers[key] = Watcher(key, make_client)
-    return watcher

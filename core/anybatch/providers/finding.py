@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ..models import Batch
     from .base import NewBatch, Provider, Sought
 
+__all__ = ["ASK_AFTER", "create_once", "created_since", "find", "look", "oldest"]
+
 log = logging.getLogger(__name__)
 
 ASK_AFTER = (1.0, 3.0, 9.0)

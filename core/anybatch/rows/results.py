@@ -8,15 +8,33 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from ..models import Body, Outcome, Row, RowError
+from ..errors import ConfigurationError
+from ..models import Body, Outcome, Report, Row, RowError
+from ..paths import open_path
 from ..providers.reading import mended_json
 from .requests import iter_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    import os
+    from collections.abc import Iterator
     from pathlib import Path
 
+    from upath import UPath
+
     from ..providers.base import Provider
+
+__all__ = [
+    "NEVER_RUN",
+    "UNDECODABLE",
+    "decode_line",
+    "has_openai_shape",
+    "iter_rows",
+    "landed_line",
+    "landed_outcome",
+    "parse_landed",
+    "read_results",
+    "writable",
+]
 
 _CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*("(?:[^"\\]|\\.)*")')
 
@@ -137,8 +155,23 @@ def _landed_error(error: dict[str, Any]) -> RowError:
     return RowError(None if code is None else str(code), str(error.get("message")))
 
 
-def read_landed(path: Any) -> Iterable[Row]:
-    """The rows of a landed `results.jsonl` (any path object with `open`), in input order."""
+def read_results(results: str | os.PathLike[str] | UPath | Report) -> Iterator[Row]:
+    """The rows of a job that has landed, in input order and in constant memory.
+
+    Args:
+        results: The job's folder, its `results.jsonl`, or its report; a path or an fsspec URL.
+
+    Raises:
+        ConfigurationError: There is no such file, as while the job is running.
+    """
+    path = open_path(results.results if isinstance(results, Report) else results)
+    file = path / "results.jsonl" if path.is_dir() else path
+    if not file.exists():
+        raise ConfigurationError(f"{file}: there is no such file; it appears once the job has landed")
+    return _read_lines(file)
+
+
+def _read_lines(path: UPath) -> Iterator[Row]:
     with path.open("rb") as file:
         for _, raw in iter_lines(file):
             if not raw.isspace():

@@ -19,8 +19,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from ..errors import ConfigurationError, InputError, Problem
 from ..models import BatchResult, Outcome, Report, Row
-from .readers import PathLike, Record, Table, as_path, bad_row, bad_table, read_rows
-from .results import read_landed
+from .readers import PathLike, Record, Table, as_path, bad_row, read_rows
+from .results import read_results
 from .shapes import advise, describe, flatten, is_frame, is_iterable_of_rows
 from .sources import iter_requests, no_request, read_requests
 
@@ -306,10 +306,7 @@ def _result_rows(results: Any) -> Iterable[Row]:
     path = as_path(results)
     if path is None:
         return _given_results(results)
-    file = path / "results.jsonl" if path.is_dir() else path
-    if not file.exists():
-        raise bad_table(str(file), "there is no such file; it appears once the job is done")
-    return read_landed(file)
+    return read_results(path)
 
 
 def _given_results(results: Any) -> Iterator[Row]:

@@ -8,6 +8,8 @@ from typing import Any
 
 from ..models import Outcome, TokenUsage
 
+__all__ = ["Tally", "tokens"]
+
 
 @dataclass(slots=True)
 class Tally:

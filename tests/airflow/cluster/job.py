@@ -138,10 +138,17 @@ class Job:
 
     def processes(self) -> tuple[psutil.Process, psutil.Process]:
         """The process that executes the task now, and the one that supervises it."""
-        pid = self.task.pid
-        assert pid is not None
-        process = psutil.Process(pid)
-        supervisor = process.parent()
+        found: list[psutil.Process | None] = []
+
+        def there() -> bool:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(self.task.pid or 0)
+                found[:] = process, process.parent()
+            return len(found) == 2 and None not in found
+
+        self.until("its processes run", there, 30)
+        process, supervisor = found
+        assert process is not None
         assert supervisor is not None
         return process, supervisor
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import dagster as dg
 import psutil
 
-from anybatch import Outcome
-from anybatch.rows.results import read_landed
+from anybatch import Outcome, read_results
 from anybatch_dagster.metadata import ResultMetadata
 from tests.dagster.stack import dagster_stack
 from tests.fakes.openai import OpenAIFake
@@ -160,6 +159,6 @@ class Account:
         """Every row is there once, in order, with an answer."""
         facts = ResultMetadata.extract(event.metadata)
         assert (facts.requests, facts.succeeded) == (len(rows), len(rows)), self.story()
-        landed = list(read_landed(Path(str(facts.results))))
+        landed = list(read_results(Path(str(facts.results))))
         assert [row.custom_id for row in landed] == list(rows)
         assert {row.outcome for row in landed} == {Outcome.SUCCEEDED}
