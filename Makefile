@@ -47,7 +47,7 @@ help:
 	@echo "make long-kills    $(LONG_KILLS) attempts killed at random points, where .ci/run has 80"
 	@echo "make nightly       what .ci/run leaves out: $(NIGHTLY)"
 	@echo "make bench         the benchmarks"
-	@echo "make bench-airflow 500 waiting batches in one triggerer, beside Airflow's common-ai provider (20 minutes)"
+	@echo "make bench-airflow 500 waiting batches in one triggerer, next to Airflow's common-ai provider (20 minutes)"
 	@echo "make clean         remove the environments and caches"
 
 $(READY): pyproject.toml constraints.txt

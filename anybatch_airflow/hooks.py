@@ -76,7 +76,7 @@ class AnyBatchHook(BaseHook):
     """Turns an Airflow connection into an anybatch client.
 
     The connection's `password` is the key and its `host` the base URL (empty: the provider's own). Its
-    `extra` holds `provider`; `settings`, what the provider's account has beside key and base URL, by name,
+    `extra` holds `provider`; `settings`, what the provider's account has besides key and base URL, by name,
     such as a region; `client_args` for httpx; and `console_url`, for links to a console that is not the
     provider's own.
 

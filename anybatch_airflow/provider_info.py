@@ -65,7 +65,7 @@ def connection_type() -> dict[str, Any]:
             },
             "settings": {
                 "label": "Account settings",
-                "description": "What the provider's account has beside key and URL, by name, e.g. "
+                "description": "What the provider's account has besides key and URL, by name, e.g. "
                 '{"region": "eu-west-1"}',
                 "schema": {"type": ["object", "null"]},
             },

@@ -82,7 +82,7 @@ class BatchResourceModel(dg.Model):
     )
     settings: dict[str, Any] = Field(
         default={},
-        description="What the provider's account has beside key and base URL, by name; a secret one as a"
+        description="What the provider's account has besides key and base URL, by name; a secret one as a"
         " template that reads a variable.",
         examples=[{"region": "eu-west-1"}],
     )

@@ -35,7 +35,7 @@ class BatchResource(dg.ConfigurableResource[Any]):
     settings: dict[str, Any] = Field(
         default={},
         repr=False,
-        description="What the provider's account has beside key and base URL, by name, such as a region; its"
+        description="What the provider's account has besides key and base URL, by name, such as a region; its"
         " environment variables if left out.",
     )
     output: str | None = Field(

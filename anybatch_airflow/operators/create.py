@@ -42,7 +42,7 @@ class AnyBatchCreateOperator(SubmittingOperator):
         provider: Overrides the connection's provider, or names the one whose environment variables to use.
         api_base: Overrides the connection's base URL.
         completion_window: How long the provider may take, in the provider's own words.
-        metadata: Strings to put on every batch beside anybatch's own.
+        metadata: Strings to put on every batch besides anybatch's own.
         options: The provider's own options for creating a batch.
         on_orphan: "fail" or "resubmit", if a batch may exist that cannot be looked up, or if the provider's
             list of batches cannot be read to its end.

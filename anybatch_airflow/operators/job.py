@@ -85,7 +85,7 @@ class AnyBatchOperator(HasOutput, SubmittingOperator):
         provider: Overrides the connection's provider, or names the one whose environment variables to use.
         api_base: Overrides the connection's base URL.
         completion_window: How long the provider may take, in the provider's own words.
-        metadata: Strings to put on every batch beside anybatch's own.
+        metadata: Strings to put on every batch besides anybatch's own.
         options: The provider's own options for creating a batch.
         on_orphan: What to do if a batch may exist that cannot be looked up, or that the output folder does
             not record: "fail" stops and says what to look for; "resubmit" submits, and perhaps pays for both.
