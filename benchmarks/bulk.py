@@ -1,9 +1,11 @@
-"""200 MB, 50,000 rows: validate + split + upload, and download + decode + merge, each beside its floor.
+"""Large inputs: validate, split and upload; download, decode and merge; each next to its floor.
 
-The floor is what any implementation has to do at the least, measured in the same run: read the same bytes
-from disk, parse each line once with the fastest parser there is (orjson), and move the bytes once over
-loopback to the same server with bare sockets. Both run in processes of their own, so that peak memory is
-each one's own; it is counted above what the imports take.
+`bulk` is 50,000 rows of 4,000 bytes in 5 shards, `scale` 2,000,000 rows of 400 bytes in 40.
+
+The floor is the least that any implementation has to do, measured in the same run: read the same bytes from
+disk, parse each line once with the fastest parser there is (orjson), and move the bytes once over loopback to
+the same server with plain sockets. Each runs in a process of its own, so that its peak memory is its own;
+memory is counted above what the imports take.
 """
 
 from __future__ import annotations
@@ -17,16 +19,38 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-ROWS, LINE, SHARDS = 50_000, 4_000, 5
 CHAT = "/v1/chat/completions"
-MEMORY_LIMIT, TIME_LIMIT = 80.0, 2.0  # MB above import, times the floor
-RUNS = 3
+MEMORY_LIMIT = 80.0  # MB above import
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large an input is: rows, bytes of a line, shards; what counts as too slow, times the floor."""
+
+    rows: int
+    line: int
+    shards: int
+    runs: int
+    up_limit: float
+    down_limit: float
+
+    @property
+    def shard_rows(self) -> int:
+        return self.rows // self.shards
+
+
+SIZES = {
+    "bulk": Size(50_000, 4_000, 5, runs=3, up_limit=2.0, down_limit=2.0),
+    # With short lines the work on each line weighs more than its bytes.
+    "scale": Size(2_000_000, 400, 40, runs=1, up_limit=3.5, down_limit=3.5),
+}
 
 
 # --- the server: takes uploads, gives the output files, does nothing else ------------------------------
@@ -37,6 +61,7 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True  # else every answer waits 40 ms for an acknowledgement
     wbufsize = 1 << 16
     outputs: list[Path]
+    size: Size
 
     def log_message(self, *args: object) -> None:
         pass
@@ -76,7 +101,7 @@ class Handler(BaseHTTPRequestHandler):
         return None
 
     def _batch(self, number: str) -> dict[str, Any]:
-        rows = ROWS // SHARDS
+        rows = self.size.shard_rows
         return {
             "id": f"batch-{number}",
             "object": "batch",
@@ -89,11 +114,12 @@ class Handler(BaseHTTPRequestHandler):
         }
 
 
-def serve(folder: Path) -> None:
-    Handler.outputs = [folder / f"out-{number}.jsonl" for number in range(SHARDS)]
+def serve(size: Size, folder: Path) -> None:
+    Handler.size = size
+    Handler.outputs = [folder / f"out-{number}.jsonl" for number in range(size.shards)]
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    server.numbers = (number % SHARDS for number in range(10**6))  # type: ignore[attr-defined]
+    server.numbers = (number % size.shards for number in range(10**6))  # type: ignore[attr-defined]
     print(server.server_port, flush=True)
     threading.Thread(target=lambda: (sys.stdin.read(), server.shutdown()), daemon=True).start()
     server.serve_forever(poll_interval=0.05)
@@ -102,23 +128,24 @@ def serve(folder: Path) -> None:
 # --- the data ------------------------------------------------------------------------------------------
 
 
-def make_data(folder: Path) -> None:
-    """Requests of exactly 4,000 bytes each; answers of the same size, shuffled within their shard."""
+def make_data(size: Size, folder: Path) -> None:
+    """Requests of the same length; answers of that length at least, shuffled within their shard."""
     chance = random.Random(7)
     words = ["batch", "größe", "zéro", "data", "naïve", "row", '"quoted"', "line\nbreak", "tab\t", "𝛼"]
     text = " ".join(chance.choice(words) for _ in range(2_000))
     answers: list[bytes] = []
 
     def fill(line: dict[str, Any], into: dict[str, Any]) -> bytes:
+        into["content"] = ""
+        room = max(0, size.line - 1 - len(orjson.dumps(line)))
         start = chance.randrange(5000)
-        into["content"] = text[start : start + 1900]
-        missing = LINE - 1 - len(orjson.dumps(line))
-        into["content"] += "." * missing
+        into["content"] = text[start : start + room // 2]
+        into["content"] += "." * max(0, size.line - 1 - len(orjson.dumps(line)))
         return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
 
     with (folder / "in.jsonl").open("wb") as requests:
-        for number in range(ROWS):
-            custom_id = f"row-{number:06d}"
+        for number in range(size.rows):
+            custom_id = f"row-{number:07d}"
             message = {"role": "user"}
             body = {"model": "m", "messages": [message]}
             requests.write(
@@ -133,9 +160,9 @@ def make_data(folder: Path) -> None:
             response = {"status_code": 200, "request_id": f"req-{number}", "body": done}
             line = {"id": f"batch_req_{number}", "custom_id": custom_id, "response": response, "error": None}
             answers.append(fill(line, reply))
-            if (number + 1) % (ROWS // SHARDS) == 0:
+            if (number + 1) % size.shard_rows == 0:
                 chance.shuffle(answers)
-                (folder / f"out-{number // (ROWS // SHARDS)}.jsonl").write_bytes(b"".join(answers))
+                (folder / f"out-{number // size.shard_rows}.jsonl").write_bytes(b"".join(answers))
                 answers.clear()
 
 
@@ -158,33 +185,33 @@ def _memory(what: str) -> float:
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith(what))) / 1024
 
 
-def _client_and_job(folder: Path, port: int) -> tuple[Any, Any]:
+def _client_and_job(size: Size, folder: Path, port: int) -> tuple[Any, Any]:
     import anybatch.jobs.collect
     import anybatch.jobs.submit  # noqa: F401
     from anybatch import Client, Job
     from anybatch.providers.base import Limits
 
     client = Client("openai-compatible", api_base=f"http://127.0.0.1:{port}/v1", api_key="k")
-    client.provider.limits = Limits(requests=ROWS // SHARDS)
+    client.provider.limits = Limits(requests=size.shard_rows)
     job = Job(input=folder / "in.jsonl", output=folder / "job")
     job.ledger()  # imports what paths need
     return client, job
 
 
-def up(folder: Path, port: int) -> None:
-    client, job = _client_and_job(folder, port)
+def up(size: Size, folder: Path, port: int) -> None:
+    client, job = _client_and_job(size, folder, port)
     with client:
         measured(lambda: client.submit(job))
 
 
-def down(folder: Path, port: int) -> None:
-    client, job = _client_and_job(folder, port)
+def down(size: Size, folder: Path, port: int) -> None:
+    client, job = _client_and_job(size, folder, port)
     with client:
         measured(lambda: client.collect(job))
     assert job.report().ok, job.report()
 
 
-def floor_up(folder: Path, port: int) -> None:
+def floor_up(size: Size, folder: Path, port: int) -> None:
     source = folder / "in.jsonl"
 
     def run() -> None:
@@ -201,9 +228,9 @@ def floor_up(folder: Path, port: int) -> None:
     measured(run)
 
 
-def floor_down(folder: Path, port: int) -> None:
+def floor_down(size: Size, folder: Path, port: int) -> None:
     def run() -> None:
-        for number in range(SHARDS):
+        for number in range(size.shards):
             with socket.create_connection(("127.0.0.1", port)) as peer, tempfile.TemporaryFile() as file:
                 peer.sendall(f"GET /v1/files/out-{number}/content HTTP/1.1\r\nhost: x\r\n\r\n".encode())
                 left, buffer = -1, b""
@@ -227,31 +254,32 @@ def floor_down(folder: Path, port: int) -> None:
 # --- the run -------------------------------------------------------------------------------------------
 
 
-def run() -> bool:
-    """Measure both ways, print a table, and say whether the limits hold."""
-    print(
-        f"bulk: {ROWS:,} rows, {ROWS * LINE / 1e6:.0f} MB, {SHARDS} shards; best of {RUNS} runs", flush=True
-    )
+def run(name: str = "bulk") -> bool:
+    """Measure both ways, print a table, and return whether the limits hold."""
+    size = SIZES[name]
+    megabytes = size.rows * size.line / 1e6
+    best_of = f"; best of {size.runs} runs" if size.runs > 1 else ""
+    print(f"{name}: {size.rows:,} rows, {megabytes:,.0f} MB, {size.shards} shards{best_of}", flush=True)
     good = True
-    with tempfile.TemporaryDirectory(prefix="anybatch-bench-") as name:
-        folder = Path(name)
-        make_data(folder)
+    with tempfile.TemporaryDirectory(prefix="anybatch-bench-") as place:
+        folder = Path(place)
+        make_data(size, folder)
         server = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.bulk", "serve", name],
+            [sys.executable, "-m", "benchmarks.bulk", name, "serve", place],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         try:
             assert server.stdout is not None
             port = server.stdout.readline().strip()
             print(f"  {'':30}{'seconds':>10}{'floor':>10}{'ratio':>8}{'peak MB':>10}")
-            for label, ours, floor in (
-                ("validate + split + upload", "up", "floor_up"),
-                ("download + decode + merge", "down", "floor_down"),
+            for label, ours, limit in (
+                ("validate + split + upload", "up", size.up_limit),
+                ("download + decode + merge", "down", size.down_limit),
             ):
-                base = best(floor, name, port)
-                found = best(ours, name, port)
+                base = best(name, f"floor_{ours}", place, port)
+                found = best(name, ours, place, port)
                 ratio = found["seconds"] / base["seconds"]
-                ok = ratio <= TIME_LIMIT and found["peak"] <= MEMORY_LIMIT
+                ok = ratio <= limit and found["peak"] <= MEMORY_LIMIT
                 good &= ok
                 print(
                     f"  {label:30}{found['seconds']:10.2f}{base['seconds']:10.2f}{ratio:7.2f}x"
@@ -262,29 +290,33 @@ def run() -> bool:
             assert server.stdin is not None
             server.stdin.close()
             server.wait(10)
-    print(f"  limits: {TIME_LIMIT:g}x the floor, {MEMORY_LIMIT:g} MB above import")
+    print(
+        f"  limits: {size.up_limit:g}x and {size.down_limit:g}x the floor, {MEMORY_LIMIT:g} MB above import"
+    )
     return good
 
 
-def best(what: str, folder: str, port: str) -> dict[str, float]:
+def best(name: str, what: str, folder: str, port: str) -> dict[str, float]:
     """The fastest of some runs, with the highest peak of them all."""
     found = []
-    for _ in range(RUNS):
+    for _ in range(SIZES[name].runs):
         if what == "up":
             subprocess.run(["rm", "-rf", f"{folder}/job"], check=True)
         if what == "down":
             for landed in ("report.json", "results.jsonl"):
                 (Path(folder) / "job" / landed).unlink(missing_ok=True)
-        command = [sys.executable, "-m", "benchmarks.bulk", what, folder, port]
+        command = [sys.executable, "-m", "benchmarks.bulk", name, what, folder, port]
         found.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     return {"seconds": min(run["seconds"] for run in found), "peak": max(run["peak"] for run in found)}
 
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["serve", folder]:
-            serve(Path(folder))
-        case [("up" | "down" | "floor_up" | "floor_down") as what, folder, port]:
-            globals()[what](Path(folder), int(port))
+        case [name, "serve", folder]:
+            serve(SIZES[name], Path(folder))
+        case [name, ("up" | "down" | "floor_up" | "floor_down") as what, folder, port]:
+            globals()[what](SIZES[name], Path(folder), int(port))
+        case [name]:
+            sys.exit(0 if run(name) else 1)
         case _:
             sys.exit(0 if run() else 1)

@@ -950,7 +950,7 @@ def test_a_bug_ends_the_wait_that_met_it_with_its_own_traceback() -> None:
     async def main() -> None:
         account = Account(many(3, ends=60.0), refuse=refuse)
         good, bad, fine = await asyncio.gather(
-            *start(account.watcher(), account.batches), return_exceptions=True
+            *start(account.watcher(), account.batches, deadline=EPOCH + 3_600), return_exceptions=True
         )
         assert isinstance(good, Batch)
         assert isinstance(fine, Batch)

@@ -118,7 +118,7 @@ def test_results_that_are_shorter_than_their_report_do_not_pass_for_the_whole(
     assert not result.success
     (event,) = [event for event in result.all_events if event.event_type_value == "STEP_FAILURE"]
     message = str(event.step_failure_data.error)
-    assert "is not as it landed" in message
+    assert "was changed after it landed" in message
     assert "its report counts 2" in message or "in line 2" in message
 
 
@@ -193,7 +193,7 @@ def test_an_answer_that_is_no_such_model_is_a_row_without_a_result(
         ({"on_lost": "forget"}, "on_lost: must be 'fail' or 'land' or 'resubmit'"),
         ({"on_timeout": "stop"}, "on_timeout: must be 'leave' or 'cancel' or 'land_partial'"),
         ({"system": "Be short."}, "system: only with `prompt`"),
-        ({"prompt": "{text}"}, "need `model`"),
+        ({"prompt": "{text}"}, "each request needs a `model`"),
     ],
 )
 def test_what_cannot_be_is_refused_where_it_is_defined(options: dict[str, Any], message: str) -> None:
@@ -345,9 +345,9 @@ def test_a_table_for_each_partition_by_a_prompt(provider: Provider, instance: dg
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([request("a")], "do not say which is whose"),
-        ({"2026-01-09": [request("a")]}, "no partitions of this run: 2026-01-09"),
-        (None, "do not say which is whose"),
+        ([request("a")], "do not say which partition each is for"),
+        ({"2026-01-09": [request("a")]}, "not partitions of this run: 2026-01-09"),
+        (None, "do not say which partition each is for"),
     ],
 )
 def test_requests_that_belong_nowhere_are_refused_before_anything_is_sent(
