@@ -63,9 +63,9 @@ class ClientSettings:
             ConfigurationError: The provider is unknown, or the account lacks a setting, which the message
                 names.
         """
-        from anybatch.providers import Given, open_provider
+        from anybatch.providers import AccountOptions, open_provider
 
-        return open_provider(self.provider, Given(self.api_key, self.api_base, self.settings))
+        return open_provider(self.provider, AccountOptions(self.api_key, self.api_base, self.settings))
 
     def as_kwargs(self) -> dict[str, Any]:
         """Keyword arguments for `anybatch.Client` and `anybatch.AsyncClient`."""

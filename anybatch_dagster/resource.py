@@ -10,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from upath import UPath
 
 from anybatch import AnyBatchError, AsyncClient, Batch, Client, Page, Report, RetryPolicy, Row
-from anybatch.providers import Given, Provider, open_provider, settings_of
+from anybatch.providers import AccountOptions, Provider, open_provider, settings_of
 
 _SECRETS: dict[str, str] = {}  # by the references that stand for them in resource config
 
@@ -145,7 +145,7 @@ class BatchResource(dg.ConfigurableResource[Any]):
 
     def _account(self) -> Provider:
         settings = {name: _read(value) for name, value in self.settings.items()}
-        return open_provider(self.provider, Given(_read(self.api_key), self.api_base, settings))
+        return open_provider(self.provider, AccountOptions(_read(self.api_key), self.api_base, settings))
 
 
 def _reference(value: Any) -> Any:

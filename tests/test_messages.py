@@ -443,7 +443,7 @@ def test_what_is_foreign_is_refused_or_dropped(given: dict[str, Any], parameter:
 
 @pytest.mark.parametrize("choice", ["required", named("weather")])
 def test_a_choice_without_tools(choice: Any) -> None:
-    with pytest.raises(Untranslatable, match="tool_choice: asks for a tool that is not there"):
+    with pytest.raises(Untranslatable, match="tool_choice: asks for a tool that is not in tools"):
         to_messages(body(tool_choice=choice))
     assert to_messages(body(tool_choice=choice), drop=True) == to_messages(body())
 

@@ -34,10 +34,10 @@ from anybatch import (
 from anybatch.flow import Sleep, perform
 from anybatch.providers import (
     Account,
+    AccountOptions,
     AccountSpec,
     BareCodec,
     Cancel,
-    Given,
     HeaderAuth,
     HostAuth,
     Limits,
@@ -113,7 +113,7 @@ class Plain(Provider):
 
 
 def plain(**settings: str) -> Plain:
-    return Plain.open("plain", Given("k", None, {"region": "here", **settings}))
+    return Plain.open("plain", AccountOptions("k", None, {"region": "here", **settings}))
 
 
 def over(answer: Callable[[httpx.Request], httpx.Response]) -> httpx.Client:
@@ -128,7 +128,7 @@ def as_json(value: Any) -> Callable[[httpx.Request], httpx.Response]:
 
 
 FOR_AUTHORS = """
-    ENTRY_POINT_GROUP Account AccountSpec BareCodec Cancel Codec Content Given HeaderAuth HostAuth
+    ENTRY_POINT_GROUP Account AccountSpec BareCodec Cancel Codec Content AccountOptions HeaderAuth HostAuth
     LLMProvider Limits Lookup NewBatch OpenAICodec Provider Results Setting Sought Traits delete
     download_files get get_provider get_without open_provider post post_lines provider_names result_file
     save_lines save_member save_pages settings_of split_settings wait_until
@@ -154,14 +154,14 @@ def test_names_for_authors_are_there() -> None:
 
 def test_settings_from_arguments_environment_and_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLAIN_REGION", "there")
-    found = Plain.open("plain", Given("k", None, {})).account.settings
+    found = Plain.open("plain", AccountOptions("k", None, {})).account.settings
     assert dict(found) == {"region": "there", "role": "reader"}
     assert dict(plain(role="writer").account.settings) == {"region": "here", "role": "writer"}
 
 
 def test_settings_that_lack_or_are_not_known() -> None:
     with pytest.raises(ConfigurationError, match=r"region is missing; pass it, or set PLAIN_REGION"):
-        Plain.open("plain", Given("k"))
+        Plain.open("plain", AccountOptions("k"))
     with pytest.raises(UnknownOptionError, match=r"no setting zone; it has region, role, token"):
         plain(zone="a")
     with pytest.raises(UnknownOptionError, match=r"openai has no setting region; it has none"):
@@ -429,7 +429,7 @@ class Inline(Plain):
 
 def test_the_key_of_a_create_is_no_dead_batch_s(tmp_path: Path) -> None:
     """Also where nothing is uploaded, and where the job comes back to an input that it had before."""
-    provider = Inline.open("plain", Given("k", None, {"region": "here"}))
+    provider = Inline.open("plain", AccountOptions("k", None, {"region": "here"}))
     inputs = [source_of(tmp_path / f"{shapes}.jsonl", shapes) for shapes in ("a", "b")]
     with Client(provider, client_args={"transport": httpx.MockTransport(as_json({}))}) as client:
         for source in (inputs[0], inputs[0], inputs[1], inputs[0]):
@@ -460,7 +460,7 @@ def test_a_cancel_that_throws_results_away_is_warned_of(
             return batch()
             yield
 
-    with Client(Deleting.open("plain", Given("k", None, {"region": "here"}))) as client:
+    with Client(Deleting.open("plain", AccountOptions("k", None, {"region": "here"}))) as client:
         client.cancel("b1")
     is_running = status is BatchStatus.IN_PROGRESS
     assert asked == (["b1"] if is_running else []), "the results of one that has ended stay"

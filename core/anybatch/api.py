@@ -17,7 +17,7 @@ from .jobs.job import Job, JobInput
 from .jobs.options import KeepRequests, OnChanged, OnLost, OnOrphan, OnPartial, OnTimeout, OnUntranslatable
 from .jobs.running import OnProgress
 from .models import Batch, BatchResult, Page, Report
-from .providers import Given, open_provider, split_settings
+from .providers import AccountOptions, open_provider, split_settings
 from .providers.base import DEFAULT_WINDOW
 from .providers.keys import hides_key
 
@@ -400,7 +400,7 @@ def run_job(
         lease=lease,
         price=price,
     )
-    account = open_provider(provider, Given(api_key, api_base, settings or {}))
+    account = open_provider(provider, AccountOptions(api_key, api_base, settings or {}))
     with Client(account, client_args=client_args) as client:
         return client.run(
             job,
@@ -465,7 +465,7 @@ async def arun_job(
         lease=lease,
         price=price,
     )
-    account = open_provider(provider, Given(api_key, api_base, settings or {}))
+    account = open_provider(provider, AccountOptions(api_key, api_base, settings or {}))
     async with AsyncClient(account, client_args=client_args) as client:
         return await client.run(
             job,

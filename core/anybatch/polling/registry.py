@@ -18,9 +18,9 @@ _watchers: WeakKeyDictionary[asyncio.AbstractEventLoop, _Watchers] = WeakKeyDict
 
 
 def watcher_key(account_key: str, client_args: Mapping[str, Any]) -> str:
-    """What polls are shared by: the account (`Account.key`), and the way its requests go.
+    """Return the key under which waits share polls: the account (`Account.key`) and the `client_args`.
 
-    Clients of one account that differ in `client_args` (a tenant's headers, a proxy) are kept apart.
+    Clients of one account with different `client_args` (a tenant's headers, a proxy) do not share polls.
     """
     if not client_args:
         return account_key
@@ -28,19 +28,18 @@ def watcher_key(account_key: str, client_args: Mapping[str, Any]) -> str:
 
 
 def _distinct_text(value: object) -> str:
-    """A text that differs where the values differ; the repr of httpx's headers hides some of theirs."""
+    """Return a text that differs if the values differ; the repr of httpx's headers would hide some."""
     if isinstance(value, Mapping):
         return repr(sorted((str(name), _distinct_text(one)) for name, one in value.items()))
     return str(value)
 
 
 def get_watcher(key: str, make_client: MakeClient) -> Watcher:
-    """The running loop's watcher of this key (`watcher_key`), made if there is none.
+    """Return the running event loop's watcher for a key (`watcher_key`), and make it if there is none.
 
-    `make_client` is called, and the client entered and left, by the watcher and only if it has none open:
-    whoever comes second makes no client. The client must not repeat failed calls by itself for long, since
-    repeating is what the watcher does. The registry keeps nothing alive: a watcher lives as long as someone
-    holds it or waits.
+    The watcher calls `make_client`, and enters and exits the client, only if it has none open. The client
+    must not repeat failed calls for long, since the watcher itself polls again. The registry keeps no watcher
+    alive: a watcher lives as long as someone holds it or waits.
     """
     watchers = _watchers.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
     watcher = watchers.get(key)

@@ -1,4 +1,4 @@
-"""Who waits for which batch, and when each batch is looked at next."""
+"""Who waits for which batch, and when each batch is polled next."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ E = TypeVar("E", bound=BaseException)
 
 
 class Waiter(asyncio.Future[Batch]):
-    """One call of `wait`; it ends without a result at `ends`, which is after a deadline that had passed."""
+    """One call of `wait`.
+
+    Attributes:
+        deadline: Its deadline, unix seconds.
+        ends: When it ends without a result, unix seconds; later than a deadline that had passed already.
+        on_progress: Called with the batch whenever its status or counts change.
+        seen: The status and counts that were reported last.
+    """
 
     __slots__ = ("deadline", "ends", "on_progress", "seen")
 
@@ -29,7 +36,7 @@ class Waiter(asyncio.Future[Batch]):
         self.seen: tuple[str, int, int] | None = None
 
     def report(self, batch: Batch) -> None:
-        """Report progress, if there is any since last time; what the callback raises ends its own wait."""
+        """Report progress if there is any since the last time; an error of the callback ends this wait."""
         if self.on_progress is None or self.done():
             return
         counts = batch.request_counts
@@ -47,25 +54,37 @@ class Waiter(asyncio.Future[Batch]):
 
 
 class Watched:
-    """One batch that is waited for; `due` is on the loop's clock, the other times are unix seconds."""
+    """One batch that is waited for.
+
+    Attributes:
+        batch_id: The batch's id.
+        created_at: When it was created, unix seconds; minus infinity if that is not known.
+        since: When the first wait for it began, unix seconds.
+        due: When it is to be polled next, by the loop's clock.
+        interval: The seconds between its polls.
+        queued: When its entry in the schedule comes up, by the loop's clock.
+        status: Its status when it was last seen.
+        waiters: The calls that wait for it.
+    """
 
     __slots__ = ("batch_id", "created_at", "due", "interval", "queued", "since", "status", "waiters")
 
     def __init__(self, batch_id: str, created_at: float | None, since: float) -> None:
         self.batch_id = batch_id
-        self.created_at = -math.inf if created_at is None else created_at  # unknown is taken as oldest
+        self.created_at = -math.inf if created_at is None else created_at  # an unknown time counts as oldest
         self.since = since
         self.due = math.inf
         self.interval = 0.0
-        self.queued = math.inf  # when its entry in the schedule comes up
+        self.queued = math.inf
         self.status: str | None = None
         self.waiters: list[Waiter] = []
 
 
 class Schedule:
-    """When each batch is looked at next, in buckets of a tenth of a grain.
+    """When each batch is polled next, in buckets of a tenth of a grain (seconds).
 
-    A batch has one live entry. It is moved only to come up earlier; one that comes up too early is put back.
+    A batch has one live entry. It is moved only to an earlier time; an entry that comes up too early is put
+    back.
     """
 
     def __init__(self, grain: float) -> None:
@@ -95,7 +114,7 @@ class Schedule:
         return self._buckets[slot]
 
     def take(self, now: float, limit: int | None) -> list[Watched]:
-        """Take out what is due within a grain, so many at most; their entries have then come up."""
+        """Remove and return the batches that are due within a grain, at most `limit` of them."""
         due: list[Watched] = []
         until = now + self._grain
         while self.next <= until and (limit is None or len(due) < limit):
@@ -106,7 +125,7 @@ class Schedule:
                     self._bucket(slot).extend(entries[number:])
                     break
                 if not watched.waiters or watched.queued != slot * self._width:
-                    continue  # nobody waits any more, or it came up earlier
+                    continue  # nobody waits for it any more, or its entry was moved
                 if watched.due > until:
                     self._queue(watched)
                 else:
@@ -116,8 +135,8 @@ class Schedule:
 
 
 def copy_of(error: E) -> E:
-    """A copy for each who gets it: one instance raised in thousands of tasks grows a traceback from all."""
+    """Copy an error for each waiter: one instance raised in many tasks would collect all their frames."""
     try:
         return copy.copy(error).with_traceback(error.__traceback__)
-    except TypeError:  # its constructor wants more than its message
+    except TypeError:  # its constructor needs other arguments
         return error

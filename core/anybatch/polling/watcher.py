@@ -1,8 +1,8 @@
 """One poller for all waiting batches of an account.
 
-Everything in a process that waits for a batch shares, per event loop and account, one `Watcher`: one client,
-one connection pool, one schedule. Few batches are retrieved one by one; many are read off the provider's
-listing, a hundred a call. What to do next is decided in `pace.py`.
+All waits of a process share one `Watcher` per event loop and account: one client, one connection pool, one
+schedule. A few batches are retrieved one by one; many are read off the provider's listing, a hundred per
+call. `pace.py` decides what to do next.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ __all__ = ["LANES", "Watcher"]
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-LANES = 8  # retrieves under way at once
-ONE_BY_ONE = 256  # retrieves in one sweep; the others keep their turn
-REFUSALS = 5  # times in a row that one page of a listing is asked for again after a 429
-CALL_SECONDS = 120.0  # a call that takes longer has failed
-NO_LISTING = (120.0, 1800.0)  # seconds without listings after one that did not pay, and at most
-LATE_LOOK = 60.0  # seconds that a wait has which begins after its deadline
-WALL_CLOCK = 60.0  # seconds between looks at the wall clock, which may jump
-CANCEL_AGAIN = 0.1  # seconds until a poll task that was to end is looked at again
-SLICE = 250  # records handled before the event loop gets its turn
-# The same for waits that end or hear of progress: a line in a task's log takes a millisecond or two.
+LANES = 8  # concurrent retrieves
+ONE_BY_ONE = 256  # the most retrieves in one sweep; the other batches keep their place
+REFUSALS = 5  # how often one page of a listing is requested again after a 429
+CALL_SECONDS = 120.0  # a call that takes longer counts as failed
+NO_LISTING = (120.0, 1800.0)  # seconds without listings after one that did not pay: at first, and at most
+LATE_LOOK = 60.0  # seconds for a wait that begins after its deadline
+WALL_CLOCK = 60.0  # seconds between checks of the wall clock, which may jump
+CANCEL_AGAIN = 0.1  # seconds until a poll task that was cancelled is checked again
+SLICE = 250  # records handled before the event loop gets a turn
+# The same for waits that end or report progress: a line in a task's log takes a millisecond or two.
 NOTICES = 10
 
 
@@ -76,7 +76,7 @@ class Watcher:
         self._not_before = self._next_sweep = self._list_again = -math.inf
         self._failures = self._slowed = self._unpaid = 0
         self._unpaid_for = 0  # how many batches were waited for when a listing last did not pay
-        # What was looked at in one sweep stays together: it has one time of looking, and one jitter.
+        # All batches of one sweep share its time and its jitter, so that they stay together.
         self._began, self._roll = -math.inf, 0.5
 
     async def wait(
@@ -87,12 +87,22 @@ class Watcher:
         created_at: float | None = None,
         on_progress: Callable[[Batch], None] | None = None,
     ) -> Batch:
-        """Return the batch once it has ended, however it ended.
+        """Wait until a batch has ended. Temporary failures do not end the wait.
 
-        `deadline` and `created_at` are unix seconds; knowing the age saves calls. A deadline that has passed
-        still gets one look. `on_progress` is called with every new status or count. Raises at once what would
-        be refused again (AuthenticationError, NotFoundError, BadRequestError), DeadlineExceededError at the
-        deadline, and nothing for failures that may pass.
+        Args:
+            batch_id: The batch's id.
+            deadline: When to stop waiting, unix seconds. Even after a passed deadline the batch is polled
+                once.
+            created_at: When the batch was created, unix seconds; knowing its age saves calls.
+            on_progress: Called with the batch whenever its status or counts change.
+
+        Returns:
+            The batch, with a terminal status.
+
+        Raises:
+            DeadlineExceededError: The batch had not ended in time.
+            APIError: The provider would refuse every poll: AuthenticationError, NotFoundError,
+                BadRequestError.
         """
         watched, waiter = self._join(batch_id, deadline, created_at, on_progress)
         try:
@@ -122,7 +132,7 @@ class Watcher:
         if self._task is None or self._task.done():
             self._wake = asyncio.Event()
             self._ready = False
-            # A context of its own: what it logs speaks for everyone who waits, not for who came first.
+            # In a context of its own, its log lines do not go to the log of the task that waited first.
             self._task = asyncio.create_task(
                 self._run(), name=f"anybatch watcher {self.key}", context=contextvars.Context()
             )
@@ -131,7 +141,7 @@ class Watcher:
         return watched, waiter
 
     def _leave(self, watched: Watched, waiter: Waiter) -> bool:
-        """Take the waiter out; whether it was the last of all."""
+        """Remove a waiter; return whether it was the last one."""
         self._detach(watched, waiter)
         self._waiting -= 1
         return self._waiting == 0
@@ -143,7 +153,7 @@ class Watcher:
             del self._batches[watched.batch_id]
 
     def _set_alarm(self, ends: float) -> None:
-        """See that deadlines are checked then, by one timer for all; it looks at the wall clock meanwhile."""
+        """Check deadlines at that time, with one timer for all; it also checks the wall clock in between."""
         if ends < self._alarm_for:
             if self._alarm is not None:
                 self._alarm.cancel()
@@ -176,7 +186,7 @@ class Watcher:
         )
 
     def _drop(self, watched: Watched) -> list[Waiter]:
-        """Stop watching a batch; its waiters, who still have to be answered."""
+        """Stop watching a batch; return its waiters, which the caller must end."""
         if self._batches.get(watched.batch_id) is watched:
             del self._batches[watched.batch_id]
         waiters, watched.waiters = watched.waiters, []
@@ -200,7 +210,7 @@ class Watcher:
                     await self._sleep()
                     await self._sweep(client)
         except asyncio.CancelledError:
-            if self._task is asyncio.current_task():  # not the last waiter: the event loop is ending
+            if self._task is asyncio.current_task():  # the event loop is ending, while waits remain
                 for watched in list(self._batches.values()):
                     for waiter in self._drop(watched):
                         waiter.cancel()
@@ -209,7 +219,7 @@ class Watcher:
             if self._task is not asyncio.current_task():
                 log.warning("%s: closing the client failed: %s", self.key, error)
                 return
-            self._task = None  # a wait that begins meanwhile starts afresh
+            self._task = None  # a wait that begins from now on starts a new task
             await self._fail_all(error)
 
     async def _close(self) -> None:
@@ -218,8 +228,8 @@ class Watcher:
             self._alarm, self._alarm_for = None, math.inf
         task, self._task = self._task, None
         while task is not None and not task.done():
-            # Being cancelled already, it may be at its closing, since the event loop is ending: a second blow
-            # would hit that. Or its own time-out has just struck, which it takes for no end: then look again.
+            # If it is being cancelled since the event loop is ending, it may be closing its client, which a
+            # second cancel would interrupt. If its own timeout has swallowed the cancel, cancel it again.
             if not task.cancelling():
                 task.cancel()
             await asyncio.wait([task], timeout=CANCEL_AGAIN)
@@ -237,11 +247,11 @@ class Watcher:
 
     @property
     def _grain(self) -> float:
-        """Seconds between sweeps, at least, and between looks that are taken together."""
+        """The least seconds between two sweeps; polls due within that time are made together."""
         return max(self._first / 5, 0.01)
 
     def _look_soon(self, watched: Watched) -> None:
-        """Give a new waiter a look within one grain; all who come within it are served together."""
+        """Poll a new waiter's batch within one grain, together with others that arrive within it."""
         left = min((waiter.deadline for waiter in watched.waiters), default=math.inf) - self._clock()
         delay = self._grain * random.uniform(0.5, 1)
         self._look_in(min(delay, left / 2) if left > 0 else 0, watched)
@@ -253,7 +263,7 @@ class Watcher:
                 self._wake.set()
 
     async def _sleep(self) -> None:
-        """Return when something may be due, the account may be asked, and it is time for another sweep."""
+        """Return when a batch may be due, the account may be polled, and it is time for another sweep."""
         loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
@@ -265,13 +275,13 @@ class Watcher:
                 async with asyncio.timeout_at(at if at < math.inf else None):
                     await self._wake.wait()
 
-    # --- looking -------------------------------------------------------------------------------------
+    # --- polling -------------------------------------------------------------------------------------
 
     async def _sweep(self, client: Source) -> None:
-        """Look at everything that is due."""
+        """Poll every batch that is due."""
         now = asyncio.get_running_loop().time()
         self._began, self._roll = now, random.random()
-        grown = len(self._batches) >= 2 * self._unpaid_for  # as when hundreds of waits begin, one by one
+        grown = len(self._batches) >= 2 * self._unpaid_for  # such as when hundreds of waits begin one by one
         listable = self._page_size > 1 and (now >= self._list_again or grown)
         due = self._schedule.take(now, None if listable else ONE_BY_ONE)
         await asyncio.sleep(0)
@@ -285,7 +295,7 @@ class Watcher:
         self._next_sweep = ended + max(self._grain, min((ended - now) / 2, self._most))
 
     def _wanted_off_listing(self, now: float) -> dict[str, Watched]:
-        """What is due, or will be in a quarter of its interval, if it is to be read off the listing."""
+        """Return the batches to read off the listing: due now, or within a quarter of their interval."""
         if len(self._batches) <= FEW:
             return {}
         newest_first = sorted(self._batches.values(), key=attrgetter("created_at"), reverse=True)
@@ -297,7 +307,7 @@ class Watcher:
         return {watched.batch_id: watched for watched in soon[: plan_sweep(places, self._page_size)]}
 
     async def _read_listing(self, client: Source, wanted: dict[str, Watched]) -> None:
-        """Page through the listing, take what was seen out of `wanted`, and update all that was seen."""
+        """Page through the listing, update all batches seen there, and remove them from `wanted`."""
         expected, refused = len(wanted), 0
         oldest = min(watched.created_at for watched in wanted.values())
         reading, ours = Reading(), set[str]()
@@ -308,7 +318,7 @@ class Watcher:
                 self._report(error, "listing batches")
                 if classify(error).wait is not Wait.SLOWS or refused == REFUSALS:
                     return self._listing_paid(False)
-                # Starting over later would never get past the page where the limit strikes.
+                # Request the same page again: starting over later would never get past it.
                 refused += 1
                 self._slow_down(error)
                 await asyncio.sleep(self._not_before - asyncio.get_running_loop().time())
@@ -330,7 +340,7 @@ class Watcher:
                 return self._listing_paid(expected - missing >= reading.pages)
 
     def _listing_paid(self, paid: bool) -> None:
-        """After a listing that cost more than it brought, go without for a while, longer each time."""
+        """After a listing that cost more calls than it saved, use none for a while, longer each time."""
         self._unpaid = 0 if paid else self._unpaid + 1
         if not paid:
             self._unpaid_for = len(self._batches)
@@ -351,7 +361,7 @@ class Watcher:
             for _ in due[:LANES]:
                 lanes.create_task(lane())
         for watched in chain(turn, due[ONE_BY_ONE:]):
-            self._look_in(watched.due - loop.time(), watched)  # keeps its turn
+            self._look_in(watched.due - loop.time(), watched)  # it keeps its place
 
     async def _look(self, client: Source, watched: Watched) -> None:
         try:
@@ -370,7 +380,7 @@ class Watcher:
                 case Wait.BLIP:
                     self._report(error, watched.batch_id)
                     self._failures += 1
-                    if self._failures % LANES == 0:  # nothing gets through: not only this batch
+                    if self._failures % LANES == 0:  # no call gets through, so it is not only this batch
                         self._slow_down()
                     again = self._first * 2.0 ** min(self._failures - 1, 10)
                     self._look_in(min(again, self._interval(watched)), watched)
@@ -384,7 +394,7 @@ class Watcher:
         return answer
 
     def _saw(self, watched: Watched, batch: Batch) -> None:
-        """Take in a batch as the provider shows it now."""
+        """Update a batch from the provider's answer, and tell its waiters."""
         self._provider = batch.provider
         if batch.created_at is not None:
             watched.created_at = batch.created_at
@@ -417,15 +427,15 @@ class Watcher:
             log.info("batch %s: %s, was %s", batch.id, status, watched.status)
         if batch.status is BatchStatus.UNKNOWN and status not in self._odd_statuses:
             self._odd_statuses.add(status)
-            log.warning("batch %s: status %r is not known; taken as still running", batch.id, status)
+            log.warning("batch %s: status %r is unknown; it counts as still running", batch.id, status)
         watched.status = status
 
     # --- trouble -------------------------------------------------------------------------------------
 
     def _slow_down(self, error: Exception | None = None) -> None:
-        """Ask this account nothing for a while: as long as it says, else ever longer."""
+        """Do not poll the account for a while: as long as the provider asks for, or else ever longer."""
         now = asyncio.get_running_loop().time()
-        if now >= self._not_before:  # else these are calls that were under way together
+        if now >= self._not_before:  # otherwise concurrent calls have failed together, which counts once
             self._slowed += 1
         asked = getattr(error, "retry_after", None)
         pause = min(self._most, self._first * 2.0 ** min(self._slowed - 1, 10)) if asked is None else asked

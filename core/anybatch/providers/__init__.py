@@ -1,7 +1,7 @@
 """The providers by name: built in, or registered by another package.
 
-A package adds one through the entry-point group `anybatch.providers`: the name is the provider's, the value
-`module:attribute` a subclass of `Provider` (docs/providers.md tells how to write one).
+A package registers one through the entry-point group `anybatch.providers`: the entry's name is the
+provider's, its value `module:attribute` a subclass of `Provider` (docs/providers.md says how to write one).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import UnknownProviderError
 from .keys import hides_key
-from .traits import AccountSpec, Cancel, Given, Limits, Lookup, Results, Setting, Traits
+from .traits import AccountOptions, AccountSpec, Cancel, Limits, Lookup, Results, Setting, Traits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 __all__ = [
     "ENTRY_POINT_GROUP",
     "Account",
+    "AccountOptions",
     "AccountSpec",
     "BareCodec",
     "Cancel",
     "Codec",
     "Content",
-    "Given",
     "HeaderAuth",
     "HostAuth",
     "LLMProvider",
@@ -66,7 +66,7 @@ __all__ = [
     "wait_until",
 ]
 
-# What a provider is written with is imported when it is first asked for, like anybatch's own names.
+# The names that providers are written with are imported when they are first used, like anybatch's own.
 _HOMES = {
     name: module
     for module, names in {
@@ -115,7 +115,7 @@ class LLMProvider(StrEnum):
     ZHIPU = "zhipu"
 
 
-# The wire formats of their own; all other built-in names are rows of `compatible.DIALECTS`.
+# Providers with a wire format of their own; all other built-in names are rows of `compatible.DIALECTS`.
 _OWN_FORMATS = {
     LLMProvider.ANTHROPIC: "anybatch.providers.anthropic:Anthropic",
     LLMProvider.LOCAL: "anybatch.providers.local:Local",
@@ -125,7 +125,11 @@ _COMPATIBLE = "anybatch.providers.compatible:Compatible"
 
 
 def provider_names() -> list[str]:
-    """Every name that `get_provider` takes, sorted."""
+    """Return the names of all providers, built in or registered.
+
+    Returns:
+        Every name that `get_provider` accepts, sorted.
+    """
     return sorted({*LLMProvider, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))})
 
 
@@ -133,30 +137,76 @@ def provider_names() -> list[str]:
 def get_provider(
     name: str, *, api_key: str | None = None, api_base: str | None = None, **settings: str | None
 ) -> Provider:
-    """The account at a provider; `settings` are what its account has beside key and base URL.
+    """Open an account at a provider.
 
-    Raises UnknownProviderError, UnknownOptionError, MissingKeyError, ConfigurationError.
+    Args:
+        name: The provider's name.
+        api_key: The API key; by default from the provider's environment variable.
+        api_base: The base URL; by default the provider's own.
+        settings: The account's other settings by name, such as a region.
+
+    Returns:
+        The account.
+
+    Raises:
+        UnknownProviderError: There is no provider of this name.
+        UnknownOptionError: The provider has no such setting.
+        MissingKeyError: There is no API key.
+        ConfigurationError: Something else is missing or invalid.
     """
-    return open_provider(name, Given(api_key, api_base, settings))
+    return open_provider(name, AccountOptions(api_key, api_base, settings))
 
 
-def open_provider(name: str, given: Given) -> Provider:
-    """`get_provider` for settings that come as a mapping, from a connection or a file: whatever name somebody
-    has written there, it is a setting or refused."""
-    return _class_of(name).open(name, given)
+def open_provider(name: str, options: AccountOptions) -> Provider:
+    """Open an account like `get_provider`, with settings from a mapping such as a connection or a file.
+
+    In a mapping, every name is a setting or refused; none can be taken for another argument.
+
+    Args:
+        name: The provider's name.
+        options: Key, base URL and settings.
+
+    Returns:
+        The account.
+
+    Raises:
+        ConfigurationError: See `get_provider`.
+    """
+    return _class_of(name).open(name, options)
 
 
 def settings_of(name: str) -> tuple[Setting, ...]:
-    """What an account at this provider has beside key and base URL. Raises UnknownProviderError."""
+    """Return the settings of a provider's accounts beside key and base URL.
+
+    Args:
+        name: The provider's name.
+
+    Returns:
+        The settings.
+
+    Raises:
+        UnknownProviderError: There is no provider of this name.
+    """
     return _class_of(name).traits_of(name).account.settings
 
 
-def split_settings(name: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Keyword arguments as the settings of the provider's account, and all others: the options of a call."""
+def split_settings(name: str, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split keyword arguments into the settings of a provider's account and the options of a call.
+
+    Args:
+        name: The provider's name.
+        kwargs: The keyword arguments.
+
+    Returns:
+        The settings, and all others.
+
+    Raises:
+        UnknownProviderError: There is no provider of this name.
+    """
     known = {setting.name for setting in settings_of(name)}
     return (
-        {key: value for key, value in given.items() if key in known},
-        {key: value for key, value in given.items() if key not in known},
+        {key: value for key, value in kwargs.items() if key in known},
+        {key: value for key, value in kwargs.items() if key not in known},
     )
 
 

@@ -16,7 +16,7 @@ from .keys import Key
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from .traits import AccountSpec, Given
+    from .traits import AccountOptions, AccountSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +50,13 @@ class Account:
         return " ".join([self.api_base, *(f"{name}={value}" for name, value in sorted(shown.items()))])
 
 
-def resolve_account(name: str, spec: AccountSpec, given: Given) -> Account:
+def resolve_account(name: str, spec: AccountSpec, options: AccountOptions) -> Account:
     """Build an account from what the user passed and, for the rest, from environment variables.
 
     Raises MissingKeyError if there is no key, UnknownOptionError for unknown settings, and ConfigurationError
     if something else is missing or invalid.
     """
-    base = given.api_base or _from_env(spec.base_env)
+    base = options.api_base or _from_env(spec.base_env)
     base = (spec.read_base(base) if base and spec.read_base else base) or spec.api_base
     if not base:
         hint = f", or set {', '.join(spec.base_env)}" if spec.base_env else ""
@@ -64,7 +64,7 @@ def resolve_account(name: str, spec: AccountSpec, given: Given) -> Account:
     if not base.startswith(("http://", "https://", "sqlite://")):
         raise ConfigurationError(f"{name}: api_base must be an http(s) URL, not {base!r}", provider=name)
     # Keys that were read from a file often end with a newline.
-    key = Key((given.api_key or _from_env(spec.key_env) or "").strip())
+    key = Key((options.api_key or _from_env(spec.key_env) or "").strip())
     if not key and spec.needs_key:
         raise MissingKeyError(
             f"{name}: no API key; pass api_key, or set {', '.join(spec.key_env)}", provider=name
@@ -73,7 +73,7 @@ def resolve_account(name: str, spec: AccountSpec, given: Given) -> Account:
         raise ConfigurationError(
             f"{name}: the API key contains characters that cannot be part of a key", provider=name
         )
-    settings = _settings(name, spec, given.settings)
+    settings = _settings(name, spec, options.settings)
     return Account(name, base.rstrip("/"), SecretStr(key) if key else None, settings)
 
 

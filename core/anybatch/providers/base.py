@@ -17,7 +17,7 @@ from .account import Account, resolve_account
 from .auth import HeaderAuth, HostAuth
 from .codec import Codec, OpenAICodec
 from .newbatch import NewBatch, Sought
-from .traits import DEFAULT_WINDOW, Cancel, Given, Limits, Lookup, Results, Traits
+from .traits import DEFAULT_WINDOW, AccountOptions, Cancel, Limits, Lookup, Results, Traits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,12 +62,12 @@ class Provider(ABC):
         return cls.traits
 
     @classmethod
-    def open(cls, name: str, given: Given) -> Self:
+    def open(cls, name: str, options: AccountOptions) -> Self:
         """Open an account from what the user passed and, for the rest, from environment variables.
 
         Args:
             name: The provider's name.
-            given: What the user passed.
+            options: What the user passed.
 
         Returns:
             The account.
@@ -76,7 +76,7 @@ class Provider(ABC):
             ConfigurationError: Something is missing or invalid; MissingKeyError if it is the key,
                 UnknownOptionError if it is an unknown setting.
         """
-        return cls(resolve_account(name, cls.traits_of(name).account, given))
+        return cls(resolve_account(name, cls.traits_of(name).account, options))
 
     def auth_headers(self) -> dict[str, str]:
         """Return the headers that carry the key, if there is one."""

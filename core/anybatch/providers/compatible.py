@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .account import resolve_account
 from .openai import Dialect, OpenAIFormat
-from .traits import AccountSpec, Given, Limits, Traits
+from .traits import AccountOptions, AccountSpec, Limits, Traits
 
 _CHAT = "/v1/chat/completions"
 _COMPLETIONS = "/v1/completions"
@@ -209,5 +209,5 @@ class Compatible(OpenAIFormat):
         return DIALECTS[name].traits
 
     @classmethod
-    def open(cls, name: str, given: Given) -> Compatible:
-        return cls(resolve_account(name, cls.traits_of(name).account, given), DIALECTS[name])
+    def open(cls, name: str, options: AccountOptions) -> Compatible:
+        return cls(resolve_account(name, cls.traits_of(name).account, options), DIALECTS[name])

@@ -8,7 +8,7 @@ from ..errors import ConfigurationError
 from ..local.transport import BASE_URL, LocalTransport, database_path
 from .account import Account, check_settings
 from .openai import Dialect, OpenAIFormat
-from .traits import AccountSpec, Given, Traits
+from .traits import AccountOptions, AccountSpec, Traits
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,10 +30,10 @@ class Local(OpenAIFormat):
         return _DIALECT.traits
 
     @classmethod
-    def open(cls, name: str, given: Given) -> Local:
-        check_settings(name, _DIALECT.traits.account, given.settings)
+    def open(cls, name: str, options: AccountOptions) -> Local:
+        check_settings(name, _DIALECT.traits.account, options.settings)
         try:
-            return cls(database_path(given.api_base))
+            return cls(database_path(options.api_base))
         except ValueError as error:
             raise ConfigurationError(f"api_base: {error}", provider=name) from None
 

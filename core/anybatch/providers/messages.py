@@ -1,8 +1,8 @@
-"""OpenAI chat completions as Anthropic Messages, and back.
+"""Translate OpenAI chat completions to Anthropic Messages, and back.
 
-Pure functions over JSON values: no I/O, no state. What Messages can express is translated; what it cannot is
-an `Untranslatable` that names the parameter, or is left out where the caller insists (`drop`); what makes no
-difference (`n=1`, `stream=false`, penalties of 0, null) is passed over. Nothing else is ignored.
+Pure functions over JSON values: no I/O, no state. A parameter that Messages cannot express raises
+`Untranslatable`, which names it, or is left out if the caller says so (`drop`). Values that make no
+difference (`n=1`, `stream=false`, penalties of 0, null) are skipped. Nothing else is ignored.
 
 Sources: Anthropic API reference "Create a Message" (schemas `CreateMessageParams`, `Message`) and "OpenAI SDK
 compatibility"; OpenAI API reference "Create chat completion".
@@ -29,8 +29,8 @@ _EFFORTS = ("low", "medium", "high", "xhigh", "max")
 _TIERS = {"auto": "auto", "default": "standard_only"}
 _CHOICES = {"auto": "auto", "none": "none", "required": "any"}
 
-# Parameters without a counterpart, each with the one value besides null that asks for what Messages does
-# anyway (null where there is none), and advice where there is some.
+# Parameters without a counterpart. For each: the value, besides null, that asks for what Messages does anyway
+# (null if there is none), and advice ("" if there is none).
 _FOREIGN: dict[str, tuple[Any, str]] = {
     "audio": (None, "Messages answers in text only"),
     "frequency_penalty": (0, ""),
@@ -40,7 +40,7 @@ _FOREIGN: dict[str, tuple[Any, str]] = {
     "logprobs": (False, ""),
     "metadata": ({}, "Messages keeps no labels; its metadata.user_id comes from `user`"),
     "modalities": (["text"], "Messages answers in text only"),
-    "n": (1, "Messages gives one answer a request"),
+    "n": (1, "Messages gives one answer per request"),
     "presence_penalty": (0, ""),
     "store": (False, ""),
     "stream": (False, "a batch does not stream"),
@@ -80,18 +80,18 @@ _ERROR_STATUS = {
 def to_messages(
     body: Mapping[str, Any], *, drop: bool = False, default_max_tokens: int = 4096
 ) -> dict[str, Any]:
-    """The parameters of `POST /v1/messages` that ask for what a chat completions body asks for.
+    """Translate a chat completions body to the parameters of `POST /v1/messages`.
 
-    System and developer messages become `system`, joined by a newline wherever they stood, as Anthropic's own
-    compatibility layer does. `max_tokens`, which Messages requires, is `default_max_tokens` where the body
-    sets no limit. Raises Untranslatable; with `drop` it leaves out what is foreign, and raises only on what
-    is malformed.
+    System and developer messages become `system`, joined by newlines wherever they were, as in Anthropic's
+    own compatibility layer. Messages requires `max_tokens`: if the body sets no limit, it is
+    `default_max_tokens`. Raises Untranslatable for parameters without a counterpart, unless `drop` leaves
+    them out, and Malformed for broken ones.
     """
     return _Translation(body, drop=drop, default_max_tokens=default_max_tokens).run()
 
 
 class _Translation:
-    """One body on its way; `params` is what it has become so far."""
+    """The translation of one body; `params` is the result so far."""
 
     def __init__(self, body: Mapping[str, Any], *, drop: bool, default_max_tokens: int) -> None:
         self.body = {name: value for name, value in body.items() if value is not None}
@@ -154,7 +154,7 @@ class _Translation:
         if value > 1:
             self.refuse(name, f"{value} is above 1, the highest that Messages takes")
         elif value != 1:
-            # 1 is the default of both APIs, and newer Claude models refuse to be told anything.
+            # 1 is the default of both APIs; leave it out, since newer Claude models refuse the parameter.
             self.params[name] = value
 
     def stop(self, stop: Any) -> None:
@@ -206,9 +206,9 @@ class _Translation:
         schema = named.get("schema")
         if not isinstance(schema, dict):
             raise Malformed("response_format.json_schema.schema", "is required")
-        # The name is a label; the description tells the model something, and a schema can carry it.
-        told = {"description": named["description"]} if named.get("description") else {}
-        format_ = {"type": "json_schema", "schema": told | schema}
+        # The name is only a label. The description informs the model, and can be a part of the schema.
+        described = {"description": named["description"]} if named.get("description") else {}
+        format_ = {"type": "json_schema", "schema": described | schema}
         self.params.setdefault("output_config", {})["format"] = format_
 
     def tools(self, tools: Any) -> None:
@@ -234,12 +234,12 @@ class _Translation:
         return result | {key: function[key] for key in optional if function.get(key) is not None}
 
     def tool_choice(self) -> None:
-        """Comes last: it depends on the tools there are and on `parallel_tool_calls`."""
+        """Translate `tool_choice`, after the tools, on which it depends, and `parallel_tool_calls`."""
         choice: dict[str, Any] = self.chosen(self.body.get("tool_choice", "auto")) or {"type": "auto"}
         names = [tool["name"] for tool in self.params.get("tools", [])]
         possible = {"any": bool(names), "tool": choice.get("name") in names}
         if not possible.get(choice["type"], True):
-            self.refuse("tool_choice", "asks for a tool that is not there")
+            self.refuse("tool_choice", "asks for a tool that is not in tools")
             choice = {"type": "auto"}
         if not names:
             return
@@ -251,23 +251,23 @@ class _Translation:
     def chosen(self, choice: Any) -> dict[str, Any] | None:
         if isinstance(choice, str) and choice in _CHOICES:
             return {"type": _CHOICES[choice]}
-        given = choice if isinstance(choice, dict) else {}
+        members = choice if isinstance(choice, dict) else {}
         try:
-            if given.get("type") == "function":
-                return {"type": "tool", "name": given["function"]["name"]}
-            if given.get("type") == "allowed_tools":
-                allowed = given["allowed_tools"]
+            if members.get("type") == "function":
+                return {"type": "tool", "name": members["function"]["name"]}
+            if members.get("type") == "allowed_tools":
+                allowed = members["allowed_tools"]
                 names = {tool["function"]["name"] for tool in allowed["tools"]}
                 tools = self.params.get("tools", [])
                 self.params["tools"] = [tool for tool in tools if tool["name"] in names]
                 return self.chosen(allowed["mode"])
         except (KeyError, TypeError):
             raise Malformed("tool_choice", "is incomplete") from None
-        self.refuse("tool_choice", f"Messages has no choice {given.get('type', choice)!r}")
+        self.refuse("tool_choice", f"Messages has no choice {members.get('type', choice)!r}")
         return None
 
     def later(self, _: Any) -> None:
-        """Read by `tool_choice` once the tools are known."""
+        """Do nothing: `tool_choice` reads this parameter once the tools are known."""
 
 
 _TRANSLATORS: dict[str, Callable[[_Translation, Any], None]] = {
@@ -290,10 +290,10 @@ _TRANSLATORS: dict[str, Callable[[_Translation, Any], None]] = {
 
 
 def from_message(message: Mapping[str, Any], *, created: int) -> dict[str, Any]:
-    """The chat completion that says what a Message says; `created` is unix seconds, which a Message lacks.
+    """Translate a Message to a chat completion; `created` is unix seconds, which a Message does not have.
 
-    Texts are joined as they are (citations split a sentence into several), thinking becomes
-    `reasoning_content`, tool uses become tool calls.
+    Texts are joined without a separator, since citations split a sentence into several. Thinking becomes
+    `reasoning_content`, and tool uses become tool calls.
     """
     texts, thoughts, calls = [], [], []
     for block in message.get("content") or []:
@@ -324,7 +324,7 @@ def from_message(message: Mapping[str, Any], *, created: int) -> dict[str, Any]:
 
 
 def _usage(usage: Mapping[str, Any]) -> dict[str, Any]:
-    """OpenAI counts cached tokens among the prompt's, Anthropic beside them."""
+    """Translate token counts: OpenAI includes cached tokens in the prompt's, Anthropic counts them apart."""
     cached = usage.get("cache_read_input_tokens") or 0
     written = usage.get("cache_creation_input_tokens") or 0
     prompt = (usage.get("input_tokens") or 0) + cached + written
@@ -338,17 +338,17 @@ def _usage(usage: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def error_status(error_type: str) -> int:
-    """The HTTP status that goes with Anthropic's error type; 500 for a type that no one knows yet."""
+    """Return the HTTP status of an error type of Anthropic's; 500 for an unknown type."""
     return _ERROR_STATUS.get(error_type, 500)
 
 
 def safe_id(custom_id: str) -> str:
-    """A custom_id that Anthropic accepts: the same if it can be, else one that starts with `ab_`.
+    """Return a custom_id that Anthropic accepts: the same if possible, else one that starts with `ab_`.
 
-    One id outside `^[a-zA-Z0-9_-]{1,64}$` makes Anthropic refuse the whole batch. Up to 45 bytes are written
-    out in base64url, so that `original_id` can read them off a result line; longer ids become a digest. The
-    mapping is the same in every process and maps no two ids to one: an id that already starts with `ab_` is
-    mapped as well.
+    A single id outside `^[a-zA-Z0-9_-]{1,64}$` makes Anthropic refuse the whole batch. Ids of up to 45 bytes
+    are encoded in base64url, so that `original_id` can decode them; longer ids become a digest. The mapping
+    is the same in every process, and never maps two ids to one: an id that already starts with `ab_` is
+    mapped, too.
     """
     if _SAFE_ID.fullmatch(custom_id) and not custom_id.startswith(_PREFIX):
         return custom_id
@@ -357,7 +357,7 @@ def safe_id(custom_id: str) -> str:
 
 
 def original_id(safe: str) -> str:
-    """What `safe_id` was given; the same where a digest, or another program, made the id."""
+    """Invert `safe_id`; an id that is a digest, or that another program made, is returned unchanged."""
     if safe.startswith(_PREFIX + "b"):
         written = safe.removeprefix(_PREFIX + "b")
         with contextlib.suppress(ValueError):

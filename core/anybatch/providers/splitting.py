@@ -1,4 +1,4 @@
-"""One large JSON object cut into the elements of a list in it, without reading it whole."""
+"""Split one large JSON object into the elements of a list in it, without reading it as a whole."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import TextIO
 
 _BLOCK = 1 << 18
-# What one element may come to, in characters; a body that is no JSON must not fill the memory.
+# The most characters of one element: a body that is not JSON must not fill the memory.
 _LONGEST = 1 << 28
 _SPACE = " \t\n\r"
 _DECODER = json.JSONDecoder(strict=False)
@@ -25,14 +25,14 @@ _SCALAR = re.compile(r"[^\s,\[\]{}]+")
 
 
 def split_object(source: Path, member: tuple[str, ...], target: Path | None) -> dict[str, Any]:
-    """Write the elements of the list at `member` to `target`, one line each; the object without that list.
+    """Write the elements of the list at `member` to `target`, one per line; return the rest of the object.
 
-    `member` are the names on the way: `("response", "results")`. Without a `target` the elements are passed
-    over. Memory stays that of the largest element, and of what is not in the list. Where the text breaks off
-    inside the list, what was read before counts. Raises ServerError for what is no JSON object.
+    `member` is the path to the list: `("response", "results")`. Without a `target` the elements are skipped.
+    Memory holds the largest element, and everything outside the list. If the text breaks off inside the list,
+    the elements before that point count. Raises ServerError if the text is not a JSON object.
     """
     with ExitStack() as files:
-        # What is not UTF-8 stays as it is: it costs the row that it is in, and no other.
+        # Keep bytes that are not UTF-8: they break only the row that they are in.
         text = files.enter_context(source.open(encoding="utf-8", errors="surrogateescape", newline=""))
         name = target or os.devnull
         out = files.enter_context(open(name, "w", encoding="utf-8", errors="surrogateescape", newline=""))
@@ -44,7 +44,7 @@ def split_object(source: Path, member: tuple[str, ...], target: Path | None) -> 
             if target is None:
                 raise ServerError("the provider's answer breaks off in the middle") from None
         except (ValueError, RecursionError) as error:
-            raise ServerError(f"what should hold a batch's results is no JSON object: {error}") from None
+            raise ServerError(f"the answer that should hold results is not a JSON object: {error}") from None
         return rest
 
 
@@ -59,7 +59,7 @@ def _object(reader: _Reader, member: tuple[str, ...], out: TextIO, rest: dict[st
         on_the_way = bool(member) and name == member[0]
         if on_the_way and len(member) == 1 and reader.peek() == "[":
             for element in _elements(reader):
-                # Outside of texts, which hold none, a line break in JSON is mere space.
+                # JSON strings hold no line breaks; outside of strings a line break is white space.
                 out.write(element.replace("\n", " ").replace("\r", " ") + "\n")
         elif on_the_way and len(member) > 1 and reader.peek() == "{":
             inner = rest[name] = {}
@@ -73,7 +73,7 @@ def _object(reader: _Reader, member: tuple[str, ...], out: TextIO, rest: dict[st
 
 
 def _elements(reader: _Reader) -> Iterator[str]:
-    """The text of each element of a list."""
+    """Yield the text of each element of a list."""
     reader.take("[")
     if reader.peek() == "]":
         reader.take("]")
@@ -91,7 +91,7 @@ class _CutError(Exception):
 
 
 class _Reader:
-    """A text read in blocks, of which only what is still to be parsed is kept."""
+    """Reads a text in blocks, and keeps only what is not parsed yet."""
 
     def __init__(self, text: TextIO) -> None:
         self._text = text
@@ -106,7 +106,7 @@ class _Reader:
         self._buffer, self._at = self._buffer[self._at :] + block, 0
 
     def peek(self) -> str:
-        """The next character that is no space."""
+        """Return the next character that is not white space, without consuming it."""
         while True:
             while self._at < len(self._buffer):
                 if self._buffer[self._at] not in _SPACE:
@@ -118,14 +118,14 @@ class _Reader:
 
     def take(self, character: str) -> None:
         if (found := self.peek()) != character:
-            raise ValueError(f"{found!r} where {character!r} should be")
+            raise ValueError(f"{found!r} instead of {character!r}")
         self._at += 1
 
     def value(self) -> tuple[Any, str]:
-        """The next value, and its text; None for one that is not JSON, but ends where its brackets do.
+        """Return the next value and its text; None for a value that is not JSON but whose brackets match.
 
-        One that does not end in what was read is read once more, with as much again behind it: a value is
-        gone through twice at most, however large it is.
+        If the value does not end in the buffer, the buffer is doubled and the value is parsed again, so that
+        the total work stays proportional to its size.
         """
         self.peek()
         while True:
@@ -134,7 +134,7 @@ class _Reader:
                 value, end = _DECODER.raw_decode(self._buffer, self._at)
             except (ValueError, RecursionError):
                 end = _end_of(self._buffer, self._at)
-            # What is no list, object or text may go on in the next block.
+            # A number or a literal at the end of the buffer may continue in the next block.
             if end and (end < len(self._buffer) or self._is_ended):
                 text = self._buffer[self._at : end]
                 self._at = end
@@ -147,7 +147,7 @@ class _Reader:
 
 
 def _end_of(buffer: str, at: int) -> int:
-    """Where a value ends whose content cannot be read, by its brackets; 0 where that is not in the buffer."""
+    """Return where an unreadable value ends, by its brackets; 0 if it does not end in the buffer."""
     if buffer[at] not in '[{"':
         found = _SCALAR.match(buffer, at)
         return found.end() if found else 0
@@ -158,7 +158,7 @@ def _end_of(buffer: str, at: int) -> int:
                 depth += 1
             case "]" | "}":
                 depth -= 1
-            case '"':  # a text without an end
+            case '"':  # a string without an end
                 return 0
         if depth <= 0:
             return found.end()

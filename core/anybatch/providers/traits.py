@@ -78,7 +78,7 @@ class AccountSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class AccountOptions:
     """What the user has passed for an account; the rest comes from environment variables.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""The conversation of a chat completions body as the `system` and `messages` of Anthropic Messages.
+"""Translate the conversation of a chat completions body to the `system` and `messages` of Anthropic Messages.
 
 Sources: Anthropic API reference, schemas `InputMessage` and `InputContentBlock`; OpenAI API reference "Create
 chat completion", `messages`.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _TOOL_ID = re.compile(r"[a-zA-Z0-9_-]+")
 _DATA_URL = re.compile(r"data:([^;,]*)(?:;[^;,]*)*?;base64,(.*)", re.DOTALL)
 _IMAGES = ("image/gif", "image/jpeg", "image/png", "image/webp")
-# What is read of a message, by role. `annotations` only ever come from a model, and change nothing.
+# The members of a message that are translated, by role. `annotations` come from a model, and change nothing.
 _MEMBERS = {
     "assistant": ("role", "content", "refusal", "tool_calls", "annotations"),
     "tool": ("role", "content", "tool_call_id", "name"),
@@ -29,9 +29,11 @@ _MEMBERS = {
 
 
 class Untranslatable(ValueError):
-    """A part of a chat body that has no counterpart in Messages.
+    """A part of a chat body has no counterpart in Messages.
 
-    `parameter` is a path inside the body, such as `messages[2].content[0]`; `reason` says why.
+    Attributes:
+        parameter: The path in the body, such as `messages[2].content[0]`.
+        reason: Why it cannot be translated.
     """
 
     def __init__(self, parameter: str, reason: str) -> None:
@@ -41,11 +43,11 @@ class Untranslatable(ValueError):
 
 
 class Malformed(Untranslatable):
-    """Broken rather than foreign: leaving it out would not make the request sendable."""
+    """A part of a chat body is broken, so that leaving it out would not make the request valid."""
 
 
 def digest(text: str) -> str:
-    """52 characters of a-z2-7 that stand for `text`."""
+    """Return a digest of `text`: 52 characters of a-z2-7."""
     return base64.b32encode(hashlib.sha256(text.encode()).digest()).decode().rstrip("=").lower()
 
 
@@ -54,10 +56,10 @@ def is_list(value: Any) -> bool:
 
 
 class Turns:
-    """Translates message by message: `system` and `turns` are what it has come to.
+    """Translates message by message; `system` and `turns` are the result so far.
 
-    `refuse(parameter, reason)` is called for what is foreign; if it returns, that is left out. What is broken
-    raises Malformed.
+    It calls `refuse(parameter, reason)` for a part without a counterpart, and leaves that out if the call
+    returns. A broken part raises Malformed.
     """
 
     def __init__(self, refuse: Callable[[str, str], None]) -> None:
@@ -83,7 +85,7 @@ class Turns:
                 self.refuse(f"{at}.role", f"Messages has no role {role!r}")
 
     def only(self, value: Mapping[str, Any], known: tuple[str, ...], at: str) -> None:
-        """Refuses the members of `value` that nothing here reads, unless they are empty."""
+        """Refuse the members of `value` that are not translated, unless they are empty."""
         for name in value:
             if name not in known and value[name]:
                 self.refuse(f"{at}.{name}", "has no counterpart in Messages")
@@ -106,7 +108,7 @@ class Turns:
         self.turn("assistant", texts[0] if len(texts) == len(blocks) == 1 else blocks, at)
 
     def turn(self, role: str, content: str | list[Block], at: str) -> None:
-        # Consecutive turns of one role stay apart: the API itself reads them as one.
+        # Consecutive turns of one role are not joined: the API itself does that.
         if content:
             self.turns.append({"role": role, "content": content})
         else:
@@ -120,15 +122,15 @@ class Turns:
             self.refuse(at, "only function calls can be translated")
             return []
         try:
-            # Models that have no arguments to give send an empty string.
-            given = json.loads(function.get("arguments") or "{}")
+            # Models send an empty string for no arguments.
+            arguments = json.loads(function.get("arguments") or "{}")
         except (ValueError, TypeError) as error:
             raise Malformed(f"{at}.function.arguments", f"is not JSON: {error}") from None
-        if not isinstance(given, dict):
+        if not isinstance(arguments, dict):
             raise Malformed(f"{at}.function.arguments", "must be a JSON object")
         if not isinstance(name := function.get("name"), str):
             raise Malformed(f"{at}.function.name", "is required")
-        return [{"type": "tool_use", "id": _tool_id(call["id"]), "name": name, "input": given}]
+        return [{"type": "tool_use", "id": _tool_id(call["id"]), "name": name, "input": arguments}]
 
     def tool_result(self, message: dict[str, Any], at: str) -> None:
         if not isinstance(message.get("tool_call_id"), str):
@@ -137,7 +139,7 @@ class Turns:
         content = message.get("content")
         if content := content if isinstance(content, str) else self.parts(content, f"{at}.content"):
             result["content"] = content
-        # The results of parallel calls belong in one turn.
+        # Messages wants the results of parallel calls in one turn.
         last = self.turns[-1]["content"] if self.turns else None
         if isinstance(last, list) and last[-1]["type"] == "tool_result":
             last.append(result)
@@ -145,7 +147,7 @@ class Turns:
             self.turns.append({"role": "user", "content": [result]})
 
     def texts(self, content: Any, at: str) -> list[str]:
-        """The texts of content that can be nothing but text; empty ones are left out."""
+        """Return the texts of content that may only be text, without empty ones."""
         if isinstance(content, str):
             return [content] if content.strip() else []
         return [block["text"] for block in self.parts(content, at, only=("text", "refusal"))]
@@ -212,12 +214,12 @@ _PARTS: dict[str, Callable[[Turns, Any, str], Block | None]] = {
 
 
 def _tool_id(call_id: str) -> str:
-    """Ids of other providers' calls, such as `functions.get:0`, in the characters that Messages takes."""
+    """Return a tool call's id in the characters that Messages accepts (some ids look like `f.get:0`)."""
     return call_id if _TOOL_ID.fullmatch(call_id) else f"call_{digest(call_id)}"
 
 
 def _data_url(url: str, at: str) -> tuple[str, str]:
-    """The media type and the base64 text of a data URL."""
+    """Return the media type and the base64 text of a data URL."""
     parts = _DATA_URL.fullmatch(url)
     if parts is None:
         raise Malformed(at, f"is not a base64 data URL: {url[:40]!r}")
