@@ -128,7 +128,7 @@ def as_json(value: Any) -> Callable[[httpx.Request], httpx.Response]:
 
 
 FOR_AUTHORS = """
-    ENTRY_POINT_GROUP Account AccountSpec BareCodec Cancel Codec Content AccountOptions HeaderAuth HostAuth
+    ENTRY_POINT_GROUP Account AccountOptions AccountSpec BareCodec Cancel Codec Content HeaderAuth HostAuth
     LLMProvider Limits Lookup NewBatch OpenAICodec Provider Results Setting Sought Traits delete
     download_files get get_provider get_without open_provider post post_lines provider_names result_file
     save_lines save_member save_pages settings_of split_settings wait_until
