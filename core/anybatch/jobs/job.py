@@ -204,6 +204,7 @@ def shard_metadata(metadata: Mapping[str, str], record: ShardRecord, shards: int
 
 
 def never_submitted_error(job: Job) -> JobError:
+    """Build the error for a job whose folder holds no ledger of it."""
     return JobError(
         f"job {job.identity} was never submitted: {job.folder.path} holds no ledger of it; submit it first"
     )

@@ -107,6 +107,7 @@ class Submission:
     unanswered: str = ""  # the error of this attempt's own create, if that got no answer
 
     def run(self) -> Flow[Batch | None]:
+        """Get the shard's batch, or None if it stays without one."""
         self._is_lost = False
         while not self._is_lost:
             ledger = yield from read_ledger(self.job, self.fingerprint)

@@ -1,4 +1,4 @@
-"""What polling needs of a client, and of the provider behind it."""
+"""The interface of clients and providers that polling needs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from ..models import Batch, Page
 
 
 class Polling(Protocol):
-    """What a provider says about polling: first and largest interval in seconds, entries on a list page."""
+    """The facts about a provider that polling needs.
+
+    Attributes:
+        poll_seconds: The seconds between two polls of a young batch, and of an old one.
+        list_limit: The most entries in a page of a listing.
+    """
 
     @property
     def poll_seconds(self) -> tuple[float, float]: ...
@@ -19,7 +24,7 @@ class Polling(Protocol):
 
 
 class Source(Protocol):
-    """What the watcher needs of a client."""
+    """The methods of a client that the watcher needs."""
 
     @property
     def provider(self) -> Polling: ...
