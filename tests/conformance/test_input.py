@@ -288,7 +288,7 @@ def test_a_batch_too_large_is_not_sent(tmp_path: Path) -> None:
     with RemoteWorld("openai") as world, world.open("sync") as driver:
         driver.provider.limits = type(driver.provider.limits)(requests=2)
         path = world.write(tmp_path / "in.jsonl", row_ids(3))
-        with pytest.raises(ConfigurationError, match=r"3 requests; .* holds 2 requests.*run_job splits"):
+        with pytest.raises(ConfigurationError, match=r"3 requests, .* holds 2 requests.*run_job splits"):
             driver.create(path, world.endpoint)
         assert world.calls == []
 
@@ -378,7 +378,7 @@ def test_members_of_the_enum_are_names_too() -> None:
 
 
 def test_wrong_client_args_are_named() -> None:
-    with pytest.raises(ConfigurationError, match="no colour; there are timeout, proxy"):
+    with pytest.raises(ConfigurationError, match="unknown argument colour; known are timeout, proxy"):
         Client("openai", api_key="k", client_args={"colour": 1})
 
 

@@ -104,7 +104,7 @@ def test_status_of_a_job_under_way(tmp_path, capsys, requests):
 @pytest.mark.parametrize(
     ("arguments", "code", "expected"),
     [
-        (["status", "{tmp}/none"], 2, "no job is on record"),
+        (["status", "{tmp}/none"], 2, "holds no job"),
         (["run", "{tmp}/none", "{tmp}/out", "--provider", "local", "--api-base", "{tmp}/x.db"], 2, "none"),
         (["run", "{tmp}/bad", "{tmp}/out", "--provider", "local", "--api-base", "{tmp}/x.db"], 2, "line 1"),
         (["run", "{tmp}/bad", "{tmp}/out", "--provider", "locla"], 2, "locla"),
