@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from anybatch.client import AsyncClient, Client
+from anybatch.async_client import AsyncClient
+from anybatch.client import Client
 from anybatch.errors import (
     AnyBatchError,
     AuthenticationError,

@@ -12,15 +12,14 @@ if TYPE_CHECKING:
         alist_batches,
         aretrieve_batch,
         aretrieve_batch_results,
-        arun_job,
         cancel_batch,
         create_batch,
         list_batches,
         retrieve_batch,
         retrieve_batch_results,
-        run_job,
     )
-    from .client import AsyncClient, Client
+    from .async_client import AsyncClient
+    from .client import Client
     from .errors import (
         AnyBatchError,
         APIError,
@@ -70,6 +69,7 @@ if TYPE_CHECKING:
     from .retry import RetryPolicy
     from .rows.results import read_results
     from .rows.tables import build_requests, join_results, write_jsonl
+    from .whole_job import arun_job, run_job
 
 __all__ = [
     "APIError",
@@ -149,18 +149,14 @@ _MODULES = {
         "alist_batches",
         "aretrieve_batch",
         "aretrieve_batch_results",
-        "arun_job",
         "cancel_batch",
         "create_batch",
         "list_batches",
         "retrieve_batch",
         "retrieve_batch_results",
-        "run_job",
     ),
-    "client": (
-        "AsyncClient",
-        "Client",
-    ),
+    "async_client": ("AsyncClient",),
+    "client": ("Client",),
     "errors": (
         "APIError",
         "AnyBatchError",
@@ -220,6 +216,7 @@ _MODULES = {
         "join_results",
         "write_jsonl",
     ),
+    "whole_job": ("arun_job", "run_job"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -18,7 +18,7 @@ import httpx
 
 from ._version import __version__
 from .errors import AnyBatchError, ConfigurationError, DeadlineExceededError, classify
-from .flow import TIMEOUT, Flow, T, do, sleep
+from .flow import Flow, T, do, sleep
 from .jobs.collect import ended_batch
 from .jobs.folder import JobFolder
 from .jobs.foreign import land_batches
@@ -36,6 +36,7 @@ from .retry import RetryPolicy
 from .rows.downloads import count_rows, fetch
 from .rows.planning import make_plan
 from .rows.sources import batch_file
+from .sending import TIMEOUT
 
 if TYPE_CHECKING:
     import os

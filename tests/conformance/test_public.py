@@ -45,11 +45,11 @@ def test_all_is_sorted_complete_and_there() -> None:
 
 def test_nothing_public_is_missing_from_all() -> None:
     """Every error and every function of the modules behind the namespace is in it."""
-    from anybatch import api, errors
+    from anybatch import api, errors, whole_job
 
     own = {
         name
-        for module in (api, errors)
+        for module in (api, errors, whole_job)
         for name, value in vars(module).items()
         if getattr(value, "__module__", None) == module.__name__ and not name.startswith("_")
     }

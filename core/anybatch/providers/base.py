@@ -11,10 +11,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urlsplit
 
-from ..errors import BadRequestError, ConfigurationError, UnknownOptionError
+from ..errors import BadRequestError, ConfigurationError
 from ..flow import Flow
 from .account import Account, resolve_account
 from .auth import HeaderAuth, HostAuth
+from .checks import check_create, check_options
 from .codec import Codec, OpenAICodec
 from .newbatch import NewBatch, Sought
 from .traits import DEFAULT_WINDOW, AccountOptions, Cancel, Limits, Lookup, Results, Traits
@@ -357,40 +358,8 @@ class Provider(ABC):
             ConfigurationError: The provider does not accept one of them; for an option it is an
                 UnknownOptionError.
         """
-        endpoints, windows = self.traits.endpoints, self.traits.windows
-        if endpoints is not None and endpoint not in endpoints:
-            raise ConfigurationError(
-                f"{self.name} runs no batches on endpoint {endpoint!r}; it supports {_names(endpoints)}",
-                provider=self.name,
-            )
-        if windows is not None and window not in windows:
-            known = " or ".join(map(repr, windows))
-            raise ConfigurationError(
-                f"completion_window: {self.name} supports {known}, not {window!r}", provider=self.name
-            )
+        check_create(self.traits, endpoint, window, metadata)
         self.check_options(options, self.traits.create_options, "create")
-        self._check_metadata(metadata)
-
-    def _check_metadata(self, metadata: Mapping[str, str]) -> None:
-        if self.traits.metadata is None:
-            if metadata:
-                raise ConfigurationError(
-                    f"metadata: {self.name} does not support metadata on batches; leave it out",
-                    provider=self.name,
-                )
-            return
-        pairs, key_length, value_length = self.traits.metadata
-        if len(metadata) > pairs:
-            raise ConfigurationError(
-                f"metadata: at most {pairs} pairs, not {len(metadata)}", provider=self.name
-            )
-        for key, value in metadata.items():
-            if not isinstance(value, str) or len(value) > value_length or not 0 < len(key) <= key_length:
-                raise ConfigurationError(
-                    f"metadata {key!r}: a key must have 1 to {key_length} characters, "
-                    f"a value must be text of at most {value_length}",
-                    provider=self.name,
-                )
 
     def check_options(self, given: Mapping[str, Any], known: frozenset[str], what: str) -> None:
         """Refuse unknown options.
@@ -403,14 +372,7 @@ class Provider(ABC):
         Raises:
             UnknownOptionError: An option is unknown; the message names the known ones.
         """
-        if unknown := sorted(set(given) - known):
-            instead = self.traits.not_options
-            hints = [f". {name}: {instead[name]}" for name in unknown if name in instead]
-            raise UnknownOptionError(
-                f"{self.name} has no {what} option {', '.join(unknown)}; it has {_names(known) or 'none'}"
-                + "".join(hints),
-                provider=self.name,
-            )
+        check_options(self.traits, given, known, what)
 
     def cancel(self, batch_id: str) -> Flow[Batch]:
         """Cancel a batch.
@@ -470,7 +432,3 @@ class Provider(ABC):
                 return bool(sought.metadata)
             case Lookup.NAME | Lookup.OWN_ID:
                 return bool(sought.key)
-
-
-def _names(names: frozenset[str]) -> str:
-    return ", ".join(sorted(names))

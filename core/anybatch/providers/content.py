@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import httpx
 
 from ..errors import JobError
-from ..flow import CHUNK
+from ..sending import CHUNK
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

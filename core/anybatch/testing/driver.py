@@ -11,7 +11,8 @@ from typing import Any, Self
 
 import httpx
 
-from ..client import AsyncClient, Client
+from ..async_client import AsyncClient
+from ..client import Client
 from ..flow import Flow, T, aperform, perform
 from ..jobs.job import Job
 from ..models import Report
