@@ -202,7 +202,7 @@ def forget_cancelled(client: Client, folder: TaskStateFolder) -> None:
             or client.retrieve(record.batch_id).status not in _CANCELLED
         ):
             continue
-        ledger = folder.commit(ledger, ledger.with_shard(record.anew()))
+        ledger = folder.commit(ledger, ledger.with_shard(record.without_batch()))
 
 
 def unknown_attempts_error(provider: Provider, try_number: int) -> OrphanError:

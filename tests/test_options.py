@@ -290,7 +290,8 @@ def test_a_job_and_run_job_have_the_same_types() -> None:
 def test_a_job_refuses_what_is_no_choice() -> None:
     for one in options_of(Part.JOB):
         if one.choices:
-            with pytest.raises(ConfigurationError, match=f"^{one.name}: '{one.choices[0]}' or .*, not 'no'"):
+            wrong = f"^{one.name}: must be '{one.choices[0]}' or .*, not 'no'"
+            with pytest.raises(ConfigurationError, match=wrong):
                 Job(input=(), output="out", **{one.name: "no"})
 
 

@@ -208,7 +208,7 @@ class AnyBatchOperator(HasOutput, SubmittingOperator):
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
         """Resume on a worker after the trigger's event."""
-        from anybatch.jobs.policies import began_before
+        from anybatch.jobs.policies import waiting_since
 
         self._carried = Carried.from_text((event or {}).get("then"))
         self._carried.restore(context)
@@ -216,7 +216,7 @@ class AnyBatchOperator(HasOutput, SubmittingOperator):
         with self._client_and_job(context) as (client, job):
             # The ledger records what was submitted, so the function that makes the input is not called again.
             job = self._with_recorded_input(job, event["batches"])
-            began = began_before(event["status"] == "timeout", time.time())
+            began = waiting_since(event["status"] == "timeout", time.time())
             # A late batch may have ended since the trigger fired: resume() looks again.
             return self._run_rounds(context, client, job, client.resume(job), began)
 

@@ -189,9 +189,9 @@ def test_an_answer_that_is_no_such_model_is_a_row_without_a_result(
     [
         ({"value": "csv"}, "value: path, rows"),
         ({"value": dict}, "value: path, rows"),
-        ({"on_partial": "resubmit"}, "on_partial: 'keep' or 'fail'"),
-        ({"on_lost": "forget"}, "on_lost: 'fail' or 'land' or 'resubmit'"),
-        ({"on_timeout": "stop"}, "on_timeout: 'leave' or 'cancel' or 'land_partial'"),
+        ({"on_partial": "resubmit"}, "on_partial: must be 'keep' or 'fail'"),
+        ({"on_lost": "forget"}, "on_lost: must be 'fail' or 'land' or 'resubmit'"),
+        ({"on_timeout": "stop"}, "on_timeout: must be 'leave' or 'cancel' or 'land_partial'"),
         ({"system": "Be short."}, "system: only with `prompt`"),
         ({"prompt": "{text}"}, "each request needs a `model`"),
     ],
@@ -391,12 +391,12 @@ def test_requests_of_a_partition_in_parts(
         (
             request("a"),
             None,
-            "partition 2026-01-02: request lines are a path or an iterable of mappings, not d",
+            "partition 2026-01-02: request lines must be a path or an iterable of mappings, not d",
         ),
         (
             {"text": ["x"]},
             "{text}",
-            "partition 2026-01-02: a table is a path, a frame or an iterable of rows",
+            "partition 2026-01-02: a table must be a path, a frame or an iterable of rows",
         ),
         ([7], "{text}", "partition 2026-01-02: the table: 1 problem"),
         (None, "{text}", "partition 2026-01-02: the function returned None"),
