@@ -112,7 +112,7 @@ async def _cancel(client: AsyncClient, batch_id: str, why: str, log: logging.Log
 
 
 def removed_lines(entries: Sequence[Pending]) -> list[str]:
-    """For each asset that is no longer defined, a line that says who waits in vain."""
+    """For each asset that is no longer defined, a line that names the runs which still wait for it."""
     waiting: dict[str, list[Pending]] = {}
     for entry in entries:
         name = entry.asset_key.to_user_string() if entry.asset_key else "an asset without a name"
@@ -123,9 +123,9 @@ def removed_lines(entries: Sequence[Pending]) -> list[str]:
 def _line(name: str, found: Sequence[Pending]) -> str:
     batches = [batch_id for entry in found for batch_id in entry.batch_ids]
     if batches:
-        what = f"{naming(batches)} is waited for by {naming([entry.waiter for entry in found])}"
+        what = f"{naming([entry.waiter for entry in found])} waits for {naming(batches)}"
     else:
-        what = f"{naming([entry.waiter for entry in found])} waits for a turn to submit"
+        what = f"{naming([entry.waiter for entry in found])} waits for its turn to submit"
     runs = any(entry.run for entry in found)
     end = "terminate the run, which cancels the batch" if runs else "cancel the batch at the provider"
     return (

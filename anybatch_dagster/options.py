@@ -76,6 +76,7 @@ class JobOptions:
             raise _invalid("`prompt` makes requests from a table, and each request needs a `model`")
 
     def job(self, requests: Any, folder: str, identity: str, *, restart: str | None = None) -> Job:
+        """The job of these requests in this folder; `restart` is for `force`."""
         return Job(
             input=requests,
             output=folder,

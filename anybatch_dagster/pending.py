@@ -43,6 +43,7 @@ class Pending:
 
     @classmethod
     def parked(cls, run: dg.DagsterRun) -> Pending:
+        """What a parked run waits for, as its tags say."""
         tags = run.tags
         deadline, batches = tags.get(submissions.TAG_DEADLINE), tags.get(submissions.TAG_BATCHES)
         return cls(
@@ -54,6 +55,7 @@ class Pending:
 
     @classmethod
     def new(cls, submission: Submission) -> Pending:
+        """A submission that has no run yet."""
         facts = submission.facts
         return cls(facts.batch_ids, facts.resource or "", facts.deadline, submission=submission)
 
@@ -76,7 +78,7 @@ class Pending:
         if self.run is not None:
             return f"run {self.run.run_id}"
         assert self.submission is not None
-        return f"what run {self.submission.run_id} submitted"
+        return f"the submission of run {self.submission.run_id}"
 
     @property
     def key(self) -> str:

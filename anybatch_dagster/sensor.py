@@ -118,6 +118,7 @@ class _Tick:
             self.memory.new = NewSubmissions(self.context.cursor)
 
     def run(self) -> dg.SensorResult:
+        """Look at what is waited for, act on it, and report it."""
         parked = self.memory.parked.read(self.gate, self._is_ours)
         self.memory.new.read(self.context.instance, self.pairs, lambda: self._is_out_of_time)
         new = list(self.memory.new.pending())
@@ -211,8 +212,8 @@ class _Tick:
                 f"a provider did not answer within the {seconds:.0f} s of a tick; the next tick asks again"
             )
         self.problems += problems
-        for given, cancelled in done.copy():  # a copy: the thread may still be adding to it
-            given.done(cancelled)
+        for one, cancelled in done.copy():  # a copy: the thread may still be adding to it
+            one.done(cancelled)
 
     async def _look_at(self, key: str, wanted: Collection[str], seconds: float, problems: list[str]) -> None:
         """Look at the batches of one account; its errors must not concern other accounts."""

@@ -233,7 +233,7 @@ class DagsterStack:
         return self._instance
 
     def run(self, run_id: str) -> dg.DagsterRun:
-        """A run as it stands now."""
+        """A run, as it is now."""
         run = self.instance.get_run_by_id(run_id)
         if run is None:
             raise StackError(f"there is no run {run_id}")

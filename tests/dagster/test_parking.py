@@ -208,8 +208,8 @@ def test_a_run_whose_asset_is_gone_is_named_and_goes_on_when_it_is_back(
     for seconds in (0, 100):
         provider.pass_time(seconds)
         message = changed.tick().skip_message
-        assert f"asset reviews_batch is not defined here any more, and {provider.ids()[0]}" in message
-        assert f"is waited for by run {waiting.run_id}" in message
+        gone = "asset reviews_batch is not defined here any more"
+        assert f"{gone}, and run {waiting.run_id} waits for {provider.ids()[0]}" in message
         assert changed.dequeue() == []  # it could not start
     deployment.tick()
     (done,) = deployment.dequeue()
@@ -257,8 +257,8 @@ def test_without_the_gate_too_a_submission_whose_asset_is_gone_is_named(
     changed = renamed(deployment)
     for _ in range(2):
         message = changed.tick().skip_message
-        assert f"asset many_batch is not defined here any more, and {provider.ids()[0]}" in message
-        assert f"what run {run.run_id} submitted" in message
+        gone = "asset many_batch is not defined here any more"
+        assert f"{gone}, and the submission of run {run.run_id} waits for {provider.ids()[0]}" in message
         assert "or cancel the batch at the provider" in message
     deployment.cursor = changed.cursor
     assert deployment.tick().skip_message == "1 waiting"
@@ -302,7 +302,7 @@ def test_a_run_that_waits_for_its_turn_is_given_none_if_its_asset_is_gone(
     changed.tick()
     changed.dequeue()  # there is room
     message = changed.tick().skip_message
-    assert f"reviews_batch is not defined here any more, and run {held.run_id} waits for a turn" in message
+    assert f"reviews_batch is not defined here any more, and run {held.run_id} waits for its turn" in message
     assert changed.dequeue() == []
 
 
