@@ -22,16 +22,7 @@ from typing import TypeVar
 from ..errors import DeadlineExceededError, Wait, classify
 from ..models import Batch, BatchStatus
 from .listing import Reading
-from .pace import (
-    FEW,
-    LONGEST_PAUSE,
-    Trouble,
-    before_deadline,
-    keep_listing,
-    next_interval,
-    plan_sweep,
-    utc,
-)
+from .pace import FEW, LONGEST_PAUSE, Trouble, before_deadline, keep_listing, next_interval, plan_sweep, utc
 from .schedule import Schedule, Waiter, Watched, copy_of
 from .source import MakeClient, Polling, Source
 

@@ -249,7 +249,7 @@ def test_cleared_while_it_creates(cluster: Cluster) -> None:
 @scenario
 def test_a_retry_after_a_failure_in_collect(cluster: Cluster) -> None:
     with Job(cluster, "plain", "collect-failed") as job:
-        job.server.fail("GET", CONTENT, Respond(403, {"error": {"message": "not you"}}))
+        job.server.fail("GET", CONTENT, Respond(423, {"error": {"message": "locked"}}))
         job.start()
         job.until_watched()
         job.finish(job.fake.last, tries=2)
