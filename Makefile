@@ -34,20 +34,20 @@ LONG_KILLS := 300
 
 help:
 	@echo "make demo          the main job on a real Airflow (throw-away, SQLite) and the embedded provider"
-	@echo "make demo-dagster  the same under the Dagster daemon"
+	@echo "make demo-dagster  the same job on a real Dagster with its daemon"
 	@echo "make test          the quick tests, side by side on $(CORES) cores"
 	@echo "make check         ruff, mypy --strict, pyright"
-	@echo "make options       docs/options.md anew from the table of options"
+	@echo "make options       write docs/options.md from the table of options in the core"
 	@echo "make wheel         build the wheel and test it in an environment of its own"
 	@echo "make deployment    the slower suites: real Airflow and Dagster deployments"
 	@echo "make airflow-versions  the Airflow tests on the older Airflows that are supported: $(OLDER)"
-	@echo "make pythons       the core's quick tests on each of these Pythons that is found: $(PYTHONS)"
-	@echo "make other-python  the fastest of them on the newest that is found and is not that of $(VENV)"
-	@echo "make dagster-newest  the quick Dagster tests on the newest Dagster that there is"
+	@echo "make pythons       the core's quick tests on each of these Pythons that is installed: $(PYTHONS)"
+	@echo "make other-python  the fastest of them on the newest other Python than that of $(VENV)"
+	@echo "make dagster-newest  the quick Dagster tests on the newest Dagster release"
 	@echo "make long-kills    $(LONG_KILLS) attempts killed at random points, where .ci/run has 80"
 	@echo "make nightly       what .ci/run leaves out: $(NIGHTLY)"
 	@echo "make bench         the benchmarks"
-	@echo "make bench-airflow 500 waiting batches in one triggerer, beside Airflow's common-ai provider (20 minutes)"
+	@echo "make bench-airflow 500 waiting batches in one triggerer, next to Airflow's common-ai provider (20 minutes)"
 	@echo "make clean         remove the environments and caches"
 
 $(READY): pyproject.toml constraints.txt

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, TaskDecorator
 
 
-# Airflow's own classes declare `template_fields` as two types, and wrap `execute` for assets and outputs.
+# Two base classes of Airflow's declare `template_fields` with different types, and wrap `execute`.
 class _AnyBatchDecoratedOperator(DecoratedOperator, AnyBatchOperator):  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
-    """An `AnyBatchOperator` whose input is made by a function, anew in every attempt.
+    """An `AnyBatchOperator` whose input a function makes. Each attempt calls the function anew.
 
-    What the function returns goes nowhere but into the batch: XCom gets the manifest.
+    The requests that it returns go to the provider only; XCom gets the manifest.
     """
 
-    # The arguments of the function are rendered, its requests never are.
+    # Airflow renders the function's arguments. It must never render requests, so `input` is left out.
     template_fields = (
         *DecoratedOperator.template_fields,
         *(name for name in AnyBatchOperator.template_fields if name != "input"),
@@ -53,13 +53,13 @@ class _AnyBatchDecoratedOperator(DecoratedOperator, AnyBatchOperator):  # pyrigh
             python_callable=python_callable,
             op_args=op_args,
             op_kwargs=op_kwargs,
-            input=(),  # made in `execute`
+            input=(),  # `execute` fills it
             **kwargs,
         )
 
     def execute(self, context: Context) -> Any:
-        """As `AnyBatchOperator`, with what the function returns as input."""
-        # First: an argument that is given by its place must not be found in the context as well.
+        """As `AnyBatchOperator.execute`, with what the function returns as input."""
+        # Before the arguments go into the context: one given by position would be found there a second time.
         self._arguments = determine_kwargs(
             self.python_callable, self.op_args, {**context, **dict(self.op_kwargs)}
         )
@@ -67,8 +67,8 @@ class _AnyBatchDecoratedOperator(DecoratedOperator, AnyBatchOperator):  # pyrigh
         return super().execute(context)
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
-        """As `AnyBatchOperator`; the function is not called again."""
-        # Airflow's own `execute` takes assets among the arguments for inlets, and is not called here.
+        """As `AnyBatchOperator.execute_complete`; the function is not called again."""
+        # The base class's `execute`, which makes inlets of assets among the arguments, is not called here.
         given = (*self.op_args, *self.op_kwargs.values())
         self.inlets.extend(one for one in given if isinstance(one, Asset))
         self._name_arguments(context)
@@ -77,20 +77,20 @@ class _AnyBatchDecoratedOperator(DecoratedOperator, AnyBatchOperator):  # pyrigh
     def _name_arguments(self, context: Context) -> None:
         """Put the function's arguments into the context by name.
 
-        Airflow renders `map_index_template` at the end of every stretch on a worker, also where the function
-        was called in another one: a name that is missing there would fail a task whose results have landed.
+        Airflow renders `map_index_template` each time the task ends or defers on a worker, also after the
+        wait, when the function is not called. A missing name would fail a task whose results have landed.
         """
         by_place = inspect.signature(self.python_callable).bind_partial(*self.op_args).arguments
         context_merge(context, {name: value for name, value in by_place.items() if name not in context})
         context_merge(context, self.op_kwargs)
 
     def _requests(self, context: Context) -> Any:
-        """Call the function; then as `AnyBatchOperator`."""
+        """Call the function, then go on as `AnyBatchOperator` does."""
         requests = self.python_callable(*self.op_args, **self._arguments)
         if requests is None:
-            raise AirflowFailException(  # as it will return nothing in a retry
-                f"{self.python_callable.__qualname__}() returned None; it returns requests (a list or an "
-                "iterator), a path or URL, or a table"
+            raise AirflowFailException(  # no retry: the function would return None again
+                f"{self.python_callable.__qualname__}() returned None. Let it return requests (a list or "
+                "an iterator), a path or URL, or, with `prompt`, a table"
             )
         self.input = requests
         return super()._requests(context)
@@ -101,27 +101,29 @@ def anybatch_task(
     multiple_outputs: bool | None = None,
     **kwargs: Any,
 ) -> TaskDecorator:
-    """Turn a function that returns requests into a task that submits, waits and lands.
+    """Turn a function that returns requests into a task that submits them, waits and lands the results.
 
-    The function returns a list or an iterator of requests, the path or URL of a file, or, with `prompt=…`, a
-    table. `kwargs` are those of `AnyBatchOperator`, without `input`, and `help()` lists them; with
-    `multiple_outputs` each member of the manifest is an XCom of its own as well.
+    Args:
+        python_callable: The function. It returns a list or an iterator of requests, the path or URL of a
+            file, or, with `prompt=…`, a table.
+        multiple_outputs: True to push each member of the manifest as an XCom of its own as well.
+        **kwargs: The arguments of `AnyBatchOperator` without `input`; `help()` lists them.
     """
     return task_decorator_factory(
         python_callable=python_callable,
-        # The function's return annotation speaks of requests, so it says nothing of what is pushed.
+        # Not guessed from the return annotation: that describes requests, while the task pushes a manifest.
         multiple_outputs=bool(multiple_outputs),
         decorated_operator_class=_AnyBatchDecoratedOperator,
         **kwargs,
     )
 
 
-def _with_options_of_the_operator() -> inspect.Signature:
-    """The decorator's own two arguments, and those of `AnyBatchOperator` without `input`."""
+def _signature_with_operator_options() -> inspect.Signature:
+    """The decorator's own arguments, then those of `AnyBatchOperator` without `input`."""
     own = [one for one in inspect.signature(anybatch_task).parameters.values() if one.name != "kwargs"]
     options = inspect.signature(AnyBatchOperator.__init__).parameters
     theirs = [one for name, one in options.items() if name not in ("self", "input")]
     return inspect.Signature([*own, *theirs], return_annotation="TaskDecorator")
 
 
-anybatch_task.__signature__ = _with_options_of_the_operator()  # type: ignore[attr-defined]
+anybatch_task.__signature__ = _signature_with_operator_options()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What is wrong with a connection, as a sentence for the person in front of its form."""
+"""Explains what is wrong with a connection, for a person who tests it."""
 
 from __future__ import annotations
 
@@ -23,38 +23,47 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _NO_BATCH_API = (
-    "no batch API is at {base}: something answers there, but not as a provider does. Is the API base URL "
-    "complete, such as one that ends in /v1?"
+    "no batch API is at {base}: a server answers there, but not as a provider would. Is the API base URL "
+    "complete? Many end in /v1"
 )
 
 
 def diagnose(error: AnyBatchError, base: str | None, client_args: Mapping[str, Any]) -> str:
-    """The sentence, and in brackets what the client said; `base` is the account's base URL if it is known."""
+    """Explain a failed connection test.
+
+    Args:
+        error: What the client raised.
+        base: The account's base URL, None if it is not known.
+        client_args: The connection's arguments for httpx.
+
+    Returns:
+        One sentence, then the client's own message in brackets.
+    """
     host = urlsplit(base or "").netloc.rpartition("@")[2] or "the provider"
     match error:
         case MissingKeyError():
-            told = "no API key: fill in the connection's API key"
+            text = "no API key: fill in the API key of the connection"
         case AuthenticationError(status_code=403):
-            told = f"{host} knows the key, but the key may not list batches"
+            text = f"{host} knows the key, but the key may not list batches"
         case AuthenticationError():
-            told = f"{host} refuses the API key"
+            text = f"{host} refuses the API key"
         case NotFoundError():
-            told = _NO_BATCH_API.format(base=base)
-        case ServerError(status_code=None | 200):  # a success whose body makes no sense
-            told = _NO_BATCH_API.format(base=base)
+            text = _NO_BATCH_API.format(base=base)
+        case ServerError(status_code=None | 200):  # HTTP 200 whose body is not the API's
+            text = _NO_BATCH_API.format(base=base)
         case ServerError():
-            told = f"{host} has trouble of its own right now"
+            text = f"{host} has a fault of its own right now; try again later"
         case QuotaError():
-            told = "the key works, but its account has no credit or quota left"
+            text = "the key works, but its account has no credit or quota left"
         case RateLimitError(status_code=529):
-            told = f"{host} is overloaded right now"
+            text = f"{host} is overloaded right now; try again later"
         case RateLimitError():
-            told = "the key works, but its account is over its rate limit right now"
+            text = "the key works, but its account is over its rate limit right now; try again later"
         case TransportError():
-            told = _unreachable(error, host, _proxy_for(base, client_args))
+            text = _unreachable(error, host, _proxy_for(base, client_args))
         case _:
             return str(error)
-    return f"{told}. ({_short(error)})"
+    return f"{text}. ({_short(error)})"
 
 
 def _unreachable(error: TransportError, host: str, proxy: str | None) -> str:

@@ -1,15 +1,16 @@
-"""Scheduling DAGs by batches that something else created.
+"""Schedules DAGs by batches that something else created.
 
     ended = BatchCompletedTrigger(conn_id="openai", metadata={"team": "reviews"})
     batches = Asset("reviews_batches", watchers=[AssetWatcher(name="batches", trigger=ended)])
     with DAG("collect_reviews", schedule=[batches]): …
 
-Every batch that ends becomes one event of the asset, at least once; of several that end within a few seconds
-the last is told twice, since Airflow would keep all but the first for the run after the next event.
+Each batch that ends becomes an event of the asset, at least once. When several end within a few seconds,
+Airflow gives the first to a run of the DAG and keeps the others for the run after the next event; so the last
+of them is reported a second time.
 
-On Airflow 3.3 what was told is kept in the asset's state store, and watchers of a connection with the same
-`max_age` and `poll_interval` share one listing; on 3.1 and 3.2 each lists for itself, and after a restart of
-the triggerer tells again what ended within `lookback`.
+On Airflow 3.3 the asset's state store keeps which batches were reported, and watchers of a connection with
+the same `max_age` and `poll_interval` share one listing. On 3.1 and 3.2 each watcher lists for itself, and
+after a restart of the triggerer it reports again what ended within `lookback`.
 """
 
 from __future__ import annotations
@@ -36,11 +37,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ENDS = ("completed", "failed", "expired", "cancelled")
-OVERLAP = 900.0  # seconds that a provider may be late to show that a batch has ended
-SETTLING = (
-    10.0  # seconds after which an event that was handed to the triggerer is in the database, and its run made
-)
-MENDING = 300.0  # seconds between looks while the connection is wrong
+OVERLAP = 900.0  # seconds after its end at which a provider may first show that a batch has ended
+# Seconds after which Airflow has stored an event that was handed to the triggerer, and has made its run.
+SETTLING = 10.0
+RETRY_SECONDS = 300.0  # between tries while the connection is wrong
 
 Facts = dict[str, Any]
 Snapshot = tuple[Facts, ...]
@@ -53,19 +53,24 @@ class BatchCompletedTrigger(BaseEventTrigger):
     "completed", "failed", "created_at", "ended_at"}`; a DAG reads it from the asset event's
     `extra["payload"]`. Trouble with the connection or the provider is logged, and never ends the watch.
 
-    :param conn_id: Airflow connection, see `AnyBatchHook`; may be left out if `provider` is given.
-    :param provider: Overrides the connection's, or names the one whose environment variables to use.
-    :param api_base: Overrides the connection's.
-    :param batch_ids: Watch these batches only, and each until it has ended. Default: all of the account.
-    :param metadata: Only batches with these pairs; None as a value asks only that the key is there.
-    :param endpoint: Only batches on this endpoint.
-    :param model: Only batches of this model, at providers whose batches have one.
-    :param statuses: The ends that count: "completed", "failed", "expired", "cancelled".
-    :param lookback: Seconds. A watcher without a record of what it told before (a new one, and on Airflow 3.1
-        and 3.2 any after a restart) begins with what ended within this time.
-    :param max_age: Seconds. How long before its end a batch may have been created, and so how far back the
-        first listing goes.
-    :param poll_interval: Seconds between listings. Default: four of the provider's own, a minute for most.
+    Args:
+        conn_id: Airflow connection, see `AnyBatchHook`; may be left out if `provider` is given.
+        provider: Overrides the connection's provider, or names the one whose environment variables to use.
+        api_base: Overrides the connection's base URL.
+        batch_ids: Watch these batches only, each until it has ended. Default: all of the account.
+        metadata: Only batches with these pairs; None as a value asks only that the key is there.
+        endpoint: Only batches on this endpoint.
+        model: Only batches of this model, at providers whose batches have one model.
+        statuses: The ends that count: "completed", "failed", "expired", "cancelled".
+        lookback: Seconds. A watcher without a record of what it has reported (a new one, and on Airflow 3.1
+            and 3.2 any after a restart) begins with what ended within this time.
+        max_age: Seconds that a batch may take from its creation to its end; the first listing goes back so
+            far.
+        poll_interval: Seconds between listings. Default: four times the provider's own interval, which is a
+            minute for most.
+
+    Raises:
+        ValueError: One of `statuses` is not a way to end.
     """
 
     def __init__(
@@ -96,7 +101,7 @@ class BatchCompletedTrigger(BaseEventTrigger):
         self.max_age = max_age
         self.poll_interval = poll_interval
         if unknown := sorted({*self.statuses} - {*ENDS}):
-            raise ValueError(f"statuses: no {', '.join(unknown)}; a batch ends {', '.join(ENDS)}")
+            raise ValueError(f"statuses: {', '.join(unknown)} is not a way to end; use {', '.join(ENDS)}")
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The class path and the arguments to make this trigger again."""
@@ -104,52 +109,56 @@ class BatchCompletedTrigger(BaseEventTrigger):
                  "lookback", "max_age", "poll_interval")  # fmt: skip
         path = f"{type(self).__module__}.{type(self).__qualname__}"
         kwargs = {name: getattr(self, name) for name in names}
-        # In pairs: Airflow 3.1 gives a watcher's dict back as another one, which no batch would match.
+        # As pairs: Airflow 3.1 hands a watcher's dict back changed, and no batch would match it.
         kwargs["metadata"] = [list(pair) for pair in sorted(self.metadata.items())]
         return path, kwargs
 
     # --- one listing for all watchers of a connection --------------------------------------------------
 
     def shared_stream_key(self) -> Hashable | None:
-        """What makes two watchers share a listing; those of named batches share the triggers' poller."""
+        """Watchers with equal keys share one listing.
+
+        None for a watcher of named batches, which shares the poller of the waiting tasks instead.
+        """
         if self.batch_ids is not None:
             return None
         return ("anybatch", self.conn_id, self.provider, self.api_base, self.max_age, self.poll_interval)
 
     @classmethod
     async def open_shared_stream(cls, kwargs: dict[str, Any]) -> AsyncIterator[Snapshot]:
-        """Yield, after every listing, all batches that ended within `max_age`, the latest first."""
+        """After every listing, yield all batches that ended within `max_age`, the latest first."""
         hook = AnyBatchHook(kwargs["conn_id"], provider=kwargs["provider"], api_base=kwargs["api_base"])
         listing = Listing(kwargs["max_age"])
         while True:
             try:
                 async with await hook.get_async_client(attempts=2) as client:
                     interval = kwargs["poll_interval"] or 4 * client.provider.poll_seconds[0]
-                    async with aclosing(_looks(client, listing, interval)) as looks:
-                        async for snapshot in looks:
+                    async with aclosing(_listings(client, listing, interval)) as listings:
+                        async for snapshot in listings:
                             yield snapshot
             except Exception as error:
-                # The connection is read anew: it may have been mended, or its key replaced.
-                again = "%s: no batches can be listed, next try in %.0f s: %s"
-                log.error(again, hook, MENDING, error, exc_info=_bug(error))
-                await asyncio.sleep(MENDING)
+                # The next try reads the connection again: somebody may have mended it or replaced its key.
+                again = "%s: the batches cannot be listed, next try in %.0f s: %s"
+                log.error(again, hook, RETRY_SECONDS, error, exc_info=_if_unexpected(error))
+                await asyncio.sleep(RETRY_SECONDS)
 
     async def filter_shared_stream(self, shared_stream: AsyncIterator[Any]) -> AsyncIterator[TriggerEvent]:
-        """Fire for what this watcher wants and has not told before."""
-        record, recent = await Record.load(self), Recent()
+        """Fire for each batch that this watcher wants and has not reported yet."""
+        record, recent = await Record.load(self), RecentEvents()
         async for snapshot in shared_stream:
-            # What was told at the look before is in the database by now: only then is it put on record.
+            # Record what the previous listing reported only now, when Airflow has stored its events: else a
+            # crash in between would lose them.
             await record.save()
-            if (left := recent.left_behind()) is not None:
-                yield self._event(left)
-            for facts in record.untold(snapshot):
+            if (again := recent.to_repeat()) is not None:
+                yield self._event(again)
+            for facts in record.unreported(snapshot):
                 if self._wants(facts):
                     yield self._event(facts)
                     recent.add(facts)
-                record.tell(facts)
+                record.add(facts)
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """The whole of it for one watcher: for named batches, and on Airflow without shared streams."""
+        """Watch alone: for named batches, and on Airflow versions without shared streams."""
         if self.batch_ids is not None:
             events = self._named(self.batch_ids)
         else:
@@ -160,8 +169,8 @@ class BatchCompletedTrigger(BaseEventTrigger):
     # --- named batches ---------------------------------------------------------------------------------
 
     async def _named(self, batch_ids: Sequence[str]) -> AsyncIterator[TriggerEvent]:
-        record, recent = await Record.load(self), Recent()
-        waits = {asyncio.create_task(self._ended(one)) for one in batch_ids if one not in record.told}
+        record, recent = await Record.load(self), RecentEvents()
+        waits = {asyncio.create_task(self._ended(one)) for one in batch_ids if one not in record.reported}
         try:
             while waits:
                 ended, waits = await asyncio.wait(
@@ -169,18 +178,18 @@ class BatchCompletedTrigger(BaseEventTrigger):
                 )
                 if not ended:
                     await record.save()
-                if (left := recent.left_behind()) is not None:
-                    yield self._event(left)
+                if (again := recent.to_repeat()) is not None:
+                    yield self._event(again)
                 for facts in [task.result() for task in ended]:
                     if self._wants(facts):
                         yield self._event(facts)
                         recent.add(facts)
-                    record.tell(facts)
+                    record.add(facts)
             await asyncio.sleep(SETTLING)
             await record.save()
-            if (left := recent.left_behind()) is not None:
-                yield self._event(left)
-            # A watcher that returns is started again, and again.
+            if (again := recent.to_repeat()) is not None:
+                yield self._event(again)
+            # Wait for ever: Airflow would start a watcher that returns again and again.
             await asyncio.Event().wait()
         finally:
             for task in waits:
@@ -199,10 +208,10 @@ class BatchCompletedTrigger(BaseEventTrigger):
                 return {"batch_id": batch_id, "status": "not found", "ended_at": time.time()}
             except Exception as error:
                 again = "batch %s cannot be watched, next try in %.0f s: %s"
-                log.error(again, batch_id, MENDING, error, exc_info=_bug(error))
-                await asyncio.sleep(MENDING)
+                log.error(again, batch_id, RETRY_SECONDS, error, exc_info=_if_unexpected(error))
+                await asyncio.sleep(RETRY_SECONDS)
 
-    # --- what is told ----------------------------------------------------------------------------------
+    # --- events ----------------------------------------------------------------------------------------
 
     def _wants(self, facts: Facts) -> bool:
         if facts["status"] not in self.statuses:
@@ -221,15 +230,15 @@ class BatchCompletedTrigger(BaseEventTrigger):
         return TriggerEvent({**facts, "conn_id": self.conn_id})  # type: ignore[no-untyped-call]
 
 
-def _bug(error: Exception) -> Exception | None:
-    """An error that nobody expects, and whose traceback a log should have."""
+def _if_unexpected(error: Exception) -> Exception | None:
+    """The error if it is a bug, whose traceback the log should have; else None."""
     from anybatch.errors import Wait, classify
 
     return error if classify(error).wait is Wait.UNEXPECTED else None
 
 
 def facts_of(batch: Batch, ended_at: float | None = None) -> Facts:
-    """The part of an ended batch that an event carries."""
+    """What an event says of an ended batch; `ended_at` where the provider does not say when it ended."""
     counts = batch.request_counts.model_dump() if batch.request_counts else {}
     return {
         "batch_id": batch.id,
@@ -245,83 +254,88 @@ def facts_of(batch: Batch, ended_at: float | None = None) -> Facts:
 
 
 class Record:
-    """What a watcher has told: the batches that ended of late by id, all before `floor` without."""
+    """What a watcher has reported: recently ended batches by id, and all that ended before `floor`."""
 
     def __init__(self, store: Any, key: str, floor: float) -> None:
         self._store, self._key = store, key
         self._is_saved = True
         self.floor = floor
-        self.told: dict[str, float] = {}
+        self.reported: dict[str, float] = {}
 
     @classmethod
     async def load(cls, trigger: BatchCompletedTrigger) -> Record:
-        """The record from the asset's state store; a new one where there is none."""
+        """The record from the asset's state store, or a new one."""
         arguments = json.dumps(trigger.serialize()[1], sort_keys=True)
         key = "anybatch:" + hashlib.sha256(arguments.encode()).hexdigest()[:16]
         record = cls(getattr(trigger, "asset_state_store", None), key, time.time() - trigger.lookback)
         try:
             kept = await record._store.aget(key) if record._store is not None else None
-        except ValueError as error:  # a trigger that several assets share has no store of its own
-            log.warning("what was told is not kept over a restart of the triggerer: %s", error)
+        except ValueError as error:  # Airflow has no store for a trigger that several assets share
+            log.warning(
+                "after a restart of the triggerer this watcher reports again from `lookback` on: %s",
+                error,
+            )
             record._store, kept = None, None
         if kept:
-            record.floor, record.told = kept["floor"], kept["told"]
+            record.floor, record.reported = kept["floor"], kept["told"]
         return record
 
-    def untold(self, snapshot: Snapshot) -> Iterable[Facts]:
+    def unreported(self, snapshot: Snapshot) -> Iterable[Facts]:
         """The batches of a listing that are new, the first to end first."""
         new = []
         for facts in snapshot:
             if facts["ended_at"] <= self.floor:
-                break  # the latest are first
-            if facts["batch_id"] not in self.told:
+                break  # the snapshot begins with the latest
+            if facts["batch_id"] not in self.reported:
                 new.append(facts)
         return reversed(new)
 
-    def tell(self, facts: Facts) -> None:
-        self.told[facts["batch_id"]] = facts["ended_at"]
+    def add(self, facts: Facts) -> None:
+        """Note that a batch was reported."""
+        self.reported[facts["batch_id"]] = facts["ended_at"]
         self._is_saved = False
 
     async def save(self) -> None:
-        """Keep what was told; ids only as long as their batch might come up again."""
+        """Store what was reported; an id is dropped once its batch can no longer turn up as new."""
         if self._is_saved:
             return
-        latest = min(max(self.told.values()), time.time())
+        latest = min(max(self.reported.values()), time.time())
         self.floor = max(self.floor, latest - OVERLAP)
-        self.told = {one: ended for one, ended in self.told.items() if ended > self.floor}
+        self.reported = {one: ended for one, ended in self.reported.items() if ended > self.floor}
         self._is_saved = True
         if self._store is not None:
-            await self._store.aset(self._key, {"floor": self.floor, "told": self.told})
+            await self._store.aset(self._key, {"floor": self.floor, "told": self.reported})
 
 
-class Recent:
-    """The last event, and whether others were close before it.
+class RecentEvents:
+    """The last event, and whether others came shortly before it.
 
-    Of events that come close together Airflow makes one run of the DAG, which is given the first. The others
-    are given to the run after the next event, and that may be days away: so the last of them is told again.
+    When events come close together, Airflow makes one run of the DAG and gives it the first event. The others
+    wait for the run after the next event, which may be days away. So the last of them is reported again, to
+    start that run.
     """
 
     def __init__(self) -> None:
         self._last: Facts | None = None
-        self._told_at = -math.inf
+        self._last_at = -math.inf
         self._is_crowd = False
 
     def add(self, facts: Facts) -> None:
         now = time.monotonic()
-        self._is_crowd = self._is_crowd or now - self._told_at < SETTLING
-        self._last, self._told_at = facts, now
+        self._is_crowd = self._is_crowd or now - self._last_at < SETTLING
+        self._last, self._last_at = facts, now
 
-    def left_behind(self) -> Facts | None:
-        """What is to be told again, once nothing has been told for a while; else None."""
+    def to_repeat(self) -> Facts | None:
+        """The event to report again, once no event has come for a while; else None."""
         now = time.monotonic()
-        if not self._is_crowd or now - self._told_at < SETTLING:
+        if not self._is_crowd or now - self._last_at < SETTLING:
             return None
-        self._is_crowd, self._told_at = False, now
+        self._is_crowd, self._last_at = False, now
         return self._last
 
 
 class Listing:
-    """The account's batches as far as a watch needs them: those that run, and those that ended of late."""
+    """The batches of an account that a watch needs: those that run, and those that ended of late."""
 
     def __init__(self, max_age: float) -> None:
         self._max_age = max_age
@@ -330,13 +344,13 @@ class Listing:
         self._seen_until = -math.inf
 
     def begin(self, now: float) -> float:
-        """How far back the listing has to be read: to the oldest that runs, and to all new ones."""
+        """How far back to read the listing: to the oldest batch that runs, and to all new ones."""
         oldest = min(self._running.values(), default=math.inf)
         self._now, self._found = now, set[str]()
         return now - self._max_age if self._seen_until == -math.inf else min(oldest, self._seen_until)
 
     def take(self, batch: Batch) -> None:
-        """Take in a batch as it is listed."""
+        """Take in a batch from the listing."""
         self._found.add(batch.id)
         if not batch.status.is_terminal:
             self._running[batch.id] = float(batch.created_at or self._now)
@@ -345,14 +359,15 @@ class Listing:
             self._ended[batch.id] = facts_of(batch, self._now if was_running else None)
 
     def finish(self, *, is_whole: bool = True) -> Snapshot:
-        """All that ended, the latest first.
+        """All batches that ended of late, the latest first.
 
-        Where the pages were not all there are, what was not on them may run, or have ended, all the same: the
-        next listing has to go back as far as this one should have.
+        Args:
+            is_whole: Whether the listing was read to its end. If not, a batch that was not in it may still
+                run or have ended, so the next listing goes back as far as this one should have.
         """
         if is_whole:
             self._seen_until = self._now
-            # What runs and was not on the pages is gone from the account.
+            # A running batch that is not in the whole listing is gone from the account.
             self._running = {one: created for one, created in self._running.items() if one in self._found}
         since = self._now - self._max_age
         old = {one for one, facts in self._ended.items() if facts["ended_at"] <= since}
@@ -361,8 +376,13 @@ class Listing:
         return tuple(sorted(self._ended.values(), key=lambda facts: facts["ended_at"], reverse=True))
 
 
-async def _looks(client: AsyncClient, listing: Listing, interval: float) -> AsyncGenerator[Snapshot]:
-    """One listing after another; ends with the error that a person has to mend, and with no other."""
+async def _listings(client: AsyncClient, listing: Listing, interval: float) -> AsyncGenerator[Snapshot]:
+    """Yield a snapshot after each listing, for ever.
+
+    Raises:
+        Exception: An error that a person has to mend. All others are logged, and the next listing is the
+            retry.
+    """
     from anybatch.errors import classify
     from anybatch.polling.pace import Trouble
 
@@ -381,12 +401,12 @@ async def _looks(client: AsyncClient, listing: Listing, interval: float) -> Asyn
             asked = getattr(error, "retry_after", None)
             pause = min(interval * 2.0 ** min(failures, 6) if asked is None else max(asked, interval), 3600.0)
             if trouble.lasts(time.monotonic(), calm=2 * pause) is not None:
-                log.warning("listing batches fails, still watching: %s", error)
+                log.warning("listing the batches failed; the watch goes on: %s", error)
         else:
             failures = 0
             if not batches.reading.is_complete and cuts.lasts(time.monotonic(), calm=2 * pause) is not None:
                 log.warning(
-                    "the list of batches cannot be read to its end; what is beyond it, nobody is told of"
+                    "the provider's list of batches cannot be read to its end; what is beyond is not reported"
                 )
             yield snapshot
         await asyncio.sleep(pause * random.uniform(0.9, 1.1))

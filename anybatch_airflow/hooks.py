@@ -1,4 +1,4 @@
-"""The Airflow connection behind a batch: which provider, where, and with whose key."""
+"""From an Airflow connection to a client: which provider, at which address, with whose key."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from anybatch.polling.watcher import Watcher
     from anybatch.providers import Provider
 
-_FIRST_PARTY = "anthropic"  # the only platform of the Anthropic provider that signs in by API key
+_KEY_PLATFORM = "anthropic"  # the only platform of Airflow's Anthropic provider that signs in by API key
 
 # Connections of other providers whose extra names the model as "provider:model".
-_BY_MODEL = ("pydanticai", "pydantic-ai", "langchain")
-# What such a prefix is called here; others are the same.
-_PREFIXES = {
-    "openai-chat": "openai",  # two APIs of one account
+_TYPES_WITH_MODEL = ("pydanticai", "pydantic-ai", "langchain")
+# The provider that such a prefix means, where anybatch calls it otherwise.
+_PROVIDER_OF_PREFIX = {
+    "openai-chat": "openai",  # another API of the same account
     "openai-responses": "openai",
     "azure-openai": "azure",
     "mistralai": "mistral",
@@ -37,17 +37,17 @@ _PREFIXES = {
 }
 _OTHER_SIGN_IN = {"pydanticai-bedrock": "AWS Bedrock", "pydanticai-vertex": "Google Vertex AI"}
 
-# The look-ups under way in each event loop: a triggerer starts hundreds of triggers at once, of few
-# connections, and it takes Airflow 15 ms of CPU to tell one.
-_Wanted: TypeAlias = tuple[str | None, str | None, str | None]
-_lookups: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[_Wanted, asyncio.Task[Watcher]]] = (
+# The look-ups of connections under way, by event loop. A triggerer starts hundreds of triggers of a few
+# connections at once, and each look-up takes Airflow 15 ms of CPU, so they share one.
+_HookArguments: TypeAlias = tuple[str | None, str | None, str | None]
+_lookups: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[_HookArguments, asyncio.Task[Watcher]]] = (
     WeakKeyDictionary()
 )
 
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
-    """The arguments of an `anybatch.Client`; the key is left out of the repr."""
+    """The arguments of an `anybatch.Client`; its repr hides what may be secret."""
 
     provider: str
     api_key: str | None = field(default=None, repr=False)
@@ -57,7 +57,12 @@ class ClientSettings:
     settings: Mapping[str, str] = field(default_factory=dict, repr=False)  # some may be secret
 
     def open(self) -> Provider:
-        """The account at the provider. Raises ConfigurationError; settings that it lacks are named."""
+        """The account at the provider.
+
+        Raises:
+            ConfigurationError: The provider is unknown, or the account lacks a setting, which the message
+                names.
+        """
         from anybatch.providers import Given, open_provider
 
         return open_provider(self.provider, Given(self.api_key, self.api_base, self.settings))
@@ -70,17 +75,19 @@ class ClientSettings:
 class AnyBatchHook(BaseHook):
     """Turns an Airflow connection into an anybatch client.
 
-    The connection's `password` is the key, `host` the base URL (empty for the provider's own), `extra` holds
-    `provider`, `settings` (what the provider's account has beside key and base URL, by name, such as a
-    region), for httpx `client_args`, and for the link to a console that is not the provider's own
-    `console_url`. Connections of other types serve as they are: `openai`, `anthropic`, `pydanticai`,
-    `pydanticai_azure`, `langchain`, `llamaindex`, and any type whose `extra` names a `provider`. What the
-    connection leaves empty comes from the provider's own environment variables, on the worker and on the
-    triggerer alike.
+    The connection's `password` is the key and its `host` the base URL (empty: the provider's own). Its
+    `extra` holds `provider`; `settings`, what the provider's account has besides key and base URL, by name,
+    such as a region; `client_args` for httpx; and `console_url`, for links to a console that is not the
+    provider's own.
 
-    :param conn_id: The connection; None for none, then `provider` is needed.
-    :param provider: Overrides the connection's provider.
-    :param api_base: Overrides the connection's base URL.
+    Connections of other types serve as they are: `openai`, `anthropic`, `pydanticai`, `pydanticai_azure`,
+    `langchain`, `llamaindex`, and any type whose `extra` names a `provider`. What a connection leaves empty
+    comes from the provider's environment variables, on the worker and on the triggerer.
+
+    Args:
+        conn_id: The connection; None to use none, and then `provider` is needed.
+        provider: Overrides the connection's provider.
+        api_base: Overrides the connection's base URL.
     """
 
     conn_name_attr = "conn_id"
@@ -103,7 +110,7 @@ class AnyBatchHook(BaseHook):
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
-        """What Airflow 3.1 asks the hook about the standard fields of the connection form."""
+        """For Airflow 3.1, which asks the hook about the standard fields of the connection form."""
         from anybatch_airflow.provider_info import connection_type
 
         behaviour = connection_type()["ui-field-behaviour"]
@@ -111,8 +118,8 @@ class AnyBatchHook(BaseHook):
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
-        """What Airflow 3.1 asks the hook about its own fields; objects are text there, in JSON."""
-        # The API server puts a stand-in there where wtforms is not installed.
+        """For Airflow 3.1, which asks the hook about its own form fields; objects are JSON text there."""
+        # Where wtforms is not installed, Airflow's API server puts a stand-in in its place.
         from wtforms import StringField  # pyright: ignore[reportMissingModuleSource]
 
         from anybatch_airflow.provider_info import connection_type
@@ -127,7 +134,7 @@ class AnyBatchHook(BaseHook):
         return f"AnyBatchHook(conn_id={self.conn_id!r}, provider={self.provider!r})"
 
     def get_conn(self) -> Client:
-        """The same as `get_client`, under the name every hook has."""
+        """The same as `get_client`, under the name that every Airflow hook has."""
         return self.get_client()
 
     def get_client(self, **kwargs: Any) -> Client:
@@ -137,24 +144,28 @@ class AnyBatchHook(BaseHook):
         return Client(**self._settings().as_kwargs(), **kwargs)
 
     async def get_async_client(self, *, attempts: int | None = None) -> AsyncClient:
-        """A new client for a trigger, made without blocking the event loop.
+        """A new client for a trigger; making it does not block the event loop.
 
-        `attempts` is how often it sends a request that fails, for callers that repeat calls by themselves.
+        Args:
+            attempts: How often the client sends a request that fails; 2 or so for a caller that repeats calls
+                itself.
         """
         settings = await self._async_settings()
-        # Importing the client takes long enough to hold up the other triggers, so not on their event loop.
+        # In a thread: importing the client takes long enough to delay the other triggers of this event loop.
         return await asyncio.to_thread(_async_client, settings, attempts)
 
     async def get_watcher(self) -> Watcher:
-        """The poller that all triggers of this process share for this account; one client for all."""
+        """The poller and client that all triggers of this process share for this account."""
         lookups = _lookups.setdefault(asyncio.get_running_loop(), {})
         wanted = (self.conn_id, self.provider, self.api_base)
         if wanted not in lookups:
-            # In a context of its own: what it logs is no line of the task whose trigger came first.
+            # In an empty context: else its log lines would go to the task whose trigger came first.
             lookups[wanted] = asyncio.create_task(self._find_watcher(), context=Context())
             lookups[wanted].add_done_callback(lambda _: lookups.pop(wanted))
         lookup = lookups[wanted]
-        await asyncio.wait([lookup])  # a trigger that is ended ends it for no other
+        await asyncio.wait(
+            [lookup]
+        )  # unlike `await lookup`, a cancelled trigger does not cancel the look-up of the others
         if error := lookup.exception():
             from anybatch.polling.schedule import copy_of
 
@@ -169,11 +180,15 @@ class AnyBatchHook(BaseHook):
         return get_watcher(key, make_client)
 
     def console_url(self, client: Client | AsyncClient, batch_ids: Sequence[str]) -> str | None:
-        """Where a person looks at these batches; None where no such page is known."""
+        """The page on which a person sees these batches; None if no such page is known."""
         return client.provider.console_url(batch_ids, self._settings().console_url)
 
     def test_connection(self) -> tuple[bool, str]:
-        """One cheap authenticated call; the message is for the person in front of the connection form."""
+        """Make one cheap call that needs the key.
+
+        Returns:
+            Whether it worked, and a sentence for the person in front of the connection form.
+        """
         from anybatch import AnyBatchError, RetryPolicy
         from anybatch_airflow.diagnosis import diagnose
 
@@ -186,7 +201,7 @@ class AnyBatchHook(BaseHook):
                 return True, client.check()
         except AnyBatchError as error:
             return False, diagnose(error, base, client_args)
-        except (ImportError, TypeError, ValueError) as error:  # client_args that httpx does not take
+        except (ImportError, TypeError, ValueError) as error:  # httpx refuses the client_args
             return False, f"{type(error).__name__}: {error}"
 
     def _settings(self) -> ClientSettings:
@@ -210,7 +225,7 @@ class AnyBatchHook(BaseHook):
         from anybatch import ConfigurationError
 
         if self.provider is None:
-            raise ConfigurationError("give a conn_id or a provider")
+            raise ConfigurationError("neither conn_id nor provider is given: name a connection or a provider")
         return ClientSettings(provider=self.provider, api_base=self.api_base)
 
 
@@ -221,22 +236,29 @@ def read_connection(
     provider: str | None = None,
     api_base: str | None = None,
 ) -> ClientSettings:
-    """What a connection says, whatever its type; the arguments win over the connection.
+    """What a connection of any type says.
 
-    Raises ConfigurationError where the connection does not tell the provider, or uses a way to sign in that
-    anybatch does not have.
+    Args:
+        connection: The connection.
+        extra: Its `extra`, as an object.
+        provider: Overrides the connection's provider.
+        api_base: Overrides the connection's base URL.
+
+    Raises:
+        ConfigurationError: The connection does not name the provider, or signs in by something else than an
+            API key.
     """
     kind = (connection.conn_type or "").replace("_", "-")
-    _refuse_foreign_auth(connection.conn_id, kind, extra)
-    foreign = dict(extra.get(f"{kind}_client_kwargs") or {})
-    client_args = {**_client_args(foreign), **_object(extra, "client_args")}
+    _refuse_other_sign_in(connection.conn_id, kind, extra)
+    sdk_args = dict(extra.get(f"{kind}_client_kwargs") or {})
+    client_args = {**_client_args(sdk_args), **_json_object(extra, "client_args")}
     return ClientSettings(
         provider=provider or _provider_of(connection.conn_id, kind, extra),
-        api_key=foreign.get("api_key") or connection.password or extra.get("api_key") or None,
-        api_base=api_base or foreign.get("base_url") or _base_url(connection, kind) or extra.get("api_base"),
+        api_key=sdk_args.get("api_key") or connection.password or extra.get("api_key") or None,
+        api_base=api_base or sdk_args.get("base_url") or _base_url(connection, kind) or extra.get("api_base"),
         client_args=client_args,
         console_url=extra.get("console_url") or None,
-        settings={name: str(value) for name, value in _object(extra, "settings").items()},
+        settings={name: str(value) for name, value in _json_object(extra, "settings").items()},
     )
 
 
@@ -249,51 +271,51 @@ def _provider_of(conn_id: str, kind: str, extra: Mapping[str, Any]) -> str:
         return kind
     if kind == "pydanticai-azure":
         return "azure"
-    if kind == "llamaindex":  # which takes OpenAI's API and no other
+    if kind == "llamaindex":  # its connections are for OpenAI's API only
         return "openai"
     model = str(extra.get("model") or "")
-    if kind in _BY_MODEL and ":" in model:
+    if kind in _TYPES_WITH_MODEL and ":" in model:
         prefix = model.split(":", 1)[0].replace("_", "-")
-        return _PREFIXES.get(prefix, prefix)
+        return _PROVIDER_OF_PREFIX.get(prefix, prefix)
     raise ConfigurationError(
         f"connection {conn_id!r} (type {kind or 'unknown'}) does not say which provider it is for: "
         'put {"provider": "openai"} or another name into its extra, or give `provider` to the task'
     )
 
 
-def _refuse_foreign_auth(conn_id: str, kind: str, extra: Mapping[str, Any]) -> None:
+def _refuse_other_sign_in(conn_id: str, kind: str, extra: Mapping[str, Any]) -> None:
     from anybatch import ConfigurationError
 
     if kind == "openai" and extra.get("auth_type", "api_key") != "api_key":
         raise ConfigurationError(
-            f"connection {conn_id!r} signs in by {extra['auth_type']!r}; anybatch needs an API key"
+            f"connection {conn_id!r} signs in by {extra['auth_type']!r}; anybatch needs an API key in it"
         )
-    if kind == "anthropic" and str(extra.get("platform") or _FIRST_PARTY).lower() != _FIRST_PARTY:
+    if kind == "anthropic" and str(extra.get("platform") or _KEY_PLATFORM).lower() != _KEY_PLATFORM:
         raise ConfigurationError(
-            f"connection {conn_id!r} signs in through platform {extra['platform']!r}; anybatch needs an API "
-            "key of Anthropic's own API"
+            f"connection {conn_id!r} signs in through platform {extra['platform']!r}; anybatch needs a "
+            "connection with a key of Anthropic's own API"
         )
     if kind in _OTHER_SIGN_IN:
         raise ConfigurationError(
-            f"connection {conn_id!r} signs in to {_OTHER_SIGN_IN[kind]}, whose batches anybatch does not run"
+            f"connection {conn_id!r} signs in to {_OTHER_SIGN_IN[kind]}, which anybatch does not support"
         )
 
 
-def _client_args(foreign: Mapping[str, Any]) -> dict[str, Any]:
-    """The OpenAI and Anthropic SDKs' client arguments that have a meaning for httpx."""
-    headers = {str(name): str(value) for name, value in (foreign.get("default_headers") or {}).items()}
-    if organization := foreign.get("organization"):
+def _client_args(sdk_args: Mapping[str, Any]) -> dict[str, Any]:
+    """Client arguments of the OpenAI and Anthropic SDKs, as far as httpx has the like."""
+    headers = {str(name): str(value) for name, value in (sdk_args.get("default_headers") or {}).items()}
+    if organization := sdk_args.get("organization"):
         headers["OpenAI-Organization"] = str(organization)
-    if project := foreign.get("project"):
+    if project := sdk_args.get("project"):
         headers["OpenAI-Project"] = str(project)
     found: dict[str, Any] = {"headers": headers} if headers else {}
-    if timeout := foreign.get("timeout"):
+    if timeout := sdk_args.get("timeout"):
         found["timeout"] = timeout
     return found
 
 
-def _object(extra: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A JSON object in an extra, which a connection form may have stored as text."""
+def _json_object(extra: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A JSON object in a connection's extra; a connection form may have stored it as text."""
     from anybatch import ConfigurationError
 
     if not (value := extra.get(name)):
@@ -301,9 +323,9 @@ def _object(extra: Mapping[str, Any], name: str) -> dict[str, Any]:
     try:
         read = json.loads(value) if isinstance(value, str) else value
     except ValueError as error:
-        raise ConfigurationError(f"{name} is not JSON: {error}") from None
+        raise ConfigurationError(f"{name} in the connection's extra is not JSON: {error}") from None
     if not isinstance(read, dict):
-        raise ConfigurationError(f"{name} is not a JSON object")
+        raise ConfigurationError(f"{name} in the connection's extra is not a JSON object, such as {{}}")
     return read
 
 
@@ -315,27 +337,28 @@ def _async_client(settings: ClientSettings, attempts: int | None) -> AsyncClient
 
 
 def _poller(settings: ClientSettings) -> tuple[str, Callable[[], AsyncClient]]:
-    """What a watcher is known by, and how it makes its client. Raises ConfigurationError."""
+    """The key by which pollers are shared, and a function that makes the client of a new one."""
     from anybatch import AsyncClient, RetryPolicy
     from anybatch.polling.registry import watcher_key
 
-    _freeze_once()
+    _freeze_loaded_objects()
     provider = settings.open()
     client_args = dict(settings.client_args)
 
     def make_client() -> AsyncClient:
-        # The watcher repeats failed calls by itself.
+        # Two attempts are enough: the watcher repeats failed calls itself.
         return AsyncClient(provider, client_args=client_args, retry=RetryPolicy(attempts=2))
 
     return watcher_key(provider.account.key, client_args), make_client
 
 
 @functools.cache
-def _freeze_once() -> None:
-    """Keep Python's garbage collector off what a triggerer has loaded, as Airflow's executors do.
+def _freeze_loaded_objects() -> None:
+    """Exclude what the triggerer has loaded by now from Python's garbage collection, as Airflow's executors
+    do.
 
-    Its 300,000 objects stay anyhow, and a full collection of them holds up the event loop for 0.2 s, which
-    Airflow reports as a badly written trigger.
+    These 300,000 objects live as long as the process. A full collection that walks them blocks the event loop
+    for 0.2 s, and Airflow would log that a trigger is badly written.
     """
     gc.freeze()
 
@@ -343,17 +366,19 @@ def _freeze_once() -> None:
 def _base_url(connection: Connection, kind: str) -> str | None:
     if not connection.host:
         return None
-    url = _whole_url(connection.host, connection.schema or "", connection.port)
+    url = _join_url(connection.host, connection.schema or "", connection.port)
     if kind == "pydanticai-azure" and "/openai" not in url:
-        return url.rstrip("/") + "/openai/v1"  # that type holds the bare endpoint of the resource
+        return (
+            url.rstrip("/") + "/openai/v1"
+        )  # connections of that type hold the resource's endpoint without a path
     return url
 
 
-def _whole_url(host: str, schema: str, port: int | None) -> str:
-    """The base URL, whole as a form has it, or in the parts to which a connection URI takes it.
+def _join_url(host: str, schema: str, port: int | None) -> str:
+    """The base URL, given whole as in a form, or in parts as Airflow splits a connection URI.
 
-    What comes after the host in such a URI is stored as the schema: a path, though some write the scheme
-    there, `anybatch://:key@gateway:8080/http`, or both.
+    Airflow stores what follows the host of a URI as the schema. That is the path, but some write the scheme
+    there, or both: `anybatch://:key@gateway:8080/http`.
     """
     scheme, _, path = schema.strip("/").partition("/")
     if scheme not in ("http", "https"):

@@ -1,4 +1,7 @@
-"""Where an operator's requests are, and how they stay out of Jinja, XCom and the metadata database."""
+"""The options `input`, `prompt`, `output` and `batch_id`, as tasks read them.
+
+Requests are kept out of Jinja, XCom and the metadata database here.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import ast
 import os
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Self
+
+from anybatch.jobs.options import wrong_choice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,13 +27,14 @@ if TYPE_CHECKING:
 
 
 class Hidden:
-    """Requests, or a function that makes them, in a form that Airflow can neither render nor store."""
+    """Wraps requests, or a function that makes them, so that Airflow neither renders nor stores them."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
     def __repr__(self) -> str:
-        # Goes into the serialized DAG and the rendered fields: no content, no memory address.
+        # Airflow stores this text in the serialized DAG and the rendered fields: no content, and no memory
+        # address, which would make each parse a new version of the DAG.
         if callable(self.value):
             return f"<{getattr(self.value, '__qualname__', type(self.value).__qualname__)}()>"
         try:
@@ -38,23 +44,23 @@ class Hidden:
 
 
 class InputField:
-    """An operator's attribute that keeps a path as it is, and wraps anything else in `Hidden`."""
+    """The attribute `input` of an operator: it keeps a path as it is, and wraps anything else in `Hidden`."""
 
     def __get__(self, operator: Any, kind: type) -> Any:
         return self if operator is None else operator._input
 
     def __set__(self, operator: Any, value: Any) -> None:
-        # Every way in passes here: the constructor, the rendering of a template, the resolving of an XCom.
+        # The constructor, Airflow's template rendering and its resolving of XComs all assign here.
         operator._input = plain(value) if is_shown(value) else Hidden(value)
 
 
 class HasOutput:
-    """An operator with the option `output`, kept as `output_folder`.
+    """An operator with the option `output`, stored as the attribute `output_folder`.
 
-    On every operator of Airflow's, `output` is what the task will push, as an XCom for other tasks. So the
-    attribute and the templated field are named otherwise than the argument. Airflow 3.3 takes the two for one
-    in a single place: an XCom given to `.partial` makes its task an upstream one if a templated field has
-    the argument's name.
+    On every operator of Airflow's, the attribute `output` is the XCom that the task will push, so the folder
+    needs another name, as attribute and as template field. One place in Airflow 3.3 assumes that a template
+    field has its argument's name: an XCom given to `.partial` makes its task an upstream task only then.
+    `partial` below refuses that case.
     """
 
     output_folder: Any
@@ -65,32 +71,43 @@ class HasOutput:
 
     @classmethod
     def partial(cls, **kwargs: Any) -> Any:
-        """As on any operator; an XCom is no folder for all mapped tasks, since each needs its own."""
+        """As on any operator, but refuses an XCom as `output`: one folder for all mapped tasks."""
         _refuse_old_name(cls, kwargs)
         output = kwargs.get("output")
         if not is_path(output) and hasattr(type(output), "resolve"):
             raise TypeError(
-                f"{cls.__name__}.partial(output=…): an XCom would be one folder for all mapped tasks, and "
-                "each needs its own; give it to .expand(output=…), or a path with {{ ti.map_index }} in it"
+                f"{cls.__name__}.partial(output=…): an XCom would give all mapped tasks one folder, and "
+                "each needs its own. Pass it to .expand(output=…), or a path with {{ ti.map_index }} in it"
             )
         return super().partial(**kwargs)  # type: ignore[misc]  # the operator's
 
 
 def _refuse_old_name(operator: type, kwargs: Mapping[str, Any]) -> None:
-    # Looked at before `__init__`, where Airflow would say no more than that `output` is missing.
+    # Checked before `__init__`, in which Airflow would only say that `output` is missing.
     if "output_folder" in kwargs:
         name = getattr(operator, "custom_operator_name", operator.__name__)
-        raise TypeError(f"{name}: the folder is given as `output`, not `output_folder`")
+        raise TypeError(f"{name}: name the folder `output`; `output_folder` is no argument")
+
+
+def checked_choice(name: str, value: Any) -> Any:
+    """The value of an option; checked while the DAG is parsed.
+
+    Raises:
+        ValueError: It is none of the option's choices.
+    """
+    if (wrong := wrong_choice(name, value)) is not None:
+        raise ValueError(wrong)
+    return value
 
 
 def is_shown(value: Any) -> bool:
-    """Whether Airflow may see an input as it is: a path, or the XCom that will be one or be hidden."""
-    # Of the type: a frame may have a column of that name, and would be rendered and stored.
+    """Whether Airflow may see an input as it is: a path, an XCom that is still to come, or a `Hidden`."""
+    # Ask the type: a DataFrame may have a column called `resolve`, and Airflow would then store the frame.
     return isinstance(value, Hidden) or is_path(value) or hasattr(type(value), "resolve")
 
 
 def read_input(value: Any, context: Context) -> Any:
-    """The path or the requests (or the table) that `input` stands for; a function is called."""
+    """The path, requests or table that `input` stands for; calls it if it is a function."""
     if isinstance(value, Hidden):
         value = value.value
     if callable(value):
@@ -110,7 +127,11 @@ def requests_from(
     system: str | None,
     body: Mapping[str, Any] | None,
 ) -> Any:
-    """What `anybatch.Job` takes as input: `value` as it is, or with a prompt the requests of its rows."""
+    """What `anybatch.Job` takes as input: `value` itself, or with a prompt the requests made from its rows.
+
+    Raises:
+        ConfigurationError: An option that needs `prompt` is given without it, or `prompt` without `model`.
+    """
     from anybatch import ConfigurationError, build_requests
 
     if prompt is None:
@@ -118,27 +139,29 @@ def requests_from(
             name for name, given in (("id_column", id_column), ("system", system), ("body", body)) if given
         ]:
             raise ConfigurationError(
-                f"{' and '.join(only)}: only with `prompt`, which makes requests of a table"
+                f"{' and '.join(only)}: only with `prompt`, which makes requests from a table. Give a "
+                "`prompt`, or leave this out"
             )
         return value
     if model is None:
-        raise ConfigurationError("`prompt` makes requests of a table, and they need `model`")
+        raise ConfigurationError("`prompt` makes requests from a table, and each request needs a `model`")
     return build_requests(
         value, prompt, model=model, id_column=id_column, endpoint=endpoint, system=system, **dict(body or {})
     )
 
 
 def plain(value: Any) -> Any:
-    """A local path as its text: Airflow 3.1 takes a Path in a templated field for an XCom to resolve."""
+    """A local path as text: Airflow 3.1 mistakes a Path in a template field for an XCom to resolve."""
     return os.fspath(value) if isinstance(value, PurePath) and not hasattr(type(value), "fs") else value
 
 
 def is_path(value: Any) -> bool:
+    """Whether a value is a path or URL: a text, a path object, or one of Airflow's ObjectStoragePath."""
     return isinstance(value, (str, os.PathLike)) or hasattr(type(value), "fs")
 
 
 def location(value: Any) -> Any:
-    """A local path, or one on an object store with the Airflow connection that its URL names."""
+    """A path to open: local, or on an object store with the Airflow connection that its URL names."""
     if not isinstance(value, str):
         return value
     scheme, separator, rest = value.partition("://")
@@ -147,16 +170,17 @@ def location(value: Any) -> Any:
     from airflow.sdk.io import has_fs
 
     if "@" not in rest.partition("/")[0] and not has_fs(scheme):
-        return value  # a store that fsspec knows and no Airflow provider does
+        return value  # fsspec knows this store, no Airflow provider does
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
     return ObjectStoragePath(value)
 
 
 def batch_ids(value: Any) -> list[str]:
-    """One id or several, as given to a sensor: in a template a list has become its text.
+    """The ids that `batch_id` names: one, several, or a list that a template has rendered as text.
 
-    Raises ConfigurationError where there is none.
+    Raises:
+        ConfigurationError: There is no id, or something that is not one.
     """
     from anybatch import ConfigurationError
 
@@ -167,7 +191,7 @@ def batch_ids(value: Any) -> list[str]:
             raise ConfigurationError(f"batch_id is neither an id nor a list of ids: {value!r}") from None
     ids: list[Any] = [value] if isinstance(value, str) else list(value or ())
     if not all(isinstance(one, str) and one.strip() for one in ids):
-        raise ConfigurationError(f"batch_id holds something that is no id: {ids!r}")
+        raise ConfigurationError(f"batch_id holds something that is not an id: {ids!r}")
     if not ids:
-        raise ConfigurationError("batch_id is empty: there is no batch")
+        raise ConfigurationError("batch_id is empty: name at least one batch")
     return list(dict.fromkeys(ids))

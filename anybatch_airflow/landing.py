@@ -1,4 +1,4 @@
-"""What an operator does once results have landed: tell everyone, and judge."""
+"""What a task does once results have landed: it reports them, and fails if too many rows lack a result."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow.providers.common.compat.sdk import AirflowFailException, Asset
 
-from anybatch_airflow.account import task_instance
+from anybatch_airflow.base import task_instance
 from anybatch_airflow.lineage import report_lineage
-from anybatch_airflow.policies import manifest_of, told
+from anybatch_airflow.reporting import manifest_of, report_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from anybatch.jobs.options import OnPartial
     from anybatch_airflow.hooks import AnyBatchHook
 
-_NAMED = 5  # rows without a result that an error names
+_MAX_NAMED = 5  # rows without a result that an error message names
 
 
-class Lander(Protocol):
-    """What is used of an operator that lands results."""
+class LandingOperator(Protocol):
+    """The attributes of an operator that `land` uses."""
 
     on_partial: OnPartial
     max_failed_ratio: float | None
@@ -35,37 +35,51 @@ class Lander(Protocol):
     def hook(self) -> AnyBatchHook: ...
 
 
-def land(operator: Lander, context: Context, report: Report, *, source: object = None) -> dict[str, Any]:
-    """Tell lineage and assets of landed results, and return their manifest; fail where too many rows failed.
+def land(
+    operator: LandingOperator, context: Context, report: Report, *, source: object = None
+) -> dict[str, Any]:
+    """Report landed results to lineage and assets, and return their manifest.
 
-    `source` is the path the requests came from, if there is one.
+    Args:
+        operator: The operator that landed them.
+        context: Airflow's context of the running task.
+        report: What the job or the batches came to.
+        source: The path that the requests came from, None if they came from memory.
+
+    Returns:
+        The manifest, which is the task's XCom.
+
+    Raises:
+        AirflowFailException: More rows lack a result than `on_partial` and `max_failed_ratio` accept. The
+            results have landed all the same.
     """
     from anybatch.jobs.policies import rows_problem
 
     operator.manifest = manifest = manifest_of(report)
-    operator.log.info("%s; results in %s", told(report), report.results)
+    operator.log.info("%s; results in %s", report_text(report), report.results)
     report_lineage(operator.hook(), source, manifest)
     if problem := rows_problem(report, operator.on_partial, operator.max_failed_ratio):
-        # A task that fails returns nothing, yet one that runs after it all the same may want to know.
+        # A failed task returns nothing, but a task that runs after it (trigger_rule) may need the manifest.
         task_instance(context).xcom_push(key="return_value", value=manifest)
-        # The results are final: a retry would read the same report.
-        raise AirflowFailException(f"{problem}; results in {report.results}; {_without_result(report)}")
-    _tell_assets(context, operator.outlets, manifest)
+        # No retry: it would read the same report.
+        examples = _first_rows_without_result(report)
+        raise AirflowFailException(f"{problem}; results in {report.results}; {examples}")
+    _add_to_asset_events(context, operator.outlets, manifest)
     return manifest
 
 
-def _tell_assets(
+def _add_to_asset_events(
     context: Mapping[str, Any] | Context, outlets: Iterable[Any], manifest: dict[str, Any]
 ) -> None:
-    """Whoever is scheduled by an outlet asset finds the manifest in the event's `extra`."""
+    """Put the manifest into the `extra` of the outlets' events, for DAGs that these assets schedule."""
     events = context.get("outlet_events")
     for outlet in outlets:
         if events is not None and isinstance(outlet, Asset):
             events[outlet].extra.update(manifest)
 
 
-def _without_result(report: Report) -> str:
-    """The first rows that have none, by name."""
+def _first_rows_without_result(report: Report) -> str:
+    """The custom_ids, outcomes and error codes of the first rows that have no result."""
     from anybatch import read_results
     from anybatch.paths import open_path
     from anybatch_airflow.inputs import location
@@ -75,6 +89,6 @@ def _without_result(report: Report) -> str:
         if row.outcome != "succeeded":
             code = f" ({row.error.code})" if row.error and row.error.code else ""
             names.append(f"{row.custom_id!r} {row.outcome.value}{code}")
-            if len(names) == _NAMED:
+            if len(names) == _MAX_NAMED:
                 break
     return "the first of them: " + "; ".join(names)

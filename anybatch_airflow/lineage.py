@@ -1,12 +1,12 @@
-"""Where a job's rows came from and went, for Airflow's hook lineage and for OpenLineage.
+"""Reports where a job's rows came from and went to, to Airflow's hook lineage and to OpenLineage.
 
-An operator calls `report_lineage` once its results have landed, and has
+An operator calls `report_lineage` once its results have landed, and defines
 
     def get_openlineage_facets_on_complete(self, task_instance):
-        return openlineage_facets(self._source, self._manifest)
+        return openlineage_facets(self.source, self.manifest)
 
-`source` is what was given as input: a path or URL is a dataset, requests in memory are none. Where nothing in
-the deployment reads lineage, neither costs more than a call.
+`source` is what was given as input: a path or URL is a dataset, requests in memory are not. In a deployment
+that does not read lineage, each costs one call.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseHook
     from airflow.providers.openlineage.extractors import OperatorLineage
 
-# The members of a manifest that a lineage system is told: figures and names, no content.
+# The members of a manifest that lineage gets: figures and names, no content.
 _FACTS = (
     "job", "provider", "endpoint", "models", "rows", "rounds", "counts", "input_tokens", "output_tokens",
     "cost", "batch_ids", "duration_s",
@@ -30,7 +30,7 @@ _FACTS = (
 
 
 def report_lineage(hook: BaseHook, source: object, manifest: Mapping[str, Any]) -> None:
-    """Tell Airflow's lineage collector what was read and what was written."""
+    """Report to Airflow's lineage collector what the task read and wrote."""
     from airflow.providers.common.compat.lineage.hook import get_hook_lineage_collector
 
     collector: Any = get_hook_lineage_collector()  # type: ignore[no-untyped-call]
@@ -44,7 +44,7 @@ def report_lineage(hook: BaseHook, source: object, manifest: Mapping[str, Any]) 
 def openlineage_facets(
     source: object, manifest: Mapping[str, Any] | None
 ) -> OperatorLineage[Any, Any] | None:
-    """What OpenLineage's listener asks an operator for; None where its provider is not installed."""
+    """What OpenLineage's listener asks an operator for; None if OpenLineage's provider is not installed."""
     try:
         from airflow.providers.openlineage.extractors import OperatorLineage
     except ImportError:
@@ -63,14 +63,14 @@ def openlineage_facets(
     if name := dataset_name(manifest.get("results")):
         rows = OutputStatisticsOutputDatasetFacet(rowCount=manifest["rows"])
         found.outputs.append(OutputDataset(*name, outputFacets={"outputStatistics": rows}))
-    told = _facts(manifest)
-    found.run_facets["anybatch"] = _run_facet()(**{_camel(name): value for name, value in told.items()})
+    facts = _facts(manifest)
+    found.run_facets["anybatch"] = _run_facet()(**{_camel(name): value for name, value in facts.items()})
     return found
 
 
 def asset_uri(location: object) -> str | None:
-    """A path or URL as the URI of an asset, without the Airflow connection it may name."""
-    # Asked of the class: an instance would open its file system to answer.
+    """A path or URL as the URI of an asset, without the Airflow connection that it may name; else None."""
+    # Ask the class: an instance would open its file system to answer.
     if not isinstance(location, (str, os.PathLike)) and not hasattr(type(location), "fs"):
         return None
     text = str(location)
@@ -81,7 +81,7 @@ def asset_uri(location: object) -> str | None:
 
 
 def dataset_name(location: object) -> tuple[str, str] | None:
-    """Namespace and name of a path or URL by OpenLineage's naming of datasets."""
+    """The namespace and name that OpenLineage's naming rules give a path or URL."""
     uri = asset_uri(location)
     if uri is None:
         return None
@@ -97,7 +97,7 @@ def _facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def _run_facet() -> Any:
-    """The class of our run facet; its base is OpenLineage's, which may not be there."""
+    """The class of anybatch's run facet, made on first use: its base class needs OpenLineage installed."""
     import attrs
     from airflow.providers.common.compat.openlineage.facet import RunFacet
 
@@ -107,6 +107,6 @@ def _run_facet() -> Any:
 
 
 def _camel(name: str) -> str:
-    """A name as OpenLineage's own facets spell theirs."""
+    """A name in camelCase, as OpenLineage's own facets spell theirs."""
     first, *others = name.split("_")
     return first + "".join(map(str.capitalize, others))

@@ -1,11 +1,11 @@
-"""The buttons on a task instance: its batches at the provider, its results where they landed.
+"""The buttons on a task instance: one to its batch at the provider, one to its results.
 
-An operator has both with `operator_extra_links = (BatchLink(), ResultsLink())` and, right after submitting,
+An operator sets `operator_extra_links = (BatchLink(), ResultsLink())` and calls, right after submitting,
 
     push_links(ti, batches=hook.console_url(client, batch_ids), results=job_folder)
 
-which pushes two XComs, `batch_url` and `results_url`, each the whole URL or "" where there is no page to
-show. The API server reads these and nothing else: neither the DAG file nor this package is imported there.
+which pushes two XComs, `batch_url` and `results_url`: the whole URL, or "" if there is no page to show. The
+API server reads only these XComs; it imports neither the DAG file nor this package.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RESULTS_URL = "results_url"
 
 
 class _PushedLink(BaseOperatorLink):
-    """A link that the operator pushed as an XCom."""
+    """A link whose URL the operator has pushed as an XCom."""
 
     label: ClassVar[str]
     key: ClassVar[str]
@@ -37,21 +37,21 @@ class _PushedLink(BaseOperatorLink):
         return self.key
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
-        """What was pushed; Airflow asks at the end of every run of the task and stores the answer again."""
-        ti: Any = ti_key  # on a worker it is the running task instance
+        """The URL that was pushed. Airflow asks at each end of the task, and stores the answer again."""
+        ti: Any = ti_key  # on a worker Airflow passes the running task instance
         if (pushed := _pushed.get(_key(ti))) is not None:
             return pushed[self.key]
         context = getattr(ti, "_ti_context_from_server", None)
         if context is not None and getattr(context, "next_method", None) is None:
-            return ""  # the task ended before it had a batch; asking would only log an error
-        # A run that resumed after a deferral and failed at once knows no more than its predecessor.
+            return ""  # the task ended before it had a batch; asking for the XCom would only log an error
+        # This process resumed after a deferral and failed before it pushed links: the earlier ones hold.
         from airflow.providers.common.compat.sdk import XCom
 
         return str(XCom.get_value(ti_key=ti, key=self.key) or "")
 
 
 class BatchLink(_PushedLink):
-    """The provider's page of the batch, or of all batches where a job has several."""
+    """The provider's page of the batch, or of all batches if a job has several."""
 
     label = "Batch at the provider"
     key = BATCH_URL
@@ -65,11 +65,17 @@ class ResultsLink(_PushedLink):
 
 
 _pushed: dict[tuple[str, str, str, int], dict[str, str]] = {}
-"""What this process has pushed, by task instance; a worker's process runs one."""
+"""What this process has pushed, by task instance. (A worker's process runs one task instance.)"""
 
 
 def push_links(ti: Any, *, batches: str | None, results: object = None) -> None:
-    """Push what the two links show: `batches` is a URL, `results` the path or URL of the job's folder."""
+    """Push the URLs of the two links.
+
+    Args:
+        ti: The running task instance.
+        batches: URL of the provider's page, None if there is none.
+        results: Path or URL of the job's folder.
+    """
     links = {BATCH_URL: batches or "", RESULTS_URL: (results_url(str(results)) if results else None) or ""}
     _pushed[_key(ti)] = links
     for key, url in links.items():
@@ -81,7 +87,7 @@ def _key(ti: Any) -> tuple[str, str, str, int]:
 
 
 def results_url(location: str) -> str | None:
-    """The web page of a folder on an object store; None where a browser cannot show it."""
+    """The web page of a folder on an object store; None if a browser cannot show the folder."""
     parts = urlsplit(location)
     bucket, key = parts.netloc.rpartition("@")[2], quote(parts.path.strip("/"))
     if parts.scheme in ("http", "https"):

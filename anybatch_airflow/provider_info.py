@@ -1,7 +1,7 @@
-"""What Airflow is told about this package through the entry point `apache_airflow_provider`.
+"""What the package declares to Airflow, through the entry point `apache_airflow_provider`.
 
-Airflow loads this while it reads its own configuration, in every process: no import of Airflow, of the
-core or of a third party belongs here.
+Airflow imports this module while it reads its own configuration, in every process. So it imports nothing but
+the standard library: neither Airflow, nor the core, nor a third party.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _INTEGRATION = "anybatch"
 
 
 def get_provider_info() -> dict[str, Any]:
-    """Modules, connection form and configuration options, in the schema of `provider_info.schema.json`."""
+    """Modules, connection form and configuration options, by the schema `provider_info.schema.json`."""
     return {
         "package-name": "anybatch",
         "name": "anybatch",
@@ -38,7 +38,7 @@ def _modules(*names: str) -> list[dict[str, Any]]:
 
 
 def connection_type() -> dict[str, Any]:
-    """The connection type with its form, as Airflow 3.2 and later read it; the hook tells it to 3.1."""
+    """The connection type and its form. Airflow 3.2 and later read it here; the hook passes it to 3.1."""
     return {
         "connection-type": "anybatch",
         "hook-class-name": "anybatch_airflow.hooks.AnyBatchHook",
@@ -47,7 +47,7 @@ def connection_type() -> dict[str, Any]:
             "hidden-fields": ["schema", "login", "port"],
             "relabeling": {"host": "API base URL", "password": "API key"},
             "placeholders": {
-                "host": "empty for the provider's own, else e.g. https://gateway.example.com/v1",
+                "host": "empty: the provider's own; else e.g. https://gateway.example.com/v1",
                 "password": "empty: from the environment, e.g. OPENAI_API_KEY",
             },
         },
@@ -65,13 +65,13 @@ def connection_type() -> dict[str, Any]:
             },
             "settings": {
                 "label": "Account settings",
-                "description": "What the provider's account has beside key and URL, by name, e.g. "
+                "description": "What the provider's account has besides key and URL, by name, e.g. "
                 '{"region": "eu-west-1"}',
                 "schema": {"type": ["object", "null"]},
             },
             "console_url": {
                 "label": "Console URL",
-                "description": "The page of a batch that a task links to, where it is not the "
+                "description": "The page of a batch, for the link on a task, if it is not the "
                 "provider's own, e.g. https://gateway.example.com/batches/{batch_id}",
                 "schema": {"type": ["string", "null"]},
             },
@@ -83,9 +83,9 @@ def _options() -> dict[str, Any]:
     return {
         "min_defer_seconds": {
             "description": (
-                "A deferred task is not resumed sooner than this many seconds after it deferred. Airflow "
-                "fails some tasks that are resumed while their executor still reports the deferral (issues "
-                "66374, 71580 and 72716 of apache/airflow)."
+                "A task resumes no sooner than this many seconds after it deferred. Airflow fails some "
+                "tasks that resume while their executor still reports the deferral (issues 66374, 71580 and "
+                "72716 of apache/airflow)."
             ),
             "version_added": "0.1.0",
             "type": "float",
@@ -94,10 +94,10 @@ def _options() -> dict[str, Any]:
         },
         "deployment": {
             "description": (
-                "A name for this deployment, which becomes part of the identity of each task's job. To be "
-                "set where several deployments with the same DAGs use one account at a provider, such as "
-                "staging and production. Change it while no task waits: what it has in its folder is then "
-                "another job."
+                "A name for this deployment; it becomes part of the identity of each task's job. Set it if "
+                "several deployments with the same DAGs, such as staging and production, use one account at "
+                "a provider. Change it only while no task waits: a waiting task would no longer recognize "
+                "the job in its folder."
             ),
             "version_added": "0.1.0",
             "type": "string",

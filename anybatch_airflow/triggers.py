@@ -1,4 +1,7 @@
-"""Waiting without a worker: one trigger for all batches of a task, one poller for all triggers."""
+"""What a deferred task waits with.
+
+A task has one trigger for all of its batches, and all triggers of an account share one poller.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from anybatch_airflow.hooks import AnyBatchHook
 from anybatch_airflow.inputs import batch_ids
-from anybatch_airflow.policies import describe
-from anybatch_airflow.taskinstance import TERMINAL_STATES, state_of
+from anybatch_airflow.kill import TERMINAL_STATES, state_of
+from anybatch_airflow.reporting import facts_of_batch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
@@ -32,39 +35,46 @@ ENDED = "ended"
 TIMEOUT = "timeout"
 ERROR = "error"
 
-# Where triggers write their log lines, in order. A line goes through a pipe, and whoever should read it is at
-# times busy for half a second.
-_lines = ThreadPoolExecutor(1, "anybatch-log")
+# Writes the triggers' log lines, in order. The reader of their pipe is at times busy for half a second;
+# in a thread of its own this does not delay the event loop.
+_log_thread = ThreadPoolExecutor(1, "anybatch-log")
 
-LOST = "batch %s is not known at the provider, and no longer waited for; the others of the job are: %s"
+LOST = "the provider does not know batch %s; the task waits only for the other batches of the job: %s"
 
-ASK_AGAIN = 1.0  # seconds until Airflow, which gave no answer, is asked once more for the state of a task
-NAMED = 5  # batches whose errors a message names
+ASK_AGAIN = 1.0  # seconds until Airflow, if it did not answer, is asked again for the state of a task
+MAX_NAMED = 5  # batches whose errors a message names
 
 
 class AnyBatchTrigger(BaseTrigger):
-    """Fires once: when every batch has ended or is late, or as soon as one cannot be waited for any longer.
+    """Fires once: when every batch has ended or is late, or as soon as an error ends the wait for one of
+    them.
 
-    The event is `{"status": "ended" | "timeout" | "error", "batches": {id: …}, "message": str, "then": …}`,
-    and of an error "final": whether no retry of the task would help.
-    Each batch is `{"status": <the batch's>, "total", "completed", "failed"}`, or `{"timeout": True}`, or
-    `{"lost": <why>}` where the provider does not know it and that is outlasted, or `{"error": <why>}` where
-    waiting for it was given up, or `{"waiting": True}` where that of another ended the wait for it too. Only
-    ids, times and names are held, never a key: the connection is read anew wherever the trigger starts.
+    The event is `{"status": "ended" | "timeout" | "error", "batches": {id: entry}, "message": str, "then":
+    …}`. An error event also has "final": whether a retry of the task would be in vain. Each entry is one of
 
-    :param batches: id -> creation time in unix seconds, or None where it is unknown.
-    :param batch_id: one id or several, in place of `batches`, for a task that starts in the triggerer.
-    :param conn_id: Airflow connection; None to use the environment variables of `provider`.
-    :param provider: overrides the connection's.
-    :param api_base: overrides the connection's.
-    :param deadlines: id -> unix seconds; absolute, so that neither a restart of the triggerer nor a retry
-        moves them. A batch without one is waited for until it ends.
-    :param deferred_at: unix seconds at which the task deferred.
-    :param min_defer_seconds: no event sooner than this after `deferred_at`.
-    :param then: told back in the event: an operator that resumes knows nothing but the event.
-    :param cancel_on_kill: whether the batches are the task's own, to be cancelled if it is ended for good.
-    :param outlasts_lost: whether a batch that the provider does not know (404) counts as ended, instead of
-        ending the wait for all.
+    - `{"status": …, "total": …, "completed": …, "failed": …}`: the batch has ended;
+    - `{"timeout": True}`: it is late;
+    - `{"lost": <why>}`: the provider does not know it, and `outlasts_lost` is set;
+    - `{"error": <why>}`: the error that ended the wait;
+    - `{"waiting": True}`: the error of another batch ended the wait for this one.
+
+    The trigger holds ids, times and names, never a key: it reads the connection anew wherever it starts.
+
+    Args:
+        batches: id -> creation time in unix seconds, None where it is unknown.
+        batch_id: One id or several, in place of `batches`, for a task that starts in the triggerer.
+        conn_id: Airflow connection; None to use the environment variables of `provider`.
+        provider: Overrides the connection's provider.
+        api_base: Overrides the connection's base URL.
+        deadlines: id -> unix seconds. They are absolute, so that neither a restart of the triggerer nor a
+            retry moves them. A batch without one is waited for until it ends.
+        deferred_at: Unix seconds at which the task deferred.
+        min_defer_seconds: Fire no sooner than this many seconds after `deferred_at`.
+        then: A text that comes back in the event, for the operator that resumes.
+        cancel_on_kill: Whether to cancel the batches if a person ends the task. False where something else
+            created them.
+        outlasts_lost: Whether a batch that the provider does not know (404) counts as ended; otherwise it
+            ends the wait for all.
     """
 
     def __init__(
@@ -116,83 +126,86 @@ class AnyBatchTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Wait for all batches at once; what goes wrong is told in the event."""
+        """Wait for all batches at once; the event reports what goes wrong."""
         from anybatch.errors import AnyBatchError, classify
 
         try:
-            batches = self._all()
+            batches = self._batches()
             watcher = await self._hook().get_watcher()
         except AnyBatchError as error:
-            event: dict[str, Any] = {"status": ERROR, "batches": {}, "message": _told(error)}
+            event: dict[str, Any] = {"status": ERROR, "batches": {}, "message": _error_text(error)}
             event["final"] = classify(error).is_final
         else:
-            event = await self._outcome(watcher, batches)
+            event = await self._wait_for_all(watcher, batches)
         self._is_decided = True
-        # Airflow can fail a task that is resumed while its executor still reports the deferral.
+        # Not too soon: Airflow can fail a task that resumes while its executor still reports the deferral.
         await asyncio.sleep(self.deferred_at + self.min_defer_seconds - time.time())
-        await asyncio.wrap_future(self._logger()("%s", event["message"]))
+        await asyncio.wrap_future(self._log_in_thread()("%s", event["message"]))
         yield TriggerEvent(event | {"then": self.then})  # type: ignore[no-untyped-call]
 
     async def on_kill(self) -> None:
-        """Cancel the batches if the task instance is over; leave them to the next attempt if it is not.
+        """Cancel the batches if the task instance is over; if it is not, leave them to the next attempt.
 
-        Airflow 3.3 calls this when a deferred task is marked failed or succeeded, but also when it is
-        cleared, and by mistake when a stalled triggerer wakes up after its triggers moved to another one.
-        By then the other one may have told that a batch is late, and a task that leaves it running may have
-        failed: so nothing is cancelled for which this trigger knows, or could know, how the wait has ended.
-        Airflow 3.1 and 3.2 never call it: there a task that is ended by hand leaves its batches running.
+        Airflow 3.3 calls this when someone marks a deferred task failed or succeeded, but also when someone
+        clears it, and by mistake when a stalled triggerer wakes up after its triggers moved to another one
+        (issue 73454). In that last case the other triggerer may already have reported a late batch, and the
+        task may have failed and left it running on purpose. So a batch is cancelled only if this trigger has
+        not fired and the batch's deadline has not passed. Airflow 3.1 and 3.2 never call this: there a task
+        that someone ends leaves its batches running.
         """
         if self.cancel_on_kill and not self._is_decided:
-            # Airflow repeats the cancellation that has led here about once a second, until the trigger is
-            # gone: whatever is awaited here would be given up before the first batch is cancelled.
+            # Airflow cancels this coroutine about once a second until the trigger is gone. Without the
+            # shield, it would be cancelled before it has cancelled the first batch.
             await _uninterrupted(self._cancel_if_over())
 
     async def _cancel_if_over(self) -> None:
-        ids = in_time(self._all(), self.deadlines, time.time())
+        ids = in_time(self._batches(), self.deadlines, time.time())
         if not ids:
-            self.log.info("every batch is past its deadline: what becomes of them is for the task to say")
+            self.log.info(
+                "nothing is cancelled: every batch is past its deadline, and the task decides about it"
+            )
             return
         try:
-            state = await _answer(self._task_state)
+            state = await _ask_airflow(self._task_state)
         except Exception as error:
-            unknown = "Airflow does not tell whether the task instance is over: left running: %s (%s)"
-            self.log.error(unknown, _listed(ids), _told(error))
+            unknown = "Airflow does not say whether the task instance is over, so these run on: %s (%s)"
+            self.log.error(unknown, _listed(ids), _error_text(error))
             return
         if state not in TERMINAL_STATES:
-            self.log.info("the task instance is %s: its batches are left running", state or "not over")
+            self.log.info("the task instance is %s: leaving its batches running", state or "not over")
             return
         self.log.info("the task instance is %s: cancelling %s", state, _listed(ids))
-        async with await _answer(self._hook().get_async_client) as client:
+        async with await _ask_airflow(self._hook().get_async_client) as client:
             done = await asyncio.gather(*map(client.cancel, ids), return_exceptions=True)
         for batch_id, result in zip(ids, done, strict=True):
             if isinstance(result, BaseException):
-                self.log.warning("batch %s was not cancelled: %s", batch_id, _told(result))
+                self.log.warning("batch %s was not cancelled: %s", batch_id, _error_text(result))
 
-    def _all(self) -> dict[str, int | None]:
+    def _batches(self) -> dict[str, int | None]:
         return self.batches or dict.fromkeys(batch_ids(self.batch_id))
 
     def _hook(self) -> AnyBatchHook:
         return AnyBatchHook(self.conn_id, provider=self.provider, api_base=self.api_base)
 
-    async def _outcome(self, watcher: Watcher, batches: Mapping[str, int | None]) -> dict[str, Any]:
+    async def _wait_for_all(self, watcher: Watcher, batches: Mapping[str, int | None]) -> dict[str, Any]:
         from anybatch.errors import Wait, classify
 
         waits: dict[str, asyncio.Task[dict[str, Any]]] = {}
         kinds: list[tuple[Exception, Kind]] = []
         try:
-            async with asyncio.TaskGroup() as group:  # the first error ends all
+            async with asyncio.TaskGroup() as group:  # the first error ends the wait for all
                 for batch_id, created in batches.items():
                     waits[batch_id] = group.create_task(self._wait(watcher, batch_id, created))
         except* Exception as errors:
             kinds = [(error, classify(error)) for error in errors.exceptions]
-        told = {batch_id: told_of(wait) for batch_id, wait in waits.items()}
-        status, message = conclusion(told)
-        event = {"status": status, "batches": told, "message": message}
+        entries = {batch_id: entry_of(wait) for batch_id, wait in waits.items()}
+        status, message = status_and_message(entries)
+        event = {"status": status, "batches": entries, "message": message}
         if status != ERROR:
             return event
         for error, kind in kinds:
             if kind.wait is Wait.UNEXPECTED:
-                self.log.error("the wait ended by a bug", exc_info=error)
+                self.log.error("an unexpected error ended the wait; please report it", exc_info=error)
         return event | {"final": any(kind.is_final for _, kind in kinds)}
 
     async def _wait(self, watcher: Watcher, batch_id: str, created_at: int | None) -> dict[str, Any]:
@@ -203,34 +216,34 @@ class AnyBatchTrigger(BaseTrigger):
                 batch_id,
                 deadline=self.deadlines.get(batch_id),
                 created_at=created_at,
-                on_progress=progress(self._logger()),
+                on_progress=progress(self._log_in_thread()),
             )
         except DeadlineExceededError:
             return {"timeout": True}
         except NotFoundError as error:
             if not self.outlasts_lost:
                 raise
-            self._logger()(LOST, batch_id, error)
-            return {"lost": _told(error)}
-        return describe(batch)
+            self._log_in_thread()(LOST, batch_id, error)
+            return {"lost": _error_text(error)}
+        return facts_of_batch(batch)
 
-    def _logger(self) -> Callable[..., Future[object]]:
-        """`self.log.info`, without holding up the event loop."""
-        # The poller serves all triggers; which of them a line belongs to is kept in the context.
+    def _log_in_thread(self) -> Callable[..., Future[object]]:
+        """`self.log.info`, but the event loop does not wait for it."""
+        # The poller calls back for all triggers; this trigger's context makes the line part of its own log.
         context, info = copy_context(), self.log.info
 
         def log(text: str, *args: object) -> Future[object]:
-            return _lines.submit(context.run, info, text, *args)
+            return _log_thread.submit(context.run, info, text, *args)
 
         return log
 
     async def _task_state(self) -> str | None:
-        """The state of this trigger's task instance, None where there is none."""
+        """The state of this trigger's task instance; None if there is none, or right after a clear."""
         if self.task_instance is None:
             return None
         from asgiref.sync import sync_to_async
 
-        # In a thread, from the import on: it is slow, and the answer comes through the event loop.
+        # In a thread: the import inside is slow, and Airflow's answer comes through this event loop.
         return await sync_to_async(state_of)(self.task_instance)
 
 
@@ -239,67 +252,69 @@ def in_time(batch_ids: Iterable[str], deadlines: Mapping[str, float], now: float
     return [batch_id for batch_id in batch_ids if deadlines.get(batch_id, math.inf) > now]
 
 
-def told_of(wait: asyncio.Task[dict[str, Any]]) -> dict[str, Any]:
-    """What the event says of a batch, from the wait for it, which is over."""
+def entry_of(wait: asyncio.Task[dict[str, Any]]) -> dict[str, Any]:
+    """The event's entry for a batch, made from the finished wait for it."""
     if wait.cancelled():
         return {"waiting": True}
     error = wait.exception()
-    return {"error": _told(error)} if error else wait.result()
+    return {"error": _error_text(error)} if error else wait.result()
 
 
-def conclusion(batches: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
-    """Status and message of the event, from what became of each batch."""
-    if errors := [f"{batch_id}: {told['error']}" for batch_id, told in batches.items() if "error" in told]:
-        more = [f"and {len(errors) - NAMED} more"] if len(errors) > NAMED else []
-        left = [batch_id for batch_id, told in batches.items() if "waiting" in told]
-        also = [f"left running and no longer waited for: {_listed(left)}"] if left else []
-        return ERROR, "; ".join(errors[:NAMED] + more + also)
-    if late := [batch_id for batch_id, told in batches.items() if told.get("timeout")]:
+def status_and_message(batches: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
+    """Status and message of the event, made from the entries of all batches."""
+    if errors := [f"{batch_id}: {entry['error']}" for batch_id, entry in batches.items() if "error" in entry]:
+        more = [f"and {len(errors) - MAX_NAMED} more"] if len(errors) > MAX_NAMED else []
+        left = [batch_id for batch_id, entry in batches.items() if "waiting" in entry]
+        also = [f"still running, and the task no longer waits for: {_listed(left)}"] if left else []
+        return ERROR, "; ".join(errors[:MAX_NAMED] + more + also)
+    if late := [batch_id for batch_id, entry in batches.items() if entry.get("timeout")]:
         return TIMEOUT, f"not ended at the deadline: {', '.join(late)}"
     return ENDED, ", ".join(
-        f"{batch_id} is {told.get('status', 'not known at the provider')}"
-        for batch_id, told in batches.items()
+        f"{batch_id} is {entry.get('status', 'not known to the provider')}"
+        for batch_id, entry in batches.items()
     )
 
 
 def progress(log: Callable[..., object]) -> Callable[[Batch], None]:
-    """A callback that logs each new status and each tenth of the rows of one batch."""
-    told: tuple[str, int] | None = None
+    """A callback that logs each new status of one batch, and each tenth of its rows."""
+    reported: tuple[str, int] | None = None
 
-    def tell(batch: Batch) -> None:
-        nonlocal told
+    def report(batch: Batch) -> None:
+        nonlocal reported
         counts = batch.request_counts
         done, total = (counts.completed + counts.failed, counts.total) if counts else (0, 0)
         stage = (batch.raw_status, 10 * done // total if total else 0)
-        if stage != told:
-            told = stage
+        if stage != reported:
+            reported = stage
             rows = f", {done:,} of {total:,} rows" if total else ""
             log("batch %s: %s%s", batch.id, batch.raw_status, rows)
 
-    return tell
+    return report
 
 
-async def _answer(ask: Callable[[], Awaitable[T]]) -> T:
-    """What Airflow answers; it is asked again where it does not, as what answers may just be being replaced.
+async def _ask_airflow(ask: Callable[[], Awaitable[T]]) -> T:
+    """Call `ask` until it answers: the process that answers for Airflow may just be restarting.
 
-    Raises the last error after the time that Airflow gives to `on_kill`.
+    Raises:
+        Exception: The last error that `ask` raised, after the seconds that Airflow gives to `on_kill`.
     """
     until = time.monotonic() + conf.getint("triggerer", "on_kill_timeout", fallback=30)
-    told: Exception | None = None
+    failure: Exception | None = None
     while True:
         try:
             async with asyncio.timeout(until - time.monotonic()):
                 return await ask()
         except Exception as error:
-            if told is None or not isinstance(error, TimeoutError):  # the time being over tells less than why
-                told = error
+            # An earlier error says more than that the time is over.
+            if failure is None or not isinstance(error, TimeoutError):
+                failure = error
             if time.monotonic() + ASK_AGAIN >= until:
-                raise told from None
+                raise failure from None
             await asyncio.sleep(ASK_AGAIN)
 
 
 async def _uninterrupted(work: Coroutine[Any, Any, None]) -> None:
-    """Await it to its end, unless the event loop itself ends."""
+    """Await `work` to its end although this coroutine is cancelled meanwhile."""
     task = asyncio.create_task(work)
     while not task.done():
         with contextlib.suppress(asyncio.CancelledError):
@@ -315,5 +330,5 @@ def _listed(ids: Sequence[str]) -> str:
     return ids[0] if len(ids) == 1 else f"{len(ids)} batches: {', '.join(ids)}"
 
 
-def _told(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"

@@ -3,8 +3,8 @@
     upstream ──▶ reviews_batch ──▶ reviews ──▶ downstream
                  submits, ends     lands the results, carries the check `error_rate`
 
-No run is alive in between: where the batch has not ended, `reviews` yields nothing, and a run of it waits in
-the queue, together with everything downstream that the same run was asked for.
+No run is alive in between. While the batch runs, `reviews` yields nothing, and a second run waits in the
+queue: for `reviews`, and for everything downstream that the first run should have materialized.
 """
 
 import functools
@@ -41,16 +41,16 @@ class SubmitConfig(dg.Config):
     """Run config of a submit asset; a function's own config class may inherit from it."""
 
     force: bool = False
-    """Submit again although the same requests were submitted before; what still runs of them is cancelled.
+    """Submit all requests again, although they were submitted before; batches that still run are cancelled.
 
-    Once for each run: its retries and re-executions find what it submitted.
+    A run submits them once: its retries and re-executions find what it submitted.
     """
 
 
 class BatchAssets(list[dg.AssetsDefinition]):
-    """The two assets of a batch asset: `dg.Definitions(assets=[*reviews])`.
+    """The two assets of a batch asset, to be unpacked: `dg.Definitions(assets=[*reviews])`.
 
-    It is a list because Dagster's module loaders look into lists, and into no other sequence.
+    It is a list because Dagster's module loaders find assets in lists, and in no other kind of sequence.
     """
 
     @property
@@ -116,45 +116,82 @@ def build_batch_assets(
     op_tags: Mapping[str, Any] | None = None,
     pool: str | None = None,
 ) -> BatchAssets:
-    """A submit asset, a result asset and a check, from a function that makes requests.
+    """Make a submit asset, a result asset and a check from a function that makes requests.
 
-    The function is written as for `@dg.asset`: upstream assets, resources, `config` and `context` are
+    The function is written as for `@dg.asset`: upstream assets, resources, `config` and `context` are its
     arguments. It yields request dicts, or returns an iterable of them or the path of a JSONL file; with
     `prompt` it returns a table (a DataFrame, an Arrow table, rows, a path), and each row becomes a request.
-    In a run over several partitions it returns a mapping from partition key to requests or table, as Dagster
-    loads an upstream asset there.
+    In a run over several partitions it returns a mapping from partition key to requests or table, which is
+    also how Dagster loads an upstream asset there.
 
     The job's identity is asset and partition: materializing again with the same requests finds the same
-    batch, or the landed results, and costs nothing. What was cancelled or, with `max_rounds`, expired or
-    failed in a way that may pass is submitted again, and nothing else is. `SubmitConfig(force=True)` submits
-    all once more regardless.
+    batch, or the landed results, and costs nothing. Only rows that were cancelled are submitted again, and
+    with `max_rounds` those that expired, went missing or failed in a way that may pass.
+    `SubmitConfig(force=True)` submits all of them once more.
 
-    resource_key      key of the `BatchResource`: provider, credentials
-    model, endpoint, completion_window, metadata, options, on_orphan, on_changed, on_untranslatable, on_lost,
-    shard_requests, keep_requests, price
-                      as in `anybatch.Job`; `metadata` goes to the provider, `definition_metadata` to Dagster
-    prompt, id_column, system, body  as `prompt`, `id_column`, `system` and the other parameters of
-                      `anybatch.build_requests`
-    output            folder or URL under which the job folders lie; default: the resource's
-    max_rounds        how often a row may be submitted, as in `anybatch.Job`. Between two rounds nothing is
-                      alive: the result asset, finding rows worth another round, submits them and waits anew
-    on_partial        rows without a result after the last round: "keep", they land as they are and
-                      `max_failed_ratio` decides; "fail", the result asset fails, and names the results that
-                      have landed all the same. Submitting again is not its business but that of `max_rounds`
-    max_failed_ratio  share of rows without a result above which the check `error_rate` fails; default: it
-                      fails if no row succeeded
-    timeout           seconds or timedelta from a round's creation on; its end is when it is noticed
-    on_timeout        "leave", the result asset fails, the batch runs on, and materializing the result asset
-                      takes its results; "cancel", it fails and the batch is cancelled, and materializing
-                      keeps the finished rows and submits the rest again; "land_partial", the batch is
-                      cancelled, and what it finished lands, the rest as `cancelled`
-    value             of the result asset: "path" of results.jsonl, "rows" (a list of `anybatch.Row`),
-                      "dataframe" (pandas), "arrow", "none", a pydantic model (a dict from custom_id to
-                      object; answers that are none count as rows without a result), or a function of the
-                      report.
-                      A run over several partitions has one for each
-    automation_condition, pool  of the submit asset (what waits starts the result asset)
-    freshness_policy, io_manager_key  of the result asset
+    Args:
+        requests: The function.
+        name: Name of the result asset; the submit asset is `<name>_batch`. Default: the function's name.
+        key_prefix: Prefix of both assets' keys.
+        resource_key: Key of the `BatchResource`, which has provider and credentials.
+        model: As in `anybatch.Job`; with `prompt`, the model of every request.
+        endpoint: As in `anybatch.Job`.
+        prompt: Makes requests from a table: a template such as "Sum up: {text}", or a function of the row.
+        id_column: With `prompt`, the column that holds custom_ids, or a function of the row.
+        system: With `prompt`, the system prompt of every request.
+        body: With `prompt`, the other parameters of every request, such as `{"max_tokens": 200}`.
+        completion_window: As in `anybatch.Job`.
+        metadata: Strings on every batch at the provider; Dagster's own is `definition_metadata`.
+        options: The provider's own options for creating a batch.
+        output: Folder or URL in which each job gets a folder of its own. Default: the resource's.
+        on_orphan: As in `anybatch.Job`.
+        on_changed: As in `anybatch.Job`.
+        on_untranslatable: As in `anybatch.Job`.
+        on_lost: As in `anybatch.Job`.
+        shard_requests: As in `anybatch.Job`.
+        keep_requests: As in `anybatch.Job`.
+        max_rounds: How often a row may be submitted, as in `anybatch.Job`. No process is alive between two
+            rounds: the run of the result asset submits the next round, and then waits as before.
+        on_partial: What to do if rows have no result after the last round. "keep": they land as they are, and
+            `max_failed_ratio` decides. "fail": the result asset fails; the results have landed all the same.
+        max_failed_ratio: Share of rows without a result above which the check `error_rate` fails. Default: it
+            fails if no row succeeded.
+        timeout: How long to wait for a round, from its creation, in seconds or as a timedelta; checked when
+            the sensor looks.
+        on_timeout: What to do with a batch that is late. "leave": the result asset fails, the batch runs on,
+            and materializing the result asset later takes its results. "cancel": the result asset fails and
+            the batch is cancelled; materializing again keeps the finished rows and submits the rest.
+            "land_partial": the batch is cancelled, and what it finished lands; the other rows have the
+            outcome `cancelled`.
+        price: As in `anybatch.Job`.
+        value: What the result asset's IO manager stores: the "path" of results.jsonl, "rows" (a list of
+            `anybatch.Row`), "dataframe" (pandas), "arrow", "none", a pydantic model (a dict from custom_id to
+            object; an answer that does not fit the model counts as a row without a result), or a function of
+            the report. In a run over several partitions each partition has a value.
+        partitions_def: Partitions of both assets.
+        backfill_policy: How many partitions one run takes, and so one batch.
+        ins: As on `@dg.asset`; of the submit asset.
+        deps: As on `@dg.asset`; of the submit asset.
+        automation_condition: When to submit. (The sensor starts the result asset.)
+        freshness_policy: Of the result asset.
+        retry_policy: Of both assets' steps.
+        code_version: Of both assets.
+        description: Of both assets. Default: the function's docstring.
+        group_name: Of both assets.
+        tags: Of both assets.
+        owners: Of both assets.
+        kinds: Of both assets. Default: `{"anybatch"}`.
+        definition_metadata: Dagster's metadata of both assets.
+        io_manager_key: Of the result asset.
+        op_tags: Of both assets' ops.
+        pool: Concurrency pool of the submit asset.
+
+    Returns:
+        The submit asset and the result asset.
+
+    Raises:
+        DagsterInvalidDefinitionError: An option has a value that is none of its choices, or options
+            contradict each other.
     """
     job_options = JobOptions(
         resource_key=resource_key,
@@ -184,7 +221,7 @@ def build_batch_assets(
     )
     path = [*([key_prefix] if isinstance(key_prefix, str) else key_prefix or ()), name or requests.__name__]
     submit_key, result_key = dg.AssetKey([*path[:-1], f"{path[-1]}_batch"]), dg.AssetKey(path)
-    told = description or inspect.getdoc(requests) or ""
+    text = description or inspect.getdoc(requests) or ""
     both: dict[str, Any] = {
         "partitions_def": partitions_def,
         "backfill_policy": backfill_policy,
@@ -198,16 +235,16 @@ def build_batch_assets(
         "kinds": kinds or {"anybatch"},
         "metadata": definition_metadata,
     }
-    with disable_dagster_warnings():  # backfill_policy is called beta, and is the user's own choice
+    with disable_dagster_warnings():  # it warns that backfill_policy is beta, which is the user's choice
         submit = dg.asset(
             key=submit_key,
             ins=ins,
             deps=deps,
             automation_condition=automation_condition,
             pool=pool,
-            description=f"Submits the requests of `{path[-1]}`. {told}".strip(),
+            description=f"Submits the requests of `{path[-1]}`. {text}".strip(),
             tags={**(tags or {}), ROLE: SUBMIT},
-            output_required=False,  # the run may have to wait for its turn
+            output_required=False,  # with max_in_flight, the run may end without submitting
             **both,
             **spec,
         )(_submit_function(requests, job_options))
@@ -215,7 +252,7 @@ def build_batch_assets(
             key=result_key,
             is_required=False,  # the batch may not have ended
             io_manager_key=io_manager_key,
-            description=told or None,
+            description=text or None,
             tags={**(tags or {}), ROLE: RESULT},
             freshness_policy=freshness_policy,
             **spec,
@@ -231,7 +268,7 @@ def _result_asset(
     job_options: JobOptions,
     both: Mapping[str, Any],
 ) -> dg.AssetsDefinition:
-    """A multi-asset of one, since only that may yield nothing where it carries a check."""
+    """The result asset. A multi-asset with one asset: only a multi-asset with a check may yield nothing."""
     storage = out.io_manager_key or "io_manager"
     is_stored_by_us = both["partitions_def"] is not None and job_options.value != "none"
     check = dg.AssetCheckSpec(
@@ -251,7 +288,7 @@ def _result_asset(
 def _as_decorator(
     build: Callable[Concatenate[Compute, P], BatchAssets],
 ) -> Callable[P, Callable[[Compute], BatchAssets]]:
-    """The same options, given before the function."""
+    """`build_batch_assets` as a decorator: the options come first, then the function."""
 
     def decorator(*args: P.args, **options: P.kwargs) -> Callable[[Compute], BatchAssets]:
         return lambda requests: build(requests, *args, **options)
@@ -278,14 +315,15 @@ def _check_text(max_failed_ratio: float | None) -> str:
 
 
 def _submit_function(fn: Compute, job_options: JobOptions) -> Compute:
-    """The function with `context` and `config` arguments, which submits what the user's one yields.
+    """A function for `@dg.asset` that submits what the user's function returns.
 
-    Annotations are resolved here, so that `from __future__ import annotations` does no harm in the user's
-    module: Dagster alone would take a `dg.Config` or resource argument for an upstream asset there.
+    It has the arguments of the user's function, and `context`, `config` and the resource. Annotations are
+    resolved here: in a user's module with `from __future__ import annotations`, Dagster would take a
+    `dg.Config` or resource argument for an upstream asset.
     """
     try:
         signature = inspect.signature(fn, eval_str=True)
-    except NameError:  # a name for type checkers only; Dagster's own message explains it
+    except NameError:  # imported for type checkers only; Dagster's own error explains it
         signature = inspect.signature(fn)
     own = list(signature.parameters.values())
     takes_context = bool(own) and own[0].name in ("context", "_context", "context_", "_")

@@ -2,7 +2,7 @@
 
     table ──▶ reviews_batch ──▶ reviews
 
-What YAML cannot say, a subclass does: `load_table`, `ask` and `get_asset_spec` are there to override.
+A subclass can do what YAML cannot say: override `load_table`, `ask` or `get_asset_spec`.
 """
 
 import inspect
@@ -37,9 +37,9 @@ from .component_schema import (
     ResolvedRetryPolicy,
     ResolvedTable,
     ResolvedText,
-    text_of,
-    told,
-    told_of,
+    described,
+    described_as_option,
+    option_text,
 )
 from .options import ValueName
 from .sensor import build_batch_sensor
@@ -51,39 +51,41 @@ _PARTITION = "{partition}"
 class BatchAssetComponent(dg.Component, dg.Model, dg.Resolvable):
     """A batch asset: a request to a language model for each row of a table, sent as one batch.
 
-    The table is an upstream asset or a file. Two assets come of it: `<name>_batch`, which submits the
-    batch, and `<name>`, which holds the results, with a check on the share of rows that have none. No run is
-    alive while the batch runs: a sensor waits for it, one for all components of a code location.
+    The table is an upstream asset or a file. The component makes two assets: `<name>_batch` submits the
+    batch, and `<name>` holds the results, with a check on the share of rows that have none. No run is alive
+    while the batch runs: one sensor for all components of a code location waits for it.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     # --- the requests
-    name: Annotated[str, told("Name of the result asset.", "review_topics")]
-    key_prefix: Annotated[str | list[str] | None, told("Prefix of both assets' keys.")] = None
+    name: Annotated[str, described("Name of the result asset.", "review_topics")]
+    key_prefix: Annotated[str | list[str] | None, described("Prefix of both assets' keys.")] = None
     table: ResolvedTable = Field(
         description="Asset key of the upstream table, or a file. Whatever its IO manager loads is a table: a "
         "DataFrame, an Arrow table, a list of dicts, the path of a CSV, JSONL or Parquet file.",
         examples=["raw/reviews", {"file": "reviews.csv"}],
     )
     prompt: ResolvedText = Field(
-        description=text_of("prompt", "Here a text, or the file that holds it; `{{` and `}}` are braces."),
+        description=option_text(
+            "prompt", "Here a text, or the file that holds it; `{{` and `}}` are braces."
+        ),
         examples=["What is this review about? {text}", {"file": "prompt.md"}],
     )
     system: Annotated[
-        ResolvedText | None, told_of("system", more="Here a text, or the file that holds it.")
+        ResolvedText | None, described_as_option("system", more="Here a text, or the file that holds it.")
     ] = None
-    id_column: Annotated[str | None, told_of("id_column", "review_id")] = None
+    id_column: Annotated[str | None, described_as_option("id_column", "review_id")] = None
     model_name: ResolvedModelName = Field(
-        alias="model", description=text_of("model"), examples=["gpt-4o-mini"]
+        alias="model", description=option_text("model"), examples=["gpt-4o-mini"]
     )
-    body: Annotated[ResolvedBody | None, told_of("body", {"max_tokens": 200})] = None
+    body: Annotated[ResolvedBody | None, described_as_option("body", {"max_tokens": 200})] = None
 
     # --- the account
-    resource_key: Annotated[str, told("Key of the `BatchResource`.")] = "anybatch"
+    resource_key: Annotated[str, described("Key of the `BatchResource`.")] = "anybatch"
     resource: Annotated[
         ResolvedResource | None,
-        told(
+        described(
             "The account, defined here as resource `resource_key`; components that define the same one share "
             "it. Left out, it is defined elsewhere in the code location.",
             {"provider": "openai", "api_key": "{{ env.OPENAI_API_KEY }}"},
@@ -91,64 +93,67 @@ class BatchAssetComponent(dg.Component, dg.Model, dg.Resolvable):
     ] = None
 
     # --- the job
-    endpoint: Annotated[str, told_of("endpoint")] = "/v1/chat/completions"
-    completion_window: Annotated[str, told_of("completion_window")] = "24h"
-    metadata: Annotated[dict[str, str] | None, told_of("metadata")] = None
-    options: Annotated[dict[str, Any] | None, told_of("options")] = None
+    endpoint: Annotated[str, described_as_option("endpoint")] = "/v1/chat/completions"
+    completion_window: Annotated[str, described_as_option("completion_window")] = "24h"
+    metadata: Annotated[dict[str, str] | None, described_as_option("metadata")] = None
+    options: Annotated[dict[str, Any] | None, described_as_option("options")] = None
     output: Annotated[
         str | None,
-        told(
+        described(
             "Folder or URL under which each job has a folder of its own, for its record and its results; the "
             "resource's if left out."
         ),
     ] = None
-    on_orphan: Annotated[OnOrphan, told_of("on_orphan")] = "fail"
-    on_changed: Annotated[OnChanged, told_of("on_changed")] = "cancel_and_resubmit"
-    on_untranslatable: Annotated[OnUntranslatable, told_of("on_untranslatable")] = "fail"
-    on_lost: Annotated[OnLost, told_of("on_lost")] = "fail"
-    shard_requests: Annotated[int | None, told_of("shard_requests", 10_000)] = None
-    keep_requests: Annotated[KeepRequests, told_of("keep_requests")] = "until_landed"
-    max_rounds: Annotated[int, told_of("max_rounds", 3)] = 1
-    on_partial: Annotated[OnPartial, told_of("on_partial")] = "keep"
+    on_orphan: Annotated[OnOrphan, described_as_option("on_orphan")] = "fail"
+    on_changed: Annotated[OnChanged, described_as_option("on_changed")] = "cancel_and_resubmit"
+    on_untranslatable: Annotated[OnUntranslatable, described_as_option("on_untranslatable")] = "fail"
+    on_lost: Annotated[OnLost, described_as_option("on_lost")] = "fail"
+    shard_requests: Annotated[int | None, described_as_option("shard_requests", 10_000)] = None
+    keep_requests: Annotated[KeepRequests, described_as_option("keep_requests")] = "until_landed"
+    max_rounds: Annotated[int, described_as_option("max_rounds", 3)] = 1
+    on_partial: Annotated[OnPartial, described_as_option("on_partial")] = "keep"
     max_failed_ratio: Annotated[
-        float | None, told_of("max_failed_ratio", 0.01, more="What fails is the check `error_rate`.")
+        float | None,
+        described_as_option("max_failed_ratio", 0.01, more="What fails is the check `error_rate`."),
     ] = None
-    timeout: Annotated[float, told_of("timeout")] = DEFAULT_TIMEOUT
-    on_timeout: Annotated[OnTimeout, told_of("on_timeout")] = "leave"
-    price: Annotated[tuple[float, float] | None, told_of("price", [0.075, 0.3])] = None
+    timeout: Annotated[float, described_as_option("timeout")] = DEFAULT_TIMEOUT
+    on_timeout: Annotated[OnTimeout, described_as_option("on_timeout")] = "leave"
+    price: Annotated[tuple[float, float] | None, described_as_option("price", [0.075, 0.3])] = None
     value: Annotated[
         ValueName | type[BaseModel] | Callable[[Report], Any],
-        told("Value of the result asset, for the assets downstream.", of=ValueName),
+        described("Value of the result asset, for the assets downstream.", of=ValueName),
     ] = "path"
 
     # --- the assets
-    partitions_def: Annotated[ResolvedPartitions | None, told("Partitions of both assets.")] = None
+    partitions_def: Annotated[ResolvedPartitions | None, described("Partitions of both assets.")] = None
     backfill_policy: Annotated[
-        ResolvedBackfillPolicy | None, told("How many partitions one run takes, and so one batch.")
+        ResolvedBackfillPolicy | None, described("How many partitions one run takes, and so one batch.")
     ] = None
     automation_condition: Annotated[
         dg.AutomationCondition[Any] | None,
-        told("When to submit.", "{{ dg.AutomationCondition.eager() }}", of=str),
+        described("When to submit.", "{{ dg.AutomationCondition.eager() }}", of=str),
     ] = None
     freshness_policy: Annotated[
-        dg.FreshnessPolicy | None, told("Freshness policy of the result asset.", of=str)
+        dg.FreshnessPolicy | None, described("Freshness policy of the result asset.", of=str)
     ] = None
-    retry_policy: Annotated[ResolvedRetryPolicy | None, told("Retries of both assets' steps.")] = None
-    deps: Annotated[list[str] | None, told("Keys of further assets to come after.")] = None
-    description: Annotated[str | None, told("Description of the result asset.")] = None
-    group_name: Annotated[str | None, told("Group of both assets.")] = None
-    tags: Annotated[dict[str, str] | None, told("Tags of both assets.", {"team": "data"})] = None
-    owners: Annotated[list[str] | None, told("Owners of both assets.", ["team:data"])] = None
-    kinds: Annotated[list[str] | None, told("Kinds of both assets.", ["openai"])] = None
-    code_version: Annotated[str | None, told("Version of the prompt and its settings.")] = None
-    definition_metadata: Annotated[dict[str, Any] | None, told("Dagster's metadata of both assets.")] = None
-    io_manager_key: Annotated[str | None, told("IO manager of the result asset.")] = None
-    op_tags: Annotated[dict[str, Any] | None, told("Tags of both assets' ops.")] = None
-    pool: Annotated[str | None, told("Concurrency pool of the submit asset.")] = None
+    retry_policy: Annotated[ResolvedRetryPolicy | None, described("Retries of both assets' steps.")] = None
+    deps: Annotated[list[str] | None, described("Keys of further assets to come after.")] = None
+    description: Annotated[str | None, described("Description of the result asset.")] = None
+    group_name: Annotated[str | None, described("Group of both assets.")] = None
+    tags: Annotated[dict[str, str] | None, described("Tags of both assets.", {"team": "data"})] = None
+    owners: Annotated[list[str] | None, described("Owners of both assets.", ["team:data"])] = None
+    kinds: Annotated[list[str] | None, described("Kinds of both assets.", ["openai"])] = None
+    code_version: Annotated[str | None, described("Version of the prompt and its settings.")] = None
+    definition_metadata: Annotated[dict[str, Any] | None, described("Dagster's metadata of both assets.")] = (
+        None
+    )
+    io_manager_key: Annotated[str | None, described("IO manager of the result asset.")] = None
+    op_tags: Annotated[dict[str, Any] | None, described("Tags of both assets' ops.")] = None
+    pool: Annotated[str | None, described("Concurrency pool of the submit asset.")] = None
 
     polling_sensor: Annotated[
         bool,
-        told(
+        described(
             "Whether this component may bring the batch sensor: one component does, for all of them. Say "
             "false in each where the code location defines a batch sensor of its own."
         ),
@@ -157,9 +162,12 @@ class BatchAssetComponent(dg.Component, dg.Model, dg.Resolvable):
     # --- to override -----------------------------------------------------------------------------------
 
     def load_table(self, context: dg.AssetExecutionContext, table: Any) -> Any:
-        """The table to ask about; `table` is what was loaded of the upstream asset, or the path of the file.
+        """The table whose rows are asked about; a subclass may filter or join it.
 
-        In a run over several partitions both are mappings, from partition key to table.
+        Args:
+            context: Dagster's context of the step.
+            table: What was loaded of the upstream asset, or the path of the file; in a run over several
+                partitions a mapping from partition key to either.
         """
         return table
 
@@ -169,7 +177,7 @@ class BatchAssetComponent(dg.Component, dg.Model, dg.Resolvable):
         return line["body"]
 
     def get_asset_spec(self, spec: dg.AssetSpec) -> dg.AssetSpec:
-        """The spec of each of the two assets; all of it may be changed but the key."""
+        """The spec of each of the two assets; a subclass may change all of it but the key."""
         return spec
 
     # --- the definitions -------------------------------------------------------------------------------
@@ -185,10 +193,10 @@ class BatchAssetComponent(dg.Component, dg.Model, dg.Resolvable):
     def _family(self, context: dg.ComponentLoadContext) -> Sequence["BatchAssetComponent"]:
         """All components of this kind in the code location."""
         tree = context.component_tree
-        # Without a project there is a stand-in for a tree, which would look into the current folder.
+        # Without a project Dagster passes a stand-in, which would search the current folder.
         alone = isinstance(tree, TestComponentTree)
         family = [] if alone else tree.get_all_components(BatchAssetComponent)
-        # A component that a function returns without telling its type is not in it.
+        # The tree leaves out a component that a function without a return annotation returns.
         return family if any(component is self for component in family) else [*family, self]
 
     def _sensors(self, family: Iterable["BatchAssetComponent"]) -> list[dg.SensorDefinition]:
@@ -198,7 +206,7 @@ class BatchAssetComponent(dg.Component, dg.Model, dg.Resolvable):
         return [build_batch_sensor(resource_keys=sorted({component.resource_key for component in family}))]
 
     def _resources(self, family: Iterable["BatchAssetComponent"]) -> dict[str, Any]:
-        """The account; of several that are equal the first, since definitions merge only one and the same."""
+        """The resource. Of several equal ones the first: definitions merge only if it is the same object."""
         for other in family:
             if self.resource is None or other.resource is None or other.resource_key != self.resource_key:
                 continue
@@ -240,7 +248,7 @@ class BatchAssetComponent(dg.Component, dg.Model, dg.Resolvable):
         return {key: path.replace(_PARTITION, key) for key in context.partition_keys}
 
     def _requests(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-        """What the options come to; a template that cannot be right is an error at once."""
+        """The requests of these rows; raises at once if the template cannot be right."""
         return build_requests(
             rows,
             self.prompt,
@@ -256,9 +264,9 @@ class BatchAssetComponent(dg.Component, dg.Model, dg.Resolvable):
         if type(self).ask is BatchAssetComponent.ask:
             self._requests(())
         if isinstance(self.table, File) and _PARTITION in self.table.file and self.partitions_def is None:
-            raise ValueError(f"table.file: {_PARTITION} needs a partitions_def")
+            raise ValueError(f"table.file: {_PARTITION} in the path needs a partitions_def")
         return self
 
 
-# What `build_batch_assets` takes by the same name and type.
+# The fields that go to `build_batch_assets` unchanged.
 _OPTIONS = BatchAssetComponent.model_fields.keys() & inspect.signature(build_batch_assets).parameters.keys()

@@ -33,7 +33,7 @@ def load(context: dg.ComponentLoadContext) -> {cls}:
 
 
 class BatchScaffoldParams(dg.Model):
-    """The options of `dg scaffold defs`; without any, three rows on the embedded provider."""
+    """The options of `dg scaffold defs`; without any it writes three rows for the embedded provider."""
 
     name: str | None = Field(default=None, description="Name of the result asset; the folder's if left out.")
     table: str | None = Field(default=None, description="Asset key of the upstream table.")

@@ -29,10 +29,16 @@ from .resource import BatchResource
 _ENV = re.compile(r"""\{\{\s*env(?:\.(\w+)|\(\s*['"](\w+)['"]\s*\))\s*\}\}""")
 
 
-def told(description: str, *examples: Any, of: Any = None) -> dg.Resolver:
-    """What a field is told to be in the component's documentation; `of` is its type in YAML.
+def described(description: str, *examples: Any, of: Any = None) -> dg.Resolver:
+    """A field's description for the component's documentation.
 
-    Of a pydantic `Field` with a default, Dagster's derived schema would lose the description.
+    Not a pydantic `Field`: for one with a default, the schema that Dagster derives would lose the
+    description.
+
+    Args:
+        description: The description.
+        *examples: Values for the documentation.
+        of: The field's type in YAML, if it differs.
     """
     resolver: dg.Resolver = dg.Resolver.default(
         description=description, examples=list(examples) or None, model_field_type=of
@@ -40,12 +46,12 @@ def told(description: str, *examples: Any, of: Any = None) -> dg.Resolver:
     return resolver
 
 
-def told_of(name: str, *examples: Any, more: str = "", of: Any = None) -> dg.Resolver:
-    """What a field is told to be that is an option of a job: the option's own sentence, and `more`."""
-    return told(text_of(name, more), *examples, of=of)
+def described_as_option(name: str, *examples: Any, more: str = "", of: Any = None) -> dg.Resolver:
+    """The same for a field that is an option of a job: the option's own sentence, and `more`."""
+    return described(option_text(name, more), *examples, of=of)
 
 
-def text_of(name: str, more: str = "") -> str:
+def option_text(name: str, more: str = "") -> str:
     return f"{option(name).text} {more}".rstrip()
 
 
@@ -76,7 +82,7 @@ class BatchResourceModel(dg.Model):
     )
     settings: dict[str, Any] = Field(
         default={},
-        description="What the provider's account has beside key and base URL, by name; a secret one as a"
+        description="What the provider's account has besides key and base URL, by name; a secret one as a"
         " template that reads a variable.",
         examples=[{"region": "eu-west-1"}],
     )
@@ -96,12 +102,12 @@ class RetryPolicyModel(dg.Model):
 
 
 def resolve_table(context: ResolutionContext, table: str | File) -> str | File:
-    """The asset key as it is, or the file with its folder."""
+    """The asset key as it is, or the file's full path."""
     return File(file=_located(context, table)) if isinstance(table, File) else table
 
 
 def resolve_text(context: ResolutionContext, text: str | File) -> str:
-    """The text as it is, or what its file holds: a prompt is full of braces, and none of them are Jinja's."""
+    """The text as it is, or what its file holds; braces in a prompt are never Jinja's."""
     return UPath(_located(context, text)).read_text(encoding="utf-8") if isinstance(text, File) else text
 
 
@@ -115,13 +121,15 @@ def resolve_resource(context: ResolutionContext, model: BatchResourceModel) -> B
     key = given.pop("api_key", None)
     settings = context.resolve_value(given)
     name = settings["provider"]
-    if name not in set(LLMProvider) and name not in provider_names():  # which reads what all packages declare
-        get_provider(name)  # its error names those there are
+    if (
+        name not in set(LLMProvider) and name not in provider_names()
+    ):  # provider_names() reads all packages' entry points
+        get_provider(name)  # raises; its error names the providers that exist
     return BatchResource(**settings, api_key=_key(context, key) if key else None)
 
 
 def _key(context: ResolutionContext, template: str) -> str:
-    """A variable stays one: it is read when needed, and Dagster shows its name and never what it holds."""
+    """An environment variable stays a variable: Dagster shows its name, and reads its value when needed."""
     if variable := _ENV.fullmatch(template.strip()):
         return dg.EnvVar(variable[1] or variable[2])
     if "{{" in template:
@@ -137,9 +145,9 @@ def resolve_retry_policy(context: ResolutionContext, model: RetryPolicyModel) ->
 
 
 def resolve_body(context: ResolutionContext, body: Any) -> Any:
-    """The values that are templates, rendered; all others as they are.
+    """The body with its templates rendered; everything else stays as it is.
 
-    Dagster would render every text, and "1" would come out as a number.
+    Dagster would render every text, and "1" would become a number.
     """
     if isinstance(body, Mapping):
         return {name: resolve_body(context.at_path(name), value) for name, value in body.items()}

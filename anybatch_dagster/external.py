@@ -1,4 +1,4 @@
-"""Batches that other systems created, as events of an external asset."""
+"""build_external_batch_sensor: reports batches that other systems created as events of an external asset."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ import dagster as dg
 from anybatch import AnyBatchError, AsyncClient, Batch, BatchStatus, RetryPolicy
 
 from .metadata import ExternalBatchMetadata
-from .polling import Aside
+from .polling import BackgroundRunner
 
 if TYPE_CHECKING:
     from .resource import BatchResource
 
-_PAGES = 20  # of the listing that are read in one tick
-_MOST_EVENTS = 50  # of one tick: Dagster writes them one by one, while other sensors wait
-_OVERLAP = 900  # seconds by which a batch may turn up as ended later than another that ended after it
-_MOST_TOLD = 200  # ended batches that are remembered by a mark each, which bounds the cursor
+_PAGES = 20  # pages of the listing that one tick reads
+_MAX_EVENTS = 50  # events in one tick: Dagster writes them one by one while other sensors wait
+_OVERLAP = 900  # seconds after its end at which a provider may first show that a batch has ended
+_MAX_REPORTED = 200  # hashes of reported batches in the cursor, which bounds its size
 
 Event = Literal["observation", "materialization"]
 
@@ -44,29 +44,38 @@ def build_external_batch_sensor(
     tick_seconds: float = 12.0,
     default_status: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING,
 ) -> dg.SensorDefinition:
-    """A sensor that reports batches created outside of Dagster as events of an external asset, once each,
-    when they have ended: what is downstream can be automated on them like on any other asset.
+    """A sensor that reports each batch created outside of Dagster, once it has ended, as an event of an
+    external asset.
 
-    An event may be reported a second time where a tick is cut off.
+    Assets downstream can be automated on these events as on any other asset. If a tick is cut off, an event
+    may be reported twice.
 
-    event      "observation", or "materialization" for the batches that have results; of failed ones without
-               any there are observations in any case
-    endpoint, metadata, where  which batches: those with this endpoint, with all of this metadata, and for
-               which the function holds
-    partition  a function of the batch that names the asset's partition
-    lookback   how long before its end a batch may have been created; also how far back the first tick looks
+    Args:
+        asset: The external asset.
+        name: Name of the sensor. Default: the asset's key and `_batches`.
+        resource_key: Key of the `BatchResource`.
+        event: "observation", or "materialization" for batches that have results; a batch without any is
+            observed in either case.
+        endpoint: Only batches on this endpoint.
+        metadata: Only batches with all of this metadata.
+        where: Only batches for which this function returns True.
+        partition: Names the asset's partition for a batch.
+        lookback: How long a batch may take from its creation to its end; the first tick looks back so far.
+        minimum_interval_seconds: Seconds between two ticks.
+        tick_seconds: Seconds that a tick may take.
+        default_status: Whether the sensor runs without being switched on.
     """
     key = asset.key if isinstance(asset, dg.AssetSpec) else dg.AssetKey.from_coercible(asset)
     wanted = dict(metadata or {})
-    aside = Aside()
+    background = BackgroundRunner()
 
     def is_wanted(batch: Batch) -> bool:
-        marks = batch.metadata or {}
+        found = batch.metadata or {}
         return (
             batch.status.is_terminal
-            and not str(marks.get("anybatch_job", "")).startswith("dagster:")
+            and not str(found.get("anybatch_job", "")).startswith("dagster:")
             and endpoint in (None, batch.endpoint)
-            and wanted.items() <= marks.items()
+            and wanted.items() <= found.items()
             and (where is None or where(batch))
         )
 
@@ -74,15 +83,18 @@ def build_external_batch_sensor(
         resource: BatchResource = getattr(context.resources, resource_key)
         seen = Seen.read(context.cursor, time.time() - lookback.total_seconds())
         listing = _Listing(resource, seen.ended - lookback.total_seconds())
-        if not aside.run(listing.read, tick_seconds):
-            return dg.SensorResult(skip_reason="the provider does not answer in time", cursor=context.cursor)
-        if listing.trouble:
-            context.log.warning(listing.trouble)
-        news = sorted(filter(seen.is_new, filter(is_wanted, listing.batches)), key=end_of)[:_MOST_EVENTS]
+        if not background.run(listing.read, tick_seconds):
+            return dg.SensorResult(
+                skip_reason="the provider did not answer in time; the next tick asks again",
+                cursor=context.cursor,
+            )
+        if listing.problem:
+            context.log.warning(listing.problem)
+        news = sorted(filter(seen.is_new, filter(is_wanted, listing.batches)), key=end_of)[:_MAX_EVENTS]
         return dg.SensorResult(
             asset_events=[_event(key, event, batch, partition) for batch in news],
-            cursor=seen.with_told(news, all_read=listing.is_complete).write(),
-            skip_reason=None if news else dg.SkipReason(listing.trouble or "no batch has ended"),
+            cursor=seen.with_reported(news, all_read=listing.is_complete).write(),
+            skip_reason=None if news else dg.SkipReason(listing.problem or "no batch has ended"),
         )
 
     return dg.SensorDefinition(
@@ -99,67 +111,77 @@ def build_external_batch_sensor(
 
 
 def end_of(batch: Batch) -> int:
-    """When a batch ended, unix seconds; where the provider does not say, when it was created."""
+    """When a batch ended, unix seconds; if the provider does not say, when it was created."""
     return batch.ended_at or batch.created_at or 0
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Which ended batches were reported: all that ended before a point in time, and some after it."""
+    """Which ended batches were reported.
+
+    Attributes:
+        ended: All that ended before this, in unix seconds, were reported.
+        reported: Of those that ended later, a short hash of each id that was reported, and when it ended.
+    """
 
     ended: float
-    told: Mapping[str, int] = field(default_factory=dict)  # a mark of each, and when it ended
+    reported: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, cursor: str | None, since: float) -> Seen:
-        """From a cursor; with none, nothing that ended before `since` is news."""
-        return cls(**json.loads(cursor)) if cursor else cls(since)
+        """From a cursor. Without one, what ended before `since` counts as reported."""
+        if not cursor:
+            return cls(since)
+        known = json.loads(cursor)
+        return cls(known["ended"], known["told"])
 
     def write(self) -> str:
-        return json.dumps({"ended": self.ended, "told": self.told}, separators=(",", ":"))
+        return json.dumps({"ended": self.ended, "told": self.reported}, separators=(",", ":"))
 
     def is_new(self, batch: Batch) -> bool:
-        return end_of(batch) >= self.ended and _mark(batch) not in self.told
+        return end_of(batch) >= self.ended and _short_hash(batch) not in self.reported
 
-    def with_told(self, batches: list[Batch], *, all_read: bool = True) -> Seen:
-        """With these, in order of their ends; what lies well behind the newest needs no mark any more.
+    def with_reported(self, batches: list[Batch], *, all_read: bool = True) -> Seen:
+        """The same with these batches, which are in the order of their ends.
 
-        `all_read`: the listing was read to its end. Else what was not read may have ended before these, and
-        is news as long as the marks suffice to tell.
+        Args:
+            batches: What was reported now.
+            all_read: Whether the listing was read to its end. If not, a batch on an unread page may have
+                ended before these, so `ended` does not move, as long as the hashes suffice.
         """
-        told = {**self.told, **{_mark(batch): end_of(batch) for batch in batches}}
-        newest = max(told.values(), default=-math.inf)
-        kept = dict(sorted(told.items(), key=lambda item: item[1])[-_MOST_TOLD:])
-        oldest = min(kept.values(), default=0) if len(kept) < len(told) else -math.inf
+        reported = {**self.reported, **{_short_hash(batch): end_of(batch) for batch in batches}}
+        newest = max(reported.values(), default=-math.inf)
+        kept = dict(sorted(reported.items(), key=lambda item: item[1])[-_MAX_REPORTED:])
+        oldest = min(kept.values(), default=0) if len(kept) < len(reported) else -math.inf
         ended = max(self.ended, newest - _OVERLAP if all_read else -math.inf, oldest)
-        return Seen(ended, {mark: end for mark, end in kept.items() if end >= ended})
+        return Seen(ended, {key: end for key, end in kept.items() if end >= ended})
 
 
-def _mark(batch: Batch) -> str:
+def _short_hash(batch: Batch) -> str:
     return hashlib.sha256(batch.id.encode()).hexdigest()[:6]
 
 
-# --- asking, telling ---------------------------------------------------------------------------------
+# --- the listing and the events -------------------------------------------------------------------------
 
 
 class _Listing:
     """The batches of an account that were created after a point in time, newest first.
 
-    `is_complete`: it was read to its end; only then is a batch that is not in it not there.
+    `is_complete` says that the listing was read to its end; only then is a batch that is not in it not there.
     """
 
     def __init__(self, resource: BatchResource, created_after: float) -> None:
         self._resource, self._after = resource, created_after
         self.batches: list[Batch] = []
         self.is_complete = False
-        self.trouble: str | None = None
+        self.problem: str | None = None
 
     async def read(self) -> None:
         try:
             async with self._resource.async_client(retry=RetryPolicy(attempts=1)) as client:
                 await self._pages(client)
         except AnyBatchError as error:
-            self.trouble = f"{type(error).__name__}: {error}"
+            self.problem = f"{type(error).__name__}: {error}"
 
     async def _pages(self, client: AsyncClient) -> None:
         found = client.iter_batches(since=self._after, max_pages=_PAGES)
@@ -167,12 +189,12 @@ class _Listing:
             self.batches.append(batch)
         self.is_complete = found.reading.is_complete
         if found.reading.is_cut:
-            self.trouble = (
-                f"the provider says that it has more than the {len(self.batches):,} batches that were "
-                "looked at, and not how to read on"
+            self.problem = (
+                f"the provider says that there are more than these {len(self.batches):,} batches, but not "
+                "how to read on; batches beyond them are not reported"
             )
         elif not self.is_complete:
-            self.trouble = f"only the newest {len(self.batches):,} batches were looked at: shorten `lookback`"
+            self.problem = f"only the newest {len(self.batches):,} batches were read: shorten `lookback`"
 
 
 def _event(
@@ -195,14 +217,14 @@ def _event(
         if batch.ended_at and batch.created_at
         else None,
     )
-    told: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "asset_key": key,
         "partition": partition(batch) if partition else None,
         "description": f"{batch.id}: {batch.status.value}",
         "metadata": dict(facts),
     }
-    # A batch that failed half-way may have rows that were paid for.
+    # A failed batch may have finished rows, which were paid for.
     has_results = batch.status is not BatchStatus.FAILED or bool(counts and counts.completed)
     if event == "materialization" and has_results:
-        return dg.AssetMaterialization(**told)
-    return dg.AssetObservation(**told)
+        return dg.AssetMaterialization(**arguments)
+    return dg.AssetObservation(**arguments)

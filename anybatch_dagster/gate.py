@@ -1,14 +1,14 @@
-"""How a run waits without a process: it is queued, behind a gate that the batch sensor opens.
+"""How a run waits without a process: it stays in the queue until the batch sensor opens its gate.
 
-The gate is a run tag whose concurrency limit is 0 in the instance's `dagster.yaml`:
+A run behind the gate has the tag `anybatch/gate: waiting`, whose concurrency limit is 0 in `dagster.yaml`:
 
     concurrency:
       runs:
         tag_concurrency_limits:
           - {key: anybatch/gate, value: waiting, limit: 0}
 
-Everything that knows about this is here. Dagster 1.13.26 brought a run status SUSPENDED ("waiting on
-external work with no run worker") that nothing writes yet; once something does, `Gate` moves to it.
+Only this module knows of it. Dagster 1.13.26 brought a run status SUSPENDED ("waiting on external work with
+no run worker"), which nothing in Dagster sets yet; once something does, `Gate` can use it instead.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ TAG = "anybatch/gate"
 WAITING = "waiting"
 OPEN = "open"
 CANCELLED = "cancelled"
-IN_FLIGHT = "anybatch/in_flight"  # the resource whose account the run's batch is on, or will be
-TURN = "anybatch/turn"  # the run that has been given a turn to submit; "waiting" until then
+IN_FLIGHT = "anybatch/in_flight"  # key of the resource on whose account the run has, or will have, a batch
+TURN = "anybatch/turn"  # the id of a run that may submit; "waiting" until it may
 
 _IMPLICIT_JOB = "__ASSET_JOB"
 
 
 class Gate:
-    """The parked runs of one instance. Every method may be repeated without harm."""
+    """The parked runs of one instance. Every method may be called twice without harm."""
 
     def __init__(self, instance: DagsterInstance) -> None:
         self._instance = instance
 
     @property
     def exists(self) -> bool:
-        """Whether the instance holds back runs that wait; without the rule they would start at once."""
+        """Whether the instance has the gate rule; without it, waiting runs would start at once."""
         queue = self._instance.get_concurrency_config().run_queue_config
         limits = queue.tag_concurrency_limits if queue else ()
         return any(
@@ -55,32 +55,32 @@ class Gate:
         )
 
     def waiting(self) -> Sequence[str]:
-        """The ids of all parked runs, re-executed ones included: those inherit the tags."""
+        """The ids of all parked runs, also of re-executed ones, which inherit the tags."""
         return self._instance.get_run_ids(RunsFilter(statuses=[DagsterRunStatus.QUEUED], tags={TAG: WAITING}))
 
     def runs(self, run_ids: Collection[str]) -> Sequence[DagsterRun]:
-        """These runs, oldest first."""
+        """The runs with these ids, oldest first."""
         return self._instance.get_runs(RunsFilter(run_ids=list(run_ids)), ascending=True) if run_ids else []
 
     def abandoned(self) -> Sequence[DagsterRun]:
-        """Parked runs that a person has terminated, and that nothing was done about yet."""
+        """Parked runs that a person has terminated, and whose batches are not cancelled yet."""
         return self._instance.get_runs(RunsFilter(statuses=[DagsterRunStatus.CANCELED], tags={TAG: WAITING}))
 
-    def open(self, run_id: str, told: Mapping[str, str] | None = None) -> None:
-        """Let a parked run start, with some more tags."""
-        self._instance.add_run_tags(run_id, {**(told or {}), TAG: OPEN})
+    def open(self, run_id: str, tags: Mapping[str, str] | None = None) -> None:
+        """Let a parked run start, and add some tags to it."""
+        self._instance.add_run_tags(run_id, {**(tags or {}), TAG: OPEN})
 
-    def close_for_good(self, run_id: str) -> None:
+    def mark_cancelled(self, run_id: str) -> None:
         """Take a terminated run off the list of abandoned ones."""
         self._instance.add_run_tags(run_id, {TAG: CANCELLED})
 
     def fail(self, run_id: str, message: str) -> None:
-        """End a parked run that cannot be started, in red."""
+        """Fail a parked run that cannot be started."""
         run = self._instance.get_run_by_id(run_id)
         if run is not None and not run.is_finished:
             self._instance.report_run_failed(run, message)
 
-    # --- turns: a cap on the batches in flight -----------------------------------------------------------
+    # --- turns: at most `max_in_flight` batches ----------------------------------------------------------
 
     def in_flight(self, resource: str) -> int:
         """How many runs have a batch on this account, or are about to submit one."""
@@ -91,10 +91,10 @@ class Gate:
     def take_turn(self, run: DagsterRun, resource: str, most: int) -> bool:
         """Whether this run may submit now.
 
-        It is counted before it counts: of two that ask at once, both may be sent back, and never both let in
-        where there is room for one.
+        The run counts itself first, and then asks. So if two ask at once, both may have to wait, but never do
+        both submit when there is room for one.
         """
-        if run.tags.get(TURN) == run.run_id:  # the sensor has given it
+        if run.tags.get(TURN) == run.run_id:  # the sensor gave it a turn
             return True
         self._instance.add_run_tags(run.run_id, {IN_FLIGHT: resource})
         if self.in_flight(resource) <= most:
@@ -103,29 +103,37 @@ class Gate:
         return False
 
     def give_turn(self, run_id: str, resource: str) -> None:
+        """Let a run that waits for its turn start and submit."""
         self._instance.add_run_tags(run_id, {IN_FLIGHT: resource, TURN: run_id, TAG: OPEN})
 
     # --- parking from within a run --------------------------------------------------------------------
 
     def can_park(self, run: DagsterRun) -> bool:
-        """Whether a run can queue another one: there is the rule, and a daemon that can start what is queued.
+        """Whether a run can queue another one: the gate rule exists, and a daemon can start what is queued.
 
-        Processes that were started by hand belong to no code location.
+        A run that was started by hand, in a process of its own, belongs to no code location, so no daemon
+        could.
         """
         return run.remote_job_origin is not None and self.exists
 
     def park(
         self, context: AssetExecutionContext, assets: Collection[AssetKey], tags: Mapping[str, str]
     ) -> str:
-        """Queue a run of these assets behind the gate, and return its id; the same one for the same tags.
+        """Queue a run of these assets behind the gate; for the same tags it finds the run that is already
+        there.
 
-        It exists before the run that asks for it has finished. So a backfill, which fails what it finds
-        without a result and without a run, always finds one of the two, even where no sensor is running.
+        The new run exists before the run that asks for it has finished. A backfill fails assets that have
+        neither a result nor a run; so it always finds one, even if no sensor is running.
+
+        Returns:
+            The id of the parked run.
         """
         ours = {name: value for name, value in tags.items() if name.startswith("anybatch/")}
         there = self._instance.get_runs(RunsFilter(statuses=NOT_FINISHED_STATUSES, tags=ours), limit=1)
         parked = there[0] if there else self._new_run(context, assets, tags)
-        if parked.status is DagsterRunStatus.NOT_STARTED:  # new, or of a process that was killed in between
+        if (
+            parked.status is DagsterRunStatus.NOT_STARTED
+        ):  # new, or the process was killed before it queued the run
             self._instance.report_dagster_event(DagsterEvent.job_enqueue(parked), run_id=parked.run_id)
         return parked.run_id
 
@@ -154,7 +162,7 @@ class Gate:
 
 
 def is_from(run: DagsterRun, context: SensorEvaluationContext) -> bool:
-    """Whether a run belongs to the code location of this sensor, whatever that defines by now."""
+    """Whether a run belongs to this sensor's code location, whatever assets that defines by now."""
     if run.remote_job_origin is None or context.code_location_origin is None:
         return False
     origin = run.remote_job_origin.repository_origin
@@ -163,7 +171,13 @@ def is_from(run: DagsterRun, context: SensorEvaluationContext) -> bool:
 
 
 def config_for(config: Mapping[str, Any], names: Collection[str], *, whole: bool = False) -> dict[str, Any]:
-    """The part of a run's config that speaks of these ops, and of resources; `whole` keeps the job's own."""
+    """The part of a run's config that these ops and the resources need.
+
+    Args:
+        config: The run's config.
+        names: Names of the ops.
+        whole: Whether the new run is of the same job; then the job's own sections stay, too.
+    """
     kept = dict(config) if whole else {"resources": config.get("resources")}
     kept["ops"] = {name: value for name, value in (config.get("ops") or {}).items() if name in names}
     return {section: value for section, value in kept.items() if value}

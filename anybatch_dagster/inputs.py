@@ -1,4 +1,4 @@
-"""What a function of the user's gave, as request lines."""
+"""What the user's function returned, as request lines, with the partition of each in a run over several."""
 
 from __future__ import annotations
 
@@ -16,29 +16,32 @@ if TYPE_CHECKING:
 def request_lines(given: Any, options: JobOptions, partitions: Sequence[str]) -> Any:
     """Request lines, or the path of a file of them: what `anybatch.Job` takes as input.
 
-    A run over several partitions has one batch for all of them. Its function says which request belongs to
-    which partition, by a mapping from partition key to requests (or table): that is also how Dagster loads
-    an upstream asset there. The ids then travel behind the key, so that the answers can be told apart.
+    A run over several partitions has one batch for all of them. Its function returns a mapping from partition
+    key to requests (or table), which is also how Dagster loads an upstream asset there. The partition key
+    then goes in front of each custom_id, so that the answers can be assigned to their partitions.
 
-    Raises ConfigurationError.
+    Raises:
+        ConfigurationError: The function returned None, a mapping with wrong keys, or no mapping though the
+            run is over several partitions.
     """
     if isinstance(given, Mapping):
         if unknown := sorted(map(str, given.keys() - set(partitions))):
             run = ", ".join(partitions[:3]) + (", …" if len(partitions) > 3 else "")
             raise ConfigurationError(
-                f"the mapping has keys that are no partitions of this run: {', '.join(unknown[:3])} "
+                "the function returned a mapping with keys that are not partitions of this run: "
+                f"{', '.join(unknown[:3])} "
                 f"(the run is of {run or 'no partition'})"
             )
         if len(partitions) == 1:
             return _lines(given.get(partitions[0], ()), options)
-        # Dagster loads an upstream asset's partitions in an order that differs between processes, and other
-        # bytes would be another job.
+        # In the run's order: Dagster loads an upstream asset's partitions in an order that differs between
+        # processes, and other bytes would be another job.
         return _partitioned({key: given[key] for key in partitions if key in given}, options)
     if len(partitions) > 1 and options.value != "none":
         raise ConfigurationError(
-            f"this run covers {len(partitions)} partitions, and its requests do not say which is whose: "
-            "return a mapping from partition key to requests, {key: … for key in context.partition_keys}, or "
-            'set value="none"'
+            f"this run covers {len(partitions)} partitions, and its requests do not say which partition each "
+            "is for: return a mapping from partition key to requests, {key: … for key in "
+            'context.partition_keys}, or set value="none"'
         )
     return _lines(given, options)
 
@@ -50,7 +53,7 @@ def _lines(given: Any, options: JobOptions) -> Any:
         )
     if options.prompt is None:
         return given
-    assert options.model is not None  # JobOptions saw to it
+    assert options.model is not None  # JobOptions checks that
     return build_requests(
         given,
         options.prompt,
@@ -65,28 +68,28 @@ def _lines(given: Any, options: JobOptions) -> Any:
 def _partitioned(given: Mapping[str, Any], options: JobOptions) -> Iterator[Mapping[str, Any]]:
     for partition, part in given.items():
         try:
-            yield from (_sign(line, partition) for line in read_requests(_lines(part, options)))
+            yield from (_with_partition(line, partition) for line in read_requests(_lines(part, options)))
         except ConfigurationError as error:
             raise ConfigurationError(f"partition {partition}: {error.message}") from error
-        except InputError as error:  # its row is one of this partition's
+        except InputError as error:  # its row numbers are those of this partition's table
             source = f"partition {partition}: {error.source}"
             raise InputError(source, error.problems, more=error.more) from error
 
 
-def _sign(line: Any, partition: str) -> Any:
+def _with_partition(line: Any, partition: str) -> Any:
     if not isinstance(line, Mapping) or not isinstance(line.get("custom_id"), str):
-        return line  # validation names it, by its place
+        return line  # validation reports it, with its line
     return {**line, "custom_id": f"{quote(partition, safe='')}/{line['custom_id']}"}
 
 
 def split_id(custom_id: str) -> tuple[str, str]:
-    """The partition and the user's own id of a row that came of a mapping."""
+    """The partition and the user's own id, from a custom_id that `request_lines` has made."""
     partition, _, own = custom_id.partition("/")
     return unquote(partition), own
 
 
 def run_partitions(context: Any) -> tuple[str, ...]:
-    """The partition keys of a run, none where its assets have no partitions."""
+    """The partition keys of a run; none if its assets have no partitions."""
     if context.has_partition_key or context.has_partition_key_range:
         return tuple(context.partition_keys)
     return ()

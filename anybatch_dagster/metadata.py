@@ -1,4 +1,4 @@
-"""What is written beside each materialization, so that people can read it and the sensor can act on it."""
+"""The metadata of materializations: people read it, and the sensor acts on it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,16 @@ _PREVIEW_WIDTH = 120
 
 
 class SubmissionMetadata(NamespacedMetadataSet):
-    """Metadata of a submit asset: the record of a submission, from which the sensor finds its batches.
+    """Metadata of a submit asset: the record of a submission, in which the sensor finds its batches.
 
-    `batches` are the ids of the current round, separated by a comma and a space; `deadline` is in unix
-    seconds; `on_timeout` is the asset's, for the case that the asset is gone by then; `console` is the
-    provider's own page of the first batch.
+    Attributes:
+        batches: Ids of the current round, separated by a comma and a space.
+        folder: The job folder.
+        resource: Key of the `BatchResource`.
+        deadline: Unix seconds.
+        on_timeout: The asset's option, for the case that the asset is no longer defined at the deadline.
+        round: The current round, from 1.
+        console: The provider's page of the first batch.
     """
 
     batches: str | None = None
@@ -50,11 +55,14 @@ class SubmissionMetadata(NamespacedMetadataSet):
 
 
 class ResultMetadata(NamespacedMetadataSet):
-    """Metadata of a result asset; numbers plot over time. Durations in seconds, cost in USD.
+    """Metadata of a result asset; Dagster plots its numbers over time. Durations in seconds, cost in USD.
 
-    `submission` is the id of the run that submitted the last round. `invalid` counts rows that succeeded with
-    an answer that is not what the asset's value wants; they count as rows without a result. `turnaround_s`
-    runs from the first submission to landing, `collect_lag_s` from the end of the last batch.
+    Attributes:
+        submission: Id of the run that submitted the last round.
+        invalid: Rows that succeeded, but whose answer does not fit the asset's value; they count as rows
+            without a result.
+        turnaround_s: From the first submission to landing.
+        collect_lag_s: From the end of the last batch to landing.
     """
 
     submission: str | None = None
@@ -85,7 +93,7 @@ class ResultMetadata(NamespacedMetadataSet):
 
 
 class ExternalBatchMetadata(NamespacedMetadataSet):
-    """Metadata of a batch that another system created; counts are of requests, as the provider has them."""
+    """Metadata of a batch that another system created; the provider counts its requests."""
 
     batch: str | None = None
     status: str | None = None
@@ -123,12 +131,21 @@ def result_metadata(
     console: dg.UrlMetadataValue | None,
     invalid: int,
     collect_lag: float | None,
-    is_parted: bool,
+    by_partition: bool,
 ) -> dict[str, Any]:
-    """Metadata of a collected job, with its first few rows as a table; of one that each partition has its own
-    figures of, without those. `submission` is the id of the run that submitted it."""
+    """Metadata of a landed job.
+
+    Args:
+        report: What the job came to.
+        submission: Id of the run that submitted it.
+        console: The provider's page of its batch.
+        invalid: Rows whose answer does not fit the asset's value.
+        collect_lag: Seconds from the end of the last batch to now.
+        by_partition: Whether each partition's event gets its own figures; then they and the preview are left
+            out here.
+    """
     preview = {"preview": dg.MetadataValue.md(preview_table(report.results))}
-    figures = {} if is_parted else {**preview, **part_metadata(report, invalid)}
+    figures = {} if by_partition else {**preview, **part_metadata(report, invalid)}
     facts = ResultMetadata(
         submission=submission,
         provider=report.provider,
@@ -175,9 +192,9 @@ def preview_table(results: str) -> str:
 
 def progress_metadata(progress: Progress) -> dict[str, Any]:
     """Metadata of one look at running batches."""
-    told = {"status": progress.status, "total": progress.total, "completed": progress.completed,
+    facts = {"status": progress.status, "total": progress.total, "completed": progress.completed,
             "failed": progress.failed}  # fmt: skip
-    return {f"anybatch/{name}": value for name, value in told.items()}
+    return {f"anybatch/{name}": value for name, value in facts.items()}
 
 
 def _cell(value: Any) -> str:

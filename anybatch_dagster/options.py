@@ -1,4 +1,4 @@
-"""What a batch asset is told: the options of `anybatch.Job` and the Airflow operator, under their names."""
+"""The options of a batch asset, by the names that `anybatch.Job` and the Airflow operator use."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _VALUES = get_args(ValueName)
 
 @dataclass(frozen=True, kw_only=True)
 class JobOptions:
-    """What a batch asset asks of its jobs."""
+    """The options of a batch asset, checked when definitions load."""
 
     resource_key: str
     model: str | None
@@ -71,9 +71,9 @@ class JobOptions:
             raise _invalid(f"value: {', '.join(_VALUES)}, a pydantic model or a function, not {self.value!r}")
         only = [name for name in ("id_column", "system", "body") if getattr(self, name)]
         if only and self.prompt is None:
-            raise _invalid(f"{' and '.join(only)}: only with `prompt`, which makes requests of a table")
+            raise _invalid(f"{' and '.join(only)}: only with `prompt`, which makes requests from a table")
         if self.prompt is not None and self.model is None:
-            raise _invalid("`prompt` makes requests of a table, and they need `model`")
+            raise _invalid("`prompt` makes requests from a table, and each request needs a `model`")
 
     def job(self, requests: Any, folder: str, identity: str, *, restart: str | None = None) -> Job:
         return Job(

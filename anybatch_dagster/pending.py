@@ -1,8 +1,8 @@
-"""What is waited for: parked runs and submissions, found once and then remembered.
+"""What the sensor waits for: parked runs, and submissions that have no run yet.
 
-The instance holds the truth, and reading all of it in every tick would be dear: what was read is kept in the
-process that evaluates the sensor. A new process, or one whose last answer was lost, reads again from the
-cursor.
+The instance holds the truth. Reading all of it in every tick would be expensive, so the process that
+evaluates the sensor remembers what it has read. A new process, or one whose last answer was lost, reads again
+from the cursor.
 """
 
 from __future__ import annotations
@@ -19,15 +19,20 @@ from . import submissions
 from .gate import TURN, WAITING, Gate
 from .submissions import Submission
 
-MAX_NEW = 100  # submissions of one asset, and MAX_NEW * 5 parked runs, that are taken up in one tick
-_SETTLED = 30.0  # seconds after which no event with a lower storage id can still appear
+MAX_NEW = 100  # new submissions of one asset that a tick reads; of parked runs it reads five times as many
+_SETTLED = 30.0  # seconds; after that no event with a lower storage id can still appear
 
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """Batches that something waits for: a parked run, or a submission that has no run yet.
+    """Batches that a parked run waits for, or that were submitted and have no run yet.
 
-    `turn`: there is no batch yet; the run waits for its turn to submit one.
+    Attributes:
+        batch_ids: The batches; none if the run waits for its turn to submit.
+        resource: Key of the `BatchResource`.
+        deadline: Unix seconds.
+        run: The parked run.
+        submission: The submission, if there is no run.
     """
 
     batch_ids: tuple[str, ...]
@@ -54,7 +59,7 @@ class Pending:
 
     @property
     def asset_key(self) -> dg.AssetKey | None:
-        """The submit asset, by the name that it had then."""
+        """The submit asset, by the name that it had when it submitted."""
         if self.submission is not None:
             return self.submission.asset_key
         name = self.run.tags.get(submissions.TAG_SUBMIT_ASSET) if self.run else None
@@ -66,8 +71,8 @@ class Pending:
         return self.deadline is not None and self.deadline <= time.time()
 
     @property
-    def who(self) -> str:
-        """Who waits, for people."""
+    def waiter(self) -> str:
+        """Who waits, for messages."""
         if self.run is not None:
             return f"run {self.run.run_id}"
         assert self.submission is not None
@@ -75,30 +80,31 @@ class Pending:
 
     @property
     def key(self) -> str:
-        """Names it for as long as it waits."""
+        """Identifies it for as long as it waits."""
         if self.run is not None:
             return self.run.run_id
         assert self.submission is not None
         return f"{self.submission.asset_key.to_user_string()}:{self.submission.run_key}"
 
     @property
-    def mark(self) -> str | None:
-        """What was last told of a parked run, by whatever process."""
+    def reported_stage(self) -> str | None:
+        """The `Progress.stage` that was last reported of a parked run, by any process."""
         return self.run.tags.get(submissions.TAG_STATUS) if self.run else None
 
     @property
-    def turn(self) -> bool:
+    def waits_for_turn(self) -> bool:
+        """Whether the run waits for its turn to submit (`max_in_flight`)."""
         return self.run is not None and self.run.tags.get(TURN) == WAITING
 
 
 class ParkedRuns:
-    """The parked runs of this code location; each is read once, and then only its id is asked for."""
+    """The parked runs of this code location; each is read once, later ticks only ask for ids."""
 
     def __init__(self) -> None:
         self._known: dict[str, Pending | None] = {}
 
     def read(self, gate: Gate, is_ours: Callable[[dg.DagsterRun], bool]) -> list[Pending]:
-        """All that wait now, oldest first as far as they were read."""
+        """All parked runs that were read so far and still wait, oldest first."""
         there = gate.waiting()
         self._known = {run_id: self._known[run_id] for run_id in there if run_id in self._known}
         new = [run_id for run_id in reversed(there) if run_id not in self._known][: 5 * MAX_NEW]
@@ -106,8 +112,8 @@ class ParkedRuns:
             self._known[run.run_id] = Pending.parked(run) if is_ours(run) else None
         return [entry for entry in self._known.values() if entry is not None]
 
-    def told(self, entry: Pending, tags: Mapping[str, str]) -> None:
-        """Note tags that were just given to a run."""
+    def note_tags(self, entry: Pending, tags: Mapping[str, str]) -> None:
+        """Note tags that were just added to a run."""
         assert entry.run is not None
         run = entry.run.with_tags({**entry.run.tags, **tags})
         self._known[run.run_id] = Pending.parked(run)
@@ -115,18 +121,19 @@ class ParkedRuns:
 
 @dataclass
 class _Reading:
-    """How far the submissions of one asset were read; ids are of the event log."""
+    """How far the submissions of one asset were read; numbers are storage ids of the event log."""
 
-    after: int  # nothing before or at it needs to be read again
-    latest: int | None = None  # of the asset when all was read, None while there is more to read
-    handled: set[int] = field(default_factory=set)  # after `after`
+    after: int  # everything up to here needs no second reading
+    latest: int | None = None  # the asset's newest event when all was read; None while there is more to read
+    handled: set[int] = field(default_factory=set)  # later than `after`
 
 
 class NewSubmissions:
-    """Submissions that no run waits for yet: in an instance without the gate, all of them.
+    """Submissions that no run waits for yet. Without the gate rule these are all submissions.
 
-    The cursor is behind all of these, and behind what is too young for its order to be certain. It names
-    their assets, so that a process finds them which runs code where an asset is gone.
+    The cursor lies before all of these, and before events that are so young that earlier ones may still
+    appear. It names their assets, so that a process whose code no longer defines an asset still finds its
+    submissions.
     """
 
     def __init__(self, cursor: str | None) -> None:
@@ -138,7 +145,7 @@ class NewSubmissions:
         self._reading: dict[dg.AssetKey, _Reading] = {}
         self._results: dict[dg.AssetKey, int] = {}
         self._found: dict[int, Pending] = {}
-        self._asked: set[int] = set()
+        self._requested: set[int] = set()
 
     def read(
         self,
@@ -146,7 +153,7 @@ class NewSubmissions:
         pairs: Mapping[dg.AssetKey, dg.AssetKey],
         is_late: Callable[[], bool],
     ) -> None:
-        """Find what is new, and let go of what has been seen to meanwhile."""
+        """Find new submissions, and drop those that are collected or have a run by now."""
         removed: dict[dg.AssetKey, None] = dict.fromkeys(self._assets - pairs.keys())
         latest = submissions.latest_ids(instance, [*pairs.keys(), *pairs.values(), *removed])
         for submit_key, result_key in {**pairs, **removed}.items():
@@ -160,23 +167,23 @@ class NewSubmissions:
             if (collected := latest.get(result_key, 0)) != self._results.get(result_key):
                 self._drop_collected(instance, submit_key, result_key)
                 self._results[result_key] = collected
-        self._drop_asked(instance)
+        self._drop_requested(instance)
 
     def pending(self) -> Iterable[tuple[int, Pending]]:
-        """Those that no run waits for, by the storage ids of their events."""
+        """The submissions that no run waits for, with the storage ids of their events, in that order."""
         return sorted(self._found.items(), key=lambda item: item[0])
 
     def drop(self, entry: Pending) -> None:
-        """Wait no more for a submission."""
+        """Stop waiting for a submission."""
         for storage_id in [storage_id for storage_id, found in self._found.items() if found is entry]:
             self._forget(storage_id)
 
-    def asked(self, storage_id: int) -> None:
-        """Note that a run was asked for."""
-        self._asked.add(storage_id)
+    def requested(self, storage_id: int) -> None:
+        """Note that a run was requested for it."""
+        self._requested.add(storage_id)
 
     def move(self) -> str:
-        """The cursor, moved on to where a process that knows nothing has to begin."""
+        """The new cursor: where a process that knows nothing has to begin to read."""
         unread = [reading.after for reading in self._reading.values() if reading.latest is None]
         behind = min([*unread, *(storage_id - 1 for storage_id in self._found), self._newest])
         known: dict[str, Any] = {"after": max(self._floor, behind)}
@@ -224,7 +231,7 @@ class NewSubmissions:
     def _drop_collected(
         self, instance: dg.DagsterInstance, submit_key: dg.AssetKey, result_key: dg.AssetKey
     ) -> None:
-        """A person may have materialized the result before the sensor did."""
+        """Drop submissions whose result asset a person has materialized before the sensor did."""
         mine = {
             storage_id: entry.submission.run_id
             for storage_id, entry in self._found.items()
@@ -237,13 +244,16 @@ class NewSubmissions:
             if run_id in collected:
                 self._forget(storage_id)
 
-    def _drop_asked(self, instance: dg.DagsterInstance) -> None:
-        """A run that was asked for exists once the daemon has the answer, and is asked for until then."""
-        for storage_id in list(self._asked):
+    def _drop_requested(self, instance: dg.DagsterInstance) -> None:
+        """Drop submissions whose requested run exists by now.
+
+        Until the daemon has made it, each tick requests it again.
+        """
+        for storage_id in list(self._requested):
             submission = self._found[storage_id].submission
             if submission and submissions.has_result_run(instance, submission):
                 self._forget(storage_id)
 
     def _forget(self, storage_id: int) -> None:
         del self._found[storage_id]
-        self._asked.discard(storage_id)
+        self._requested.discard(storage_id)

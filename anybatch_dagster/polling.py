@@ -1,4 +1,4 @@
-"""One look at many batches, within a budget: what a sensor tick can afford."""
+"""Looks at many batches within the time and the number of calls that one sensor tick may take."""
 
 import asyncio
 import contextlib
@@ -16,8 +16,8 @@ from anybatch.errors import Wait, classify
 from anybatch.polling.pace import keep_listing, listing_pays, next_interval
 from anybatch.polling.watcher import LANES
 
-CALLS = 20  # at most, for one account in one tick, where the provider can list
-ONCE = RetryPolicy(attempts=1)  # of a call: the next tick is the retry
+MAX_CALLS = 20  # most calls for one account in one tick, if the provider can list batches
+ONCE = RetryPolicy(attempts=1)  # the next tick is the retry
 _CLOSING = 0.5  # seconds that an event loop may take to close
 
 
@@ -33,14 +33,14 @@ class Progress:
     total: int
 
     @property
-    def mark(self) -> str:
-        """Changes with the status and with every quarter of the way: what is worth telling."""
+    def stage(self) -> str:
+        """The status and how many quarters are done; a change of it is worth an observation."""
         quarter = 4 * (self.completed + self.failed) // self.total if self.total else 0
         return f"{self.status}, {25 * quarter}%" if not self.ended and quarter else self.status
 
 
 def progress_of(batches: Collection[Batch]) -> Progress:
-    """Several batches as one: it has ended when all have, and until then has the status of the slowest."""
+    """Several batches as one: ended once all have; before that, with the status of one that runs."""
     running = [batch for batch in batches if not batch.status.is_terminal]
     counts = [batch.request_counts for batch in batches if batch.request_counts]
     ends = [batch.ended_at for batch in batches]
@@ -58,7 +58,7 @@ def progress_of(batches: Collection[Batch]) -> Progress:
 class Poller:
     """What was last seen of the batches of one account, and when to look at each again.
 
-    It lives in the process that evaluates the sensor; a new process only looks once more at everything.
+    It lives in the process that evaluates the sensor; a new process looks at everything once more.
     """
 
     def __init__(self) -> None:
@@ -67,15 +67,15 @@ class Poller:
         self._gone: dict[str, Exception] = {}
         self._not_before = 0.0
         self._fatal: Exception | None = None
-        self._calls = CALLS
+        self._calls = MAX_CALLS
 
     def states(self, batch_ids: Collection[str]) -> Mapping[str, Batch | Exception]:
-        """What is known of these batches: as last seen, or the error that has ended the wait for one."""
+        """What is known of these batches: as last seen, or the error that ended the wait for one."""
         known = ((batch_id, self._gone.get(batch_id) or self._seen.get(batch_id)) for batch_id in batch_ids)
         return {batch_id: state for batch_id, state in known if state is not None}
 
     def keep_only(self, batch_ids: Collection[str]) -> None:
-        """Forget all others: they were collected."""
+        """Forget all other batches: nothing waits for them any more."""
         for table in (self._seen, self._due, self._gone):
             for batch_id in table.keys() - set(batch_ids):
                 del table[batch_id]
@@ -83,19 +83,28 @@ class Poller:
     async def look(
         self, client: AsyncClient, batch_ids: Collection[str], seconds: float, log: logging.Logger
     ) -> None:
-        """Look at those of the batches that are due, in so many seconds; the others keep their turn.
+        """Look at the batches that are due.
 
-        Where the provider can list, with no more than `CALLS` calls: some wait for the next tick then.
+        Where the provider can list batches, this takes at most `MAX_CALLS` calls; the rest is due again in
+        the next tick.
 
-        Raises AuthenticationError and ConfigurationError, since those concern every batch.
+        Args:
+            client: The client of the account.
+            batch_ids: All batches of the account that something waits for.
+            seconds: How long this may take.
+            log: Gets a warning for each failed call.
+
+        Raises:
+            AuthenticationError: The account refuses the key, which concerns every batch.
+            ConfigurationError: A setting is wrong, which concerns every batch.
         """
         self._log, self._fatal, now = log, None, time.time()
         due = [batch_id for batch_id in batch_ids if self._due.get(batch_id, 0.0) <= now]
         if not due or now < self._not_before:
             return
-        random.shuffle(due)  # whoever is cut off by the budget is not the same every time
+        random.shuffle(due)  # so that the budget does not cut off the same batches every time
         page_size = client.provider.list_limit
-        self._calls = CALLS if page_size > 1 else len(due)
+        self._calls = MAX_CALLS if page_size > 1 else len(due)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 if listing_pays(len(due), len(batch_ids), page_size):
@@ -115,16 +124,16 @@ class Poller:
                 self._calls -= 1
                 for batch in page:
                     if batch.id in wanted:
-                        self._saw(client, batch)
+                        self._keep(client, batch)
                         wanted.discard(batch.id)
                 page_oldest = min((batch.created_at for batch in page if batch.created_at), default=math.inf)
                 pages, ours, missing = listing.reading.pages, expected - len(wanted), len(wanted)
                 budget = min(expected, pages + self._calls)
                 if not keep_listing(pages, ours, missing, page_oldest, oldest, budget=budget):
                     return
-        except Exception as error:  # retrieving each may still work, and tells if it does not
+        except Exception as error:  # go on: retrieving each may still work, and logs its own errors
             self._calls -= 1
-            self._tell(error, "listing batches")
+            self._log_error(error, "listing batches")
 
     async def _lane(self, client: AsyncClient, turn: Iterator[str]) -> None:
         for batch_id in turn:
@@ -132,18 +141,18 @@ class Poller:
                 return
             self._calls -= 1
             try:
-                self._saw(client, await client.retrieve(batch_id))
+                self._keep(client, await client.retrieve(batch_id))
             except Exception as error:
-                self._trouble(error, batch_id)
+                self._handle_error(error, batch_id)
 
-    def _saw(self, client: AsyncClient, batch: Batch) -> None:
+    def _keep(self, client: AsyncClient, batch: Batch) -> None:
         now = time.time()
         first, most = client.provider.poll_seconds
         wait = next_interval(now - (batch.created_at or now), first, most, random.random())
         self._seen[batch.id] = batch
         self._due[batch.id] = math.inf if batch.status.is_terminal else now + wait
 
-    def _trouble(self, error: Exception, batch_id: str) -> None:
+    def _handle_error(self, error: Exception, batch_id: str) -> None:
         match classify(error).wait:
             case Wait.ENDS_ALL:
                 self._fatal = error
@@ -154,27 +163,31 @@ class Poller:
                 self._not_before = time.time() + min(getattr(error, "retry_after", None) or 60.0, 3600.0)
             case Wait.BLIP:
                 pass
-        self._tell(error, batch_id)
+        self._log_error(error, batch_id)
 
-    def _tell(self, error: Exception, what: str) -> None:
+    def _log_error(self, error: Exception, what: str) -> None:
         bug = error if classify(error).wait is Wait.UNEXPECTED else None
         self._log.warning(f"{what}: {error or type(error).__name__}", exc_info=bug)
 
 
-class Aside:
-    """Runs coroutines in a thread of their own, so that a tick ends in time whatever a provider does.
+class BackgroundRunner:
+    """Runs a coroutine in a thread of its own, so that a tick ends in time whatever a provider does.
 
-    Cancelling is not enough: a name that does not resolve holds up a worker thread, and an event loop waits
-    for those before it closes.
+    A timeout alone is not enough: a name that does not resolve blocks a worker thread, and an event loop
+    waits for such threads before it closes.
     """
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
 
     def run(self, make: Callable[[], Coroutine[Any, Any, None]], seconds: float) -> bool:
-        """Run it for at most so long; False where it did not end, or an earlier one still has not.
+        """Run a coroutine for at most `seconds`.
 
-        Raises what it raised.
+        Returns:
+            Whether it ended in time; False as well if an earlier one is still running.
+
+        Raises:
+            Exception: What the coroutine raised.
         """
         if self.is_busy:
             return False

@@ -1,4 +1,4 @@
-"""The account that batches run on, as a Dagster resource."""
+"""BatchResource: the provider account that batches run on."""
 
 import hashlib
 import os
@@ -12,16 +12,16 @@ from upath import UPath
 from anybatch import AnyBatchError, AsyncClient, Batch, Client, Page, Report, RetryPolicy, Row
 from anybatch.providers import Given, Provider, open_provider, settings_of
 
-_KEYS: dict[str, str] = {}
+_SECRETS: dict[str, str] = {}  # by the references that stand for them in resource config
 
 
 class BatchResource(dg.ConfigurableResource[Any]):
-    """A provider and the credentials for it: what batch assets submit to and the batch sensor polls.
+    """A provider and the credentials for it: batch assets submit to it, and the batch sensor polls it.
 
-    It is also useful alone, inside any asset or op: `create`, `retrieve`, `cancel`, `list` and `results` are
-    one call each, and `land_batches` lands what another system has created;
-    `with batches.client() as client: …` keeps the connection, and has all that a client has.
-    Give the key as `dg.EnvVar("OPENAI_API_KEY")`, or leave it out to have the provider's own variable read.
+    Any asset or op can use it, too. `create`, `retrieve`, `cancel`, `list` and `results` are one call each,
+    and `land_batches` lands what another system has created. `with batches.client() as client: …` keeps the
+    connection, and has all that a client has. Give the key as `dg.EnvVar("OPENAI_API_KEY")`, or leave it out
+    to use the provider's own environment variable.
     """
 
     provider: str = Field(description="Name of the provider, such as `openai`, `anthropic` or `local`.")
@@ -35,7 +35,7 @@ class BatchResource(dg.ConfigurableResource[Any]):
     settings: dict[str, Any] = Field(
         default={},
         repr=False,
-        description="What the provider's account has beside key and base URL, by name, such as a region; its"
+        description="What the provider's account has besides key and base URL, by name, such as a region; its"
         " environment variables if left out.",
     )
     output: str | None = Field(
@@ -54,20 +54,20 @@ class BatchResource(dg.ConfigurableResource[Any]):
     def _keep_key_out_of_config(cls, value: Any) -> Any:
         """Replace a key by a reference to it.
 
-        Dagster writes resource config into its database and shows it in the UI. The variable of an
-        `EnvVar` is named there, which is right, but a key given as text would be there to read.
+        Dagster writes resource config into its database and shows it in the UI. Of an `EnvVar` it stores the
+        variable's name, which is fine, but a key given as text could be read there.
         """
         return _reference(value)
 
     @field_validator("settings", mode="before")
     @classmethod
     def _keep_secrets_out_of_config(cls, value: Any, info: ValidationInfo) -> Any:
-        """The same for the settings that the provider says are secret."""
+        """The same for those settings that the provider declares secret."""
         if not value or not isinstance(value, Mapping):
             return value
         try:
             shown = {one.name for one in settings_of(info.data["provider"]) if not one.secret}
-        except (AnyBatchError, KeyError):  # nobody knows which they are
+        except (AnyBatchError, KeyError):  # unknown provider: treat every setting as secret
             shown = set()
         return {name: one if name in shown else _reference(one) for name, one in value.items()}
 
@@ -76,15 +76,22 @@ class BatchResource(dg.ConfigurableResource[Any]):
         return False
 
     def client(self) -> Client:
-        """A new client for this account; a context manager."""
+        """A new client for this account; use it as a context manager."""
         return Client(self._account(), client_args=self.client_args or None)
 
     def async_client(self, *, retry: RetryPolicy | None = None) -> AsyncClient:
-        """A new async client for this account; an async context manager."""
+        """A new async client for this account; use it as an async context manager."""
         return AsyncClient(self._account(), client_args=self.client_args or None, retry=retry)
 
     def check(self) -> str:
-        """One cheap call that needs the key: a sentence if the provider answers, else an `AnyBatchError`."""
+        """Make one cheap call that needs the key.
+
+        Returns:
+            A sentence that says the provider answered.
+
+        Raises:
+            AnyBatchError: It did not, or refused the key.
+        """
         with self.client() as client:
             return client.check()
 
@@ -94,17 +101,22 @@ class BatchResource(dg.ConfigurableResource[Any]):
         endpoint: str = "/v1/chat/completions",
         **options: Any,
     ) -> Batch:
-        """Submit a JSONL file as one batch, at once and outside of any job; see `anybatch.create_batch`."""
+        """Submit a JSONL file as one batch, at once and outside of any job.
+
+        Args:
+            input_file_path: Path or fsspec URL of the file.
+            endpoint: As in `anybatch.create_batch`, and so are the other options.
+        """
         with self.client() as client:
             return client.create(input_file_path, endpoint, **options)
 
     def retrieve(self, batch_id: str) -> Batch:
-        """A batch as it stands."""
+        """A batch, as it is now."""
         with self.client() as client:
             return client.retrieve(batch_id)
 
     def cancel(self, batch_id: str) -> Batch:
-        """Ask the provider to stop a batch; what it finished can still be read."""
+        """Ask the provider to cancel a batch; what it finished can still be read."""
         with self.client() as client:
             return client.cancel(batch_id)
 
@@ -127,7 +139,7 @@ class BatchResource(dg.ConfigurableResource[Any]):
         id: str | None = None,
         price: tuple[float, float] | None = None,
     ) -> Report:
-        """Land ended batches of other systems in a folder of their own; as `anybatch.Client` does."""
+        """Land ended batches of other systems in a folder; as `anybatch.Client.land_batches`."""
         with self.client() as client:
             return client.land_batches(batch_ids, folder, endpoint=endpoint, id=id, price=price)
 
@@ -138,20 +150,20 @@ class BatchResource(dg.ConfigurableResource[Any]):
 
 def _reference(value: Any) -> Any:
     """What stands for a secret in config; an `EnvVar` stands for itself."""
-    if not isinstance(value, str) or isinstance(value, dg.EnvVar) or value in _KEYS:
+    if not isinstance(value, str) or isinstance(value, dg.EnvVar) or value in _SECRETS:
         return value
     reference = f"key-{hashlib.sha256(value.encode()).hexdigest()[:12]}"
-    _KEYS[reference] = value
+    _SECRETS[reference] = value
     return reference
 
 
 def _read(value: Any) -> str | None:
-    """A value of the config, where it may be a reference, or a variable that Dagster has not read.
+    """The secret or setting that a config value stands for.
 
-    It reads those of fields, inside of runs; one in a mapping stays `{"env": name}`.
+    Dagster reads the `EnvVar`s of fields, and only inside of runs; one in a mapping stays `{"env": name}`.
     """
     if isinstance(value, Mapping):
         value = dg.EnvVar(value["env"])
     if isinstance(value, dg.EnvVar):
         value = value.get_value()
-    return _KEYS.get(value, str(value)) if value not in (None, "") else None
+    return _SECRETS.get(value, str(value)) if value not in (None, "") else None

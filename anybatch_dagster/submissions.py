@@ -1,4 +1,4 @@
-"""Finding submissions again: the materializations of submit assets are the record of what was submitted."""
+"""Finds submissions in Dagster's event log, where materializations of submit assets record them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 
 from .metadata import ResultMetadata, SubmissionMetadata
 
-ROLE = "anybatch/role"  # an asset tag that both assets of a pair carry
+ROLE = "anybatch/role"  # an asset tag on both assets of a batch asset
 SUBMIT, RESULT = "submit", "result"
 
 TAG_BATCHES = "anybatch/batches"
@@ -38,9 +38,9 @@ _KEPT_TAGS = ("dagster/backfill", "dagster/priority", "dagster/max_retries", "da
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """One submission of a run: by the submit asset, or, of a later round, by the result asset.
+    """What one run submitted: a run of the submit asset, or for a later round a run of the result asset.
 
-    A ranged run has one for all its partitions. `timestamp` is in unix seconds.
+    A run over several partitions has one submission for all of them. `timestamp` is in unix seconds.
     """
 
     run_id: str
@@ -51,25 +51,25 @@ class Submission:
 
     @property
     def run_key(self) -> str:
-        """Distinguishes submissions, also those that found and re-used the same batch."""
+        """Distinguishes submissions, also two that found the same batch."""
         return f"{self.facts.batches}:{self.run_id}"
 
     @property
     def tags(self) -> dict[str, str]:
-        """What a run that waits for it is known by, readable for people beside it in the UI."""
+        """The tags by which a run that waits for it is found; people read them in the UI."""
         facts = self.facts
-        told = {
+        tags = {
             TAG_SUBMISSION: self.run_id,
             TAG_SUBMIT_ASSET: self.asset_key.to_user_string(),
             TAG_BATCHES: facts.batches,
             TAG_RESOURCE: facts.resource,
             TAG_DEADLINE: str(facts.deadline) if facts.deadline is not None else None,
         }
-        return {name: value for name, value in told.items() if value is not None}
+        return {name: value for name, value in tags.items() if value is not None}
 
 
 class Found(NamedTuple):
-    """Submissions with the storage ids of their first events; `until` is the last id read if more follow."""
+    """Submissions with the storage ids of their first events; `until` is the last id read, if more follow."""
 
     submissions: list[tuple[int, Submission]]
     until: int | None
@@ -78,7 +78,7 @@ class Found(NamedTuple):
 def batch_asset_pairs(graph: AssetGraph) -> dict[AssetKey, AssetKey]:
     """The submit assets of a code location, each with its result asset.
 
-    Read from the graph because keys change after definition, where modules are loaded under a prefix.
+    Read from the asset graph, because keys change after definition when modules are loaded under a prefix.
     """
     pairs = {}
     for key in graph.get_all_asset_keys():
@@ -88,13 +88,13 @@ def batch_asset_pairs(graph: AssetGraph) -> dict[AssetKey, AssetKey]:
 
 
 def latest_ids(instance: DagsterInstance, keys: Sequence[AssetKey]) -> dict[AssetKey, int]:
-    """The storage id of each asset's newest materialization: one query tells which assets have news."""
+    """The storage id of each asset's newest materialization, in one query."""
     entries = (record.asset_entry for record in instance.get_asset_records(keys))
     return {entry.asset_key: entry.last_materialization_storage_id or 0 for entry in entries}
 
 
 def find_submissions(instance: DagsterInstance, submit_key: AssetKey, *, after: int, limit: int) -> Found:
-    """The submissions of one asset whose events came after storage id `after`, oldest first."""
+    """The submissions of one asset whose events have storage ids above `after`, oldest first."""
     records = instance.fetch_materializations(
         AssetRecordsFilter(asset_key=submit_key, after_storage_id=after), limit=limit, ascending=True
     ).records
@@ -121,7 +121,7 @@ def latest_submission(
 
 
 def submission_of_run(instance: DagsterInstance, submit_key: AssetKey, run_id: str) -> Submission | None:
-    """What a run submitted last for an asset, None if nothing or if the run was deleted."""
+    """What a run last submitted for an asset; None if nothing, or if the run was deleted."""
     entries = [
         entry
         for entry in instance.all_logs(run_id, of_type=DagsterEventType.ASSET_MATERIALIZATION)
@@ -133,7 +133,7 @@ def submission_of_run(instance: DagsterInstance, submit_key: AssetKey, run_id: s
 
 
 def collected_submissions(instance: DagsterInstance, result_key: AssetKey, *, after: int) -> set[str]:
-    """The submissions whose results were materialized after a point in the event log, by run id."""
+    """The run ids of submissions whose results were materialized after storage id `after`."""
     served: set[str] = set()
     while True:
         records = instance.fetch_materializations(
@@ -148,15 +148,15 @@ def collected_submissions(instance: DagsterInstance, result_key: AssetKey, *, af
 
 
 def has_result_run(instance: DagsterInstance, submission: Submission) -> bool:
-    """Whether a run was made to wait for this submission, whatever became of it since."""
+    """Whether a run was ever made to wait for this submission."""
     return bool(instance.get_run_ids(RunsFilter(tags=submission.tags), limit=1))
 
 
 def is_waited_for(instance: DagsterInstance, submission: Submission, *, besides: str) -> bool:
-    """Whether something is going to take the results, besides the run of this id.
+    """Whether something other than the run `besides` is going to take the results.
 
-    That is a run in the queue or, where no run was ever made for the submission, the sensor: it makes one.
-    A run that has started may be about to end without the results itself, and does not count.
+    That is a run in the queue; or the sensor, if no run was ever made for the submission, as the sensor makes
+    one. A run that has already started does not count: it may be about to end without the results.
     """
     runs = instance.get_runs(RunsFilter(tags=submission.tags))
     return not runs or any(run.status in _TO_START and run.run_id != besides for run in runs)
@@ -164,7 +164,7 @@ def is_waited_for(instance: DagsterInstance, submission: Submission, *, besides:
 
 def planned_assets(instance: DagsterInstance, run: DagsterRun) -> set[AssetKey]:
     """The assets that a run set out to materialize, whatever kind of job it is."""
-    if run.asset_selection:  # empty where the run is of a whole job, or was started in process
+    if run.asset_selection:  # empty if the run is of a whole job, or was started in process
         return set(run.asset_selection)
     planned = instance.all_logs(run.run_id, of_type=DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
     keys = (entry.dagster_event.asset_key for entry in planned if entry.dagster_event)
@@ -172,7 +172,7 @@ def planned_assets(instance: DagsterInstance, run: DagsterRun) -> set[AssetKey]:
 
 
 def waiting_assets(graph: AssetGraph, planned: set[AssetKey], result_key: AssetKey) -> set[AssetKey]:
-    """What is to be materialized once a batch has ended: the result, and what its run skipped for it."""
+    """What to materialize once a batch has ended: the result asset, and what the first run skipped for it."""
     found, edge = {result_key}, {result_key}
     while edge:
         edge = {child for key in edge for child in graph.get(key).child_keys if child in planned} - found
@@ -181,7 +181,7 @@ def waiting_assets(graph: AssetGraph, planned: set[AssetKey], result_key: AssetK
 
 
 def inherited_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """The tags of a submitting run that its result run needs: a person's own, partition and backfill.
+    """The submitting run's tags that its result run needs: a person's own, those of partition and backfill.
 
     A backfill counts only what runs with its tag have materialized.
     """
@@ -197,9 +197,9 @@ def inherited_tags(tags: Mapping[str, str]) -> dict[str, str]:
 def _submission(
     run_id: str, submit_key: AssetKey, timestamp: float, events: Sequence[AssetMaterialization]
 ) -> Submission | None:
-    """The last of a run's submissions; only one that ended at once is followed by another in the same run."""
+    """The last submission among a run's events; earlier ones of the same run ended at once."""
     facts = SubmissionMetadata.extract(events[-1].metadata) if events else SubmissionMetadata()
-    if not run_id or not facts.batches:  # reported by hand: nothing was submitted
+    if not run_id or not facts.batches:  # a person reported the materialization: nothing was submitted
         return None
     partitions = dict.fromkeys(event.partition for event in events if event.partition is not None)
     return Submission(run_id, submit_key, timestamp, tuple(partitions), facts)

@@ -1,4 +1,4 @@
-"""The value of a result asset, for any IO manager, and for each partition of a run over several."""
+"""The value that the result asset's IO manager stores, in a run over several partitions one for each."""
 
 from __future__ import annotations
 
@@ -32,48 +32,64 @@ if TYPE_CHECKING:
     from .options import Value
 
 _COLUMNS = ("custom_id", "outcome", "content", "error")
-_TOLD = 5  # answers that do not fit, as examples
-_CHANGED = "Put it back as it was, or submit again with `force: true`, which pays for all rows once more"
+_MAX_EXAMPLES = 5  # answers that do not fit the model
+_CHANGED = "Restore the file, or submit again with `force: true`, which pays for all rows once more"
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """A value, and what of the answers did not fit into it: answers that succeeded but are no such model."""
+class AssetValue:
+    """A value for the IO manager.
+
+    Attributes:
+        value: The value.
+        invalid: How many answers succeeded, but do not fit the pydantic model.
+        examples: What is wrong with the first of these.
+    """
 
     value: Any = field(repr=False)
     invalid: int = 0
     examples: tuple[str, ...] = ()
 
 
-def make_value(value: Value, report: Report) -> Made:
-    """What the result asset's IO manager is given.
+def make_value(value: Value, report: Report) -> AssetValue:
+    """The value for the result asset's IO manager.
 
-    "path" of results.jsonl; "rows", a list of `anybatch.Row`; "dataframe" of pandas and "arrow", a table,
-    with the columns custom_id, outcome, content and error, one row for each request; of a pydantic model a
-    dict from custom_id to object, with those answers that are one; of a function what it makes of the
-    report.
+    Args:
+        value: "path" of results.jsonl; "rows", a list of `anybatch.Row`; "dataframe" of pandas and "arrow", a
+            table with the columns custom_id, outcome, content and error, one row for each request; "none"; a
+            pydantic model, for a dict from custom_id to object with the answers that fit it; or a function of
+            the report.
+        report: The landed job.
+
+    Raises:
+        ConfigurationError: "dataframe" or "arrow" needs a package that is not installed.
+        JobError: results.jsonl was changed after it landed.
     """
     if isinstance(value, type):
         return _objects(value, report)
     if not isinstance(value, str):
-        return Made(value(report))
+        return AssetValue(value(report))
     match value:
         case "path":
-            return Made(report.results)
+            return AssetValue(report.results)
         case "rows":
-            return Made(list(landed_rows(report)))
+            return AssetValue(list(landed_rows(report)))
         case "dataframe":
             frame = _module("pandas", value).DataFrame(list(answers(report)), columns=list(_COLUMNS))
-            return Made(frame)
+            return AssetValue(frame)
         case "arrow":
             columns = {name: [answer[name] for answer in answers(report)] for name in _COLUMNS}
-            return Made(_module("pyarrow", value).table(columns))
+            return AssetValue(_module("pyarrow", value).table(columns))
         case _:
-            return Made(None)
+            return AssetValue(None)
 
 
 def landed_rows(report: Report) -> Iterator[Row]:
-    """All rows of a job. A file that is shorter than its report says must not pass for the whole."""
+    """All rows of a job.
+
+    Raises:
+        JobError: results.jsonl was changed after it landed; a shorter file must not pass for the whole.
+    """
     count = 0
     try:
         for row in read_results(UPath(report.results)):
@@ -81,11 +97,11 @@ def landed_rows(report: Report) -> Iterator[Row]:
             yield row
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise JobError(
-            f"{report.results} is not as it landed, in line {count + 1}: {error}. {_CHANGED}"
+            f"{report.results} was changed after it landed, in line {count + 1}: {error}. {_CHANGED}"
         ) from error
     if count != report.rows:
         raise JobError(
-            f"{report.results} is not as it landed: it has {count:,} rows, and its report counts "
+            f"{report.results} was changed after it landed: it has {count:,} rows, and its report counts "
             f"{report.rows:,}. {_CHANGED}"
         )
 
@@ -96,7 +112,7 @@ def answers(report: Report) -> Iterator[dict[str, Any]]:
     yield from join_results(ids, report.results, id_column="custom_id")
 
 
-def _objects(model: type[BaseModel], report: Report) -> Made:
+def _objects(model: type[BaseModel], report: Report) -> AssetValue:
     objects: dict[str, BaseModel] = {}
     invalid = 0
     examples: list[str] = []
@@ -109,12 +125,12 @@ def _objects(model: type[BaseModel], report: Report) -> Made:
             objects[answer["custom_id"]] = read(content)
         except ValidationError as error:
             invalid += 1
-            if len(examples) < _TOLD:
+            if len(examples) < _MAX_EXAMPLES:
                 first = error.errors(include_url=False, include_input=False)[0]
                 place = ".".join(map(str, first["loc"]))
-                told = answer["error"] or f"{place + ': ' if place else ''}{first['msg']}"
-                examples.append(f"{answer['custom_id']}: {told}")
-    return Made(objects, invalid, tuple(examples))
+                reason = answer["error"] or f"{place + ': ' if place else ''}{first['msg']}"
+                examples.append(f"{answer['custom_id']}: {reason}")
+    return AssetValue(objects, invalid, tuple(examples))
 
 
 def _module(name: str, value: str) -> Any:
@@ -130,17 +146,17 @@ def _module(name: str, value: str) -> Any:
 def split_report(
     report: Report, partitions: Sequence[str], price: tuple[float, float] | None = None
 ) -> dict[str, Report]:
-    """The account of each partition of a run over several, with a results.jsonl and ids of its own.
+    """The report of each partition of a run over several, with its own results.jsonl and the user's own ids.
 
-    Tokens and cost are those of the partition's rows as they landed; what earlier rounds of them have cost is
-    in the job's report alone.
+    Tokens and cost are those of the partition's rows as they landed. What earlier rounds of these rows cost
+    is in the job's report only.
     """
     folder = UPath(report.results).parent / "partitions"
     parts = {}
     rows = landed_rows(report)
     for key, group in groupby(rows, key=lambda row: split_id(row.custom_id)[0]):  # in the input's order
         parts[key] = _part(report, folder, key, group, price)
-    for key in set(partitions) - parts.keys():  # nothing was asked for these
+    for key in set(partitions) - parts.keys():  # partitions without requests
         parts[key] = _part(report, folder, key, (), price)
     return parts
 
@@ -159,7 +175,7 @@ def _part(
             yield {**orjson.loads(row.raw), "custom_id": split_id(row.custom_id)[1]}
 
     count = write_jsonl(path, lines())
-    told = {
+    own = {
         "job": f"{report.job}#{partition}",
         "results": str(path),
         "rows": count,
@@ -168,16 +184,16 @@ def _part(
         "usage": tally.usage,
         "cost": tally.cost_at(price),
     }
-    return report.model_copy(update=told)
+    return report.model_copy(update=own)
 
 
-def hand_over(
+def store_partition_values(
     context: dg.AssetExecutionContext, key: dg.AssetKey, io_manager_key: str, values: Mapping[str, Any]
 ) -> None:
     """Give the IO manager each partition's value on its own.
 
-    Dagster hands over one value for all partitions of a run, which most IO managers refuse; for one partition
-    every IO manager has a way, and loads several together again as a mapping.
+    Dagster would pass one value for all partitions of a run, which most IO managers refuse. Every IO manager
+    can store a single partition's value, and loads several together as a mapping.
     """
     output = context.assets_def.get_output_name_for_asset_key(key)
     io_manager = getattr(context.resources, io_manager_key)
@@ -196,5 +212,5 @@ def hand_over(
             instance=context.instance,
         )
         io_manager.handle_output(target, value)
-        if told := target.get_logged_metadata():
-            context.add_asset_metadata(told, asset_key=key, partition_key=partition)
+        if logged := target.get_logged_metadata():
+            context.add_asset_metadata(logged, asset_key=key, partition_key=partition)

@@ -1,4 +1,4 @@
-"""`make bench`: every benchmark, each beside its baseline measured in the same run."""
+"""`make bench`: every benchmark, each next to its baseline, which the same run measures."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Defer the tasks of a run as their own code would have, in one process: `python airflow_defer.py KIND`.
+"""Defer the tasks of a run as their own code would, but all in one process: `python airflow_defer.py KIND`.
 
-A worker needs seconds for each, which would take longer than the whole measurement; still they come one after
-another, as from workers. Without KIND the pool is closed, so that no task starts before.
+A worker needs seconds for each task, and 500 would take longer than the rest of the measurement. The tasks
+still defer one after another, as from workers. Without KIND, close the pool, so that no task starts before
+that.
 """
 
 from __future__ import annotations

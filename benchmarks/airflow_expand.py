@@ -1,8 +1,8 @@
 """`.expand()` over 500 inputs for real: every task submits on a worker, defers, resumes and lands.
 
-One triggerer waits for all of them at a time, and nothing is put into the database by hand. The provider
-is `anybatch serve` on the loopback interface; its record tells what was created and cancelled. Takes some
-ten minutes of two cores: `python -m benchmarks.airflow_expand`.
+One triggerer waits for all of them, and nothing is put into the database by hand. The provider is
+`anybatch serve` on the loopback interface; its record shows what was created and cancelled. Takes about ten
+minutes on two cores: `python -m benchmarks.airflow_expand`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ TIMEOUT = 300 + 3 * NUMBER
 
 
 def run() -> bool:
-    """Print what happened, and say whether it was right: one batch a task, no blocked line, every row."""
+    """Print what happened, and return whether it was right.
+
+    Each task must have one batch and every row, and no log line may report a blocked event loop.
+    """
     with tempfile.TemporaryDirectory(prefix="anybatch-bench-") as name:
         home, port = Path(name), free_port()
         for number in range(NUMBER):
@@ -70,16 +73,16 @@ def measure(home: Path, api_base: str) -> bool:
     stack = AirflowStack(home / "airflow", HERE / "airflow_expand_dags", parallelism=4, env=env, say=say)
     with stack as airflow:
         airflow.trigger("expanded", "bench")
-        most, told = 0, time.monotonic()
+        most, last_said = 0, time.monotonic()
         deadline = time.monotonic() + TIMEOUT
         while (state := airflow.run_state("expanded", "bench")) not in ("success", "failed"):
             states = Counter(ti["state"] for ti in airflow.task_instances("expanded", "bench"))
             most = max(most, states["deferred"])
             if not states["success"]:
                 waiting = (airflow.logs / "triggerer.log").stat().st_size
-            if time.monotonic() - told > 30:
-                told = time.monotonic()
-                say(f"… {told - began:.0f} s: {dict(states)}")
+            if time.monotonic() - last_said > 30:
+                last_said = time.monotonic()
+                say(f"… {last_said - began:.0f} s: {dict(states)}")
             if time.monotonic() > deadline:
                 raise TimeoutError(f"not done after {TIMEOUT:.0f} s: {dict(states)}")
             time.sleep(5)

@@ -1,9 +1,10 @@
-"""One triggerer with 500 waiting batches: anybatch beside common-ai's LLMBatchTrigger, and beside nothing.
+"""One triggerer with 500 waiting batches: anybatch, common-ai's LLMBatchTrigger, and Airflow's own timers.
 
-The same Airflow, server and connection serve all three in turn, each with a triggerer started afresh. `floor`
-are 500 of Airflow's own timers: what a deferred task costs whatever it waits for. Memory is private memory
-(USS) above the triggerer before the first trigger, CPU is process time from the first trigger on, both of the
-triggerer with its child; `delay` is from a batch's end at the server to its task running on a worker.
+The same Airflow, server and connection serve all three in turn, each with a newly started triggerer. `floor`
+is 500 of Airflow's own timers: what a deferred task costs whatever it waits for. Memory is private memory
+(USS) above that of the triggerer before the first trigger; CPU is process time from the first trigger on;
+both are of the triggerer with its child. `delay` is from a batch's end at the server to its task running on a
+worker.
 
 Needs an environment with apache-airflow-providers-common-ai and openai: `make bench-airflow`.
 """
@@ -144,7 +145,7 @@ def measure(airflow: AirflowStack, kind: str, marks: Path) -> Reading:
     time.sleep(10)
     pid = airflow.pid("triggerer")
     log = airflow.logs / "triggerer.log"
-    told_before = log.stat().st_size
+    size_before = log.stat().st_size
     memory, cpu = private_bytes(pid), cpu_seconds(pid)
     defer = [sys.executable, str(HERE / "airflow_defer.py")]
     subprocess.run(defer, env=airflow.env, check=True)
@@ -170,7 +171,7 @@ def measure(airflow: AirflowStack, kind: str, marks: Path) -> Reading:
     )
     delays = [] if kind == "floor" else measure_delays(kind, marks)
     with log.open(errors="replace") as lines:
-        lines.seek(told_before)
+        lines.seek(size_before)
         blocked = re.findall(r".*blocked for.*", lines.read())
     for line in blocked:
         say(f"  {line[:200]}")
@@ -179,14 +180,14 @@ def measure(airflow: AirflowStack, kind: str, marks: Path) -> Reading:
 
 
 def _states(airflow: AirflowStack, kind: str) -> Counter[str]:
-    """How many tasks are in each state; "watched" are those that the triggerer has taken up."""
+    """How many tasks are in each state; "watched" are those whose triggers the triggerer runs."""
     found = airflow.task_instances(kind, "bench")
     watched = sum(ti["state"] == "deferred" and ti["triggerer_job"] is not None for ti in found)
     return Counter([ti["state"] for ti in found]) + Counter(watched=watched)
 
 
 def measure_delays(kind: str, marks: Path) -> list[float]:
-    """Let some batches end one after another, at no particular moment of anyone's polling."""
+    """Let some batches end one after another, at moments that match no poll."""
     ends: dict[str, float] = {}
     chance = random.Random(7)
     for number in chance.sample(range(NUMBER), ENDED):
@@ -205,7 +206,7 @@ def say(line: str) -> None:
 
 
 def run() -> bool:
-    """Measure all three, print a table, and say whether anybatch's margin holds."""
+    """Measure all three, print a table, and return whether anybatch stays within the limits."""
     server = ThreadingHTTPServer(("127.0.0.1", free_port()), Provider)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -1,11 +1,11 @@
-"""Large inputs: validate + split + upload, and download + decode + merge, each beside its floor.
+"""Large inputs: validate, split and upload; download, decode and merge; each next to its floor.
 
 `bulk` is 50,000 rows of 4,000 bytes in 5 shards, `scale` 2,000,000 rows of 400 bytes in 40.
 
-The floor is what any implementation has to do at the least, measured in the same run: read the same bytes
-from disk, parse each line once with the fastest parser there is (orjson), and move the bytes once over
-loopback to the same server with bare sockets. Both run in processes of their own, so that peak memory is
-each one's own; it is counted above what the imports take.
+The floor is the least that any implementation has to do, measured in the same run: read the same bytes from
+disk, parse each line once with the fastest parser there is (orjson), and move the bytes once over loopback to
+the same server with plain sockets. Each runs in a process of its own, so that its peak memory is its own;
+memory is counted above what the imports take.
 """
 
 from __future__ import annotations
@@ -255,7 +255,7 @@ def floor_down(size: Size, folder: Path, port: int) -> None:
 
 
 def run(name: str = "bulk") -> bool:
-    """Measure both ways, print a table, and say whether the limits hold."""
+    """Measure both ways, print a table, and return whether the limits hold."""
     size = SIZES[name]
     megabytes = size.rows * size.line / 1e6
     best_of = f"; best of {size.runs} runs" if size.runs > 1 else ""

@@ -1,8 +1,8 @@
-"""What 200 batch assets cost to define and load, beside as many plain pairs of assets.
+"""What 200 batch assets cost to define and load, next to as many plain pairs of assets.
 
-Each kind is loaded in processes of its own, in turn, and the median of their CPU times counts: other work on
-the machine makes little difference to that. The same assets means the same graph: a submit asset, and a
-multi-asset with a check that depends on it.
+The two kinds are loaded in turn, each time in a new process, and the median of their CPU times counts, which
+other work on the machine changes little. Both have the same graph: a submit asset, and a multi-asset with a
+check that depends on it.
 """
 
 # No `from __future__ import annotations`: Dagster reads the annotations of the assets below.

@@ -1,9 +1,9 @@
 """A tick of the batch sensor with 1,000 batches in flight: `python -m benchmarks.dagster_sensor [batches]`.
 
-Parked and unparked, on an SQLite instance in a temporary folder, against an OpenAI-compatible listing in this
-process. All batches change before the tick "all change", and a tenth of them ends before "a tenth ends". Wall
-and CPU time are of the tick alone: what the daemon does with its answer is not in them, and nothing starts
-the runs that are asked for.
+With parked runs and without the gate rule, on an SQLite instance in a temporary folder, against an
+OpenAI-compatible listing in this process. All batches change before the tick "all change", and a tenth of
+them ends before "a tenth ends". Wall and CPU time are of the tick alone, without what the daemon does with
+its answer; nothing starts the runs that it requests.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PAGE = 100
 
 
 class Listing:
-    """The provider: all batches, newest first, and how often it was asked."""
+    """The provider: all batches, newest first; counts how often it is asked."""
 
     def __init__(self, batches: int) -> None:
         self.ids = [f"batch_{number:06}" for number in range(batches)]
@@ -78,7 +78,7 @@ LISTING = Listing(0)
 
 
 class ListingResource(BatchResource):
-    """Polls as often as it is asked to: every batch is due in every tick."""
+    """An account whose provider allows polling at any rate: every batch is due in every tick."""
 
     def async_client(self, *, retry: RetryPolicy | None = None) -> AsyncClient:
         args = {"transport": httpx.MockTransport(LISTING.answer)}

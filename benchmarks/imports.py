@@ -1,4 +1,4 @@
-"""What `import anybatch` costs, beside `import httpx, pydantic`: fresh interpreters, taken in turns."""
+"""What `import anybatch` costs, next to `import httpx, pydantic`: new interpreters, in turns."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ LIMIT = 1.3
 RUNS = 9
 PAIRS = {
     "import anybatch": ("import httpx, pydantic", LIMIT),
-    # pydantic loads its parts when they are asked for; so does anybatch. This is the cost once they are:
-    # told, not limited, since it holds tenacity, asyncio and SQLite as well.
+    # pydantic and anybatch load their parts on first use. This line loads these parts; it has no limit, since
+    # anybatch's include tenacity, asyncio and SQLite.
     "from anybatch import Client": ("import httpx; from pydantic import BaseModel, SecretStr", float("inf")),
 }
 
@@ -23,7 +23,7 @@ def seconds(statement: str) -> float:
 
 
 def run() -> bool:
-    """Print a table, and say whether the first line holds the limit."""
+    """Print a table, and return whether the first line is within the limit."""
     print(f"import: median of {RUNS} fresh interpreters")
     print(f"  {'':30}{'seconds':>10}{'baseline':>10}{'ratio':>8}")
     good = True

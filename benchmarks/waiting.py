@@ -1,17 +1,17 @@
-"""Ten thousand waiting batches in one event loop: what each costs, and what they ask of the provider.
+"""Ten thousand waiting batches in one event loop: what each costs, and how many calls they make.
 
 `python -m benchmarks.waiting` starts an OpenAI-format server on loopback that takes 100 ms for every answer,
 and measures, each in a process of its own:
 
     shared  the poller of `anybatch.watch` through `AsyncClient`, for two sweeps; the second finds all ended
-    traced  the same under tracemalloc, with fewer batches and without a clock on it
+    traced  the same under tracemalloc, with fewer batches and without measuring time
     naive   the obvious way: one task a batch with its own retrieve loop, all on one AsyncClient. At 200: from
             some hundreds on, httpx's connection pool takes time quadratic in the requests that queue for it
     bare    as many tasks that wait for nothing, and one pass of Python's garbage collector: the floor
 
-The stall is how late a ticker of 1 ms comes at worst, less the time in which other processes had the CPU.
-Much of it is the garbage collector's walk over ten thousand of everything. What was there before (the
-imports) is frozen first, in all phases: it is not the waiters' doing. Exits 1 where a limit is exceeded.
+The stall is the longest delay of a 1 ms ticker, less the time in which other processes had the CPU. Much of
+it is the garbage collector, which walks ten thousand objects of each kind. In all phases, what the imports
+loaded is frozen first, since the waits do not cause it. Exits 1 where a limit is exceeded.
 """
 
 from __future__ import annotations
@@ -132,7 +132,10 @@ def control(port: int, path: str) -> dict[str, int]:
 
 
 class Ticker:
-    """Comes every millisecond: how late at worst; the same without the wait for a CPU; its share of GC."""
+    """Ticks every millisecond, and records its longest delay.
+
+    Also that delay less the wait for a CPU, and the garbage collector's share of it.
+    """
 
     def __init__(self) -> None:
         self.late = self.stall = self.collecting = 0.0
@@ -172,7 +175,7 @@ class Ticker:
 
 
 def waiting_for_cpu() -> float:
-    """Seconds this thread has stood in line for a CPU; 0 where the system does not tell."""
+    """Seconds this thread has waited for a CPU; 0 if the system does not say."""
     try:
         with open("/proc/thread-self/schedstat", "rb") as file:
             return int(file.read().split()[1]) / 1e9
@@ -332,7 +335,7 @@ def measure(port: int) -> dict[str, dict[str, float]]:
 
 
 def table(found: dict[str, dict[str, float]]) -> bool:
-    """Print what was found; whether it is within the limits."""
+    """Print the table; returns whether everything is within the limits."""
 
     def kilobytes(value: float) -> str:
         return f"{value / 1024:.1f} KB"

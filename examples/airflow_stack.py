@@ -4,8 +4,8 @@
         run_id = airflow.trigger("my_dag")
         airflow.wait_for_run("my_dag", run_id, timeout=300)
 
-For demonstrations and tests. Everything is bound to the loopback interface, on ports found free, and every
-process that was started is ended by its id, whatever happens.
+For demonstrations and tests. Everything listens on the loopback interface, on free ports. Every process that
+was started is ended by its id, whatever happens.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 ENDED = frozenset({"success", "failed"})
 
-# One process for both: importing Airflow costs more than either.
+# One process runs all commands: importing Airflow takes longer than either.
 _PREPARE = """
 import sys
 from airflow.cli import cli_parser
@@ -43,16 +43,16 @@ for words in sys.argv[1:]:
 
 
 class StackError(RuntimeError):
-    """Airflow did not start, or did not do in time what it was asked for."""
+    """Airflow did not start, or did not do something in time."""
 
 
 class AirflowStack:
-    """`home` is made and left behind, `dags` is the folder of DAG files, every process gets `env`.
+    """`home` is created and not removed, `dags` is the folder of DAG files, every process gets `env`.
 
     `say` is called with a line now and then while something takes long.
     """
 
-    # Reading the DAG files once takes the place of a dag-processor.
+    # Reading the DAG files once makes a dag-processor unnecessary.
     prepare: tuple[str, ...] = ("db migrate", "dags reserialize")
 
     def __init__(
@@ -89,7 +89,7 @@ class AirflowStack:
     def start(self, timeout: float = 240.0) -> None:
         """Make the database, read the DAG files, start the processes and return when all are healthy."""
         self.logs.mkdir(parents=True, exist_ok=True)
-        # The scheduler and the triggerer wait for neither the database nor the DAGs to be there.
+        # Before the processes: scheduler and triggerer wait neither for the database nor for the DAGs.
         command = [sys.executable, "-c", _PREPARE, *self.prepare]
         self._run_to_end("prepare", command, "making the metadata database", timeout)
         for name in self.components():
@@ -116,7 +116,7 @@ class AirflowStack:
     def stop(self) -> None:
         """End every process that was started, with its children."""
         deadline = time.monotonic() + 4
-        # Now, as tasks are in process groups of their own, and nobody's children once their parent is gone.
+        # List them now: tasks are in process groups of their own, and lose their parent when it ends.
         children = [child for process in self._processes.values() for child in _family(process)]
         try:
             for process in self._processes.values():
@@ -124,12 +124,14 @@ class AirflowStack:
             for process in self._processes.values():
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(max(0.1, deadline - time.monotonic()))
-        finally:  # also when a person is impatient; a group outlives its leader if a child did not listen
+        finally:  # also after a second Ctrl-C; a group outlives its leader if a child ignores the signal
             for process in self._processes.values():
                 _signal_group(process, signal.SIGKILL)
                 process.wait()
             for child in children:
-                with contextlib.suppress(psutil.NoSuchProcess):  # psutil knows a new process with an old id
+                with contextlib.suppress(
+                    psutil.NoSuchProcess
+                ):  # psutil notices if another process has the id now
                     child.kill()
             self._processes.clear()
 
@@ -152,7 +154,7 @@ class AirflowStack:
         tasks = {path: _trouble(path) for path in sorted(self.logs.glob("dag_id=*/**/*.log*"))}
         processes = {path: _tail(path, lines) for path in sorted(self.logs.glob("*.log"))}
         return "\n".join(
-            f"--- {path.relative_to(self.home)}\n{told}" for path, told in (tasks | processes).items() if told
+            f"--- {path.relative_to(self.home)}\n{text}" for path, text in (tasks | processes).items() if text
         )
 
     # --- Airflow's own answers -------------------------------------------------------------------------
@@ -180,7 +182,7 @@ class AirflowStack:
     def xcom(
         self, dag_id: str, run_id: str, task_id: str, key: str = "return_value", map_index: int = -1
     ) -> Any:
-        """What a task pushed."""
+        """The XCom that a task pushed under a key."""
         path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/{key}"
         return self.api("GET", f"{path}?map_index={map_index}&deserialize=true")["value"]
 
@@ -245,7 +247,7 @@ class AirflowStack:
 
     def _until(self, done: Callable[[], bool], what: str, timeout: float, pause: float = 1.0) -> None:
         begun = time.monotonic()
-        told = begun
+        last_said = begun
         while not done():
             now = time.monotonic()
             for name, process in self._processes.items():
@@ -253,8 +255,8 @@ class AirflowStack:
                     raise StackError(f"{name} ended with code {process.returncode}\n{_tail(self._log(name))}")
             if now - begun > timeout:
                 raise StackError(f"{what or 'waiting'}: not done after {timeout:.0f} s\n{self.log_tail()}")
-            if what and now - told >= 8:
-                told = now
+            if what and now - last_said >= 8:
+                last_said = now
                 self._say(f"… {what}, {now - begun:.0f} s")
             time.sleep(pause)
 
@@ -309,7 +311,7 @@ def _environment(home: Path, dags: Path, url: str, parallelism: int) -> dict[str
         "LOGGING__BASE_LOG_FOLDER": str(home / "logs"),
         "TRIGGERER__JOB_HEARTBEAT_SEC": "1",
         "USAGE_DATA_COLLECTION__ENABLED": "False",
-        "WORKERS__MIN_HEARTBEAT_INTERVAL": "1",  # a task that has ended frees its slot that much sooner
+        "WORKERS__MIN_HEARTBEAT_INTERVAL": "1",  # a task that has ended frees its slot sooner
     }
     return inherited | {
         "AIRFLOW_HOME": str(home),
@@ -320,7 +322,7 @@ def _environment(home: Path, dags: Path, url: str, parallelism: int) -> dict[str
 
 
 def _family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """All that descend from a process."""
+    """All descendants of a process."""
     try:
         return list(psutil.Process(process.pid).children(recursive=True))
     except psutil.NoSuchProcess:
@@ -339,7 +341,7 @@ def _tail(path: Path, lines: int = 40, width: int = 300) -> str:
 
 def _trouble(path: Path) -> str:
     """The warnings and errors of a task's log, which holds one JSON object a line."""
-    told = []
+    lines = []
     for line in path.read_text(errors="replace").splitlines():
         with contextlib.suppress(ValueError):
             entry = json.loads(line)
@@ -347,5 +349,5 @@ def _trouble(path: Path) -> str:
                 causes = [
                     f"{each['exc_type']}: {each['exc_value']}" for each in entry.get("error_detail") or ()
                 ]
-                told.append("  ".join([entry["timestamp"], entry["level"], str(entry["event"]), *causes]))
-    return "\n".join(told)
+                lines.append("  ".join([entry["timestamp"], entry["level"], str(entry["event"]), *causes]))
+    return "\n".join(lines)

@@ -4,8 +4,8 @@
         run_id = dagster.launch_job("my_job")
         dagster.until(lambda: dagster.run(run_id).is_finished, "my job", timeout=300)
 
-For demonstrations and tests. It listens on the loopback interface, on a port found free, and every process
-that was started is ended by the id of its group, whatever happens.
+For demonstrations and tests. It listens on the loopback interface, on a free port. Every process that was
+started is ended by the id of its group, whatever happens.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 RULES = Path(__file__).resolve().parent / "dagster" / "dagster.yaml"
 
-# A shell that runs this in the background has interrupts ignored, and dagster would inherit that.
+# A shell ignores interrupts in what it runs in the background, and Dagster would inherit that.
 _LAUNCH = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -66,11 +66,11 @@ _REEXECUTE = """mutation($params: ReexecutionParams!) { launchRunReexecution(ree
 
 
 class StackError(RuntimeError):
-    """Dagster did not start, or did not do in time what it was asked for."""
+    """Dagster did not start, or did not do something in time."""
 
 
 class DagsterStack:
-    """`home` is made and left behind, `definitions` is a Python file, every process gets `env`.
+    """`home` is created and not removed, `definitions` is a Python file, every process gets `env`.
 
     `config` is laid over the example's `dagster.yaml`.
     """
@@ -92,7 +92,7 @@ class DagsterStack:
             yaml.safe_load(RULES.read_text()), {"telemetry": {"enabled": False}, **(config or {})}
         )
         self._env = {**os.environ, "DAGSTER_HOME": str(home), "PYTHONUNBUFFERED": "1", **(env or {})}
-        # Images for containers like to set it, and then every run compiles Dagster anew: 8 s of CPU, not 3.
+        # Container images often set it, and then every run compiles Dagster again: 8 s of CPU instead of 3.
         self._env.pop("PYTHONDONTWRITEBYTECODE", None)
         self._say = say
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -152,19 +152,19 @@ class DagsterStack:
             self._instance.dispose()
             self._instance = None
         deadline = time.monotonic() + 5
-        children = list(self._children())  # now, as they are nobody's once their parent is gone
+        children = list(self._children())  # list them now: they lose their parent when it ends
         try:
             for process in self._processes.values():
                 _signal_group(process, signal.SIGTERM)
             for process in self._processes.values():
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(max(0.1, deadline - time.monotonic()))
-        finally:  # also when a person is impatient; a group outlives its leader if a child did not listen
+        finally:  # also after a second Ctrl-C; a group outlives its leader if a child ignores the signal
             for process in self._processes.values():
                 _signal_group(process, signal.SIGKILL)
                 process.wait()
             for child in children:
-                with suppress(psutil.NoSuchProcess):  # psutil knows a new process with an old id
+                with suppress(psutil.NoSuchProcess):  # psutil notices if another process has the id now
                     child.kill()
             self._processes.clear()
 
@@ -212,12 +212,12 @@ class DagsterStack:
         return str(answer["backfillId"])
 
     def terminate(self, run_id: str, *, force: bool = False) -> None:
-        """What the button in the UI does; `force` is for a run whose process is gone."""
+        """Terminate a run, as the button in the UI does; `force` is for a run whose process is gone."""
         policy = "MARK_AS_CANCELED_IMMEDIATELY" if force else "SAFE_TERMINATE"
         self._mutate(_TERMINATE, "terminateRun", {"id": run_id, "policy": policy})
 
     def reexecute(self, run_id: str, *, from_failure: bool = False) -> str:
-        """What the other button does: the whole run again, or from where it failed; returns the new id."""
+        """Re-execute a run, as a whole or from where it failed, as the UI does; returns the new id."""
         strategy = "FROM_FAILURE" if from_failure else "ALL_STEPS"
         params = {"parentRunId": run_id, "strategy": strategy}
         answer = self._mutate(_REEXECUTE, "launchRunReexecution", {"params": params})
@@ -227,7 +227,7 @@ class DagsterStack:
 
     @property
     def instance(self) -> dg.DagsterInstance:
-        """The same database, read from here."""
+        """The instance, read in this process from the same database."""
         if self._instance is None:
             self._instance = dg.DagsterInstance.from_config(str(self.home))
         return self._instance
@@ -262,7 +262,7 @@ class DagsterStack:
         pause: float = 1.0,
     ) -> Any:
         """Wait for something to become true, calling `each` in between; returns what `done` did."""
-        begun = told = time.monotonic()
+        begun = last_said = time.monotonic()
         while not (found := done()):
             now = time.monotonic()
             for name, process in list(self._processes.items()):
@@ -272,8 +272,8 @@ class DagsterStack:
                 raise StackError(f"{what}: not within {timeout:.0f} s\n{self.log_tail()}")
             if each is not None:
                 each()
-            elif now - told > 5:
-                told = now
+            elif now - last_said > 5:
+                last_said = now
                 self._say(f"{what} …")
             time.sleep(pause)
         return found

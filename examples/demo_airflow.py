@@ -1,4 +1,4 @@
-"""Run the example DAG on a real Airflow, made for the occasion and thrown away, and show what happens.
+"""Run the example DAG on a real Airflow, in a throw-away folder, and show what happens.
 
     python examples/demo_airflow.py [--keep]
 
@@ -38,24 +38,24 @@ class Show:
     """Prints what a person wants to see, with the seconds since the start; never silent for long."""
 
     def __init__(self) -> None:
-        self.begun = self._told = time.monotonic()
+        self.begun = self._last_at = time.monotonic()
         self._stage = self._line = ""
         threading.Thread(target=self._remind, daemon=True).start()
 
     def __call__(self, line: str) -> None:
-        self._told, self._line = time.monotonic(), line
-        print(f"{self._told - self.begun:6.1f} s  {line}", flush=True)
+        self._last_at, self._line = time.monotonic(), line
+        print(f"{self._last_at - self.begun:6.1f} s  {line}", flush=True)
 
     def progress(self, stage: str, line: str) -> None:
         """Print the line if the stage is a new one, or the last line is some seconds old."""
-        if stage != self._stage or (line != self._line and time.monotonic() - self._told > 3):
+        if stage != self._stage or (line != self._line and time.monotonic() - self._last_at > 3):
             self._stage = stage
             self(line)
 
     def _remind(self) -> None:
         while True:
             time.sleep(1)
-            if time.monotonic() - self._told > 9:
+            if time.monotonic() - self._last_at > 9:
                 self(self._line)
 
 
@@ -148,14 +148,14 @@ def run(home: Path, show: Show) -> int:
 
 
 def report(manifest: dict[str, Any], joined: dict[str, Any], watch: Watch, show: Show) -> int:
-    """Where the results are, a few of them, and the counts."""
+    """Print where the results are, a few of them, and the counts."""
     print("\nmanifest of the task, as in XCom\n" + json.dumps(manifest, indent=1))
     print(f"\nresults      {manifest['results']}\njoined table {joined['table']}\n")
     with open(joined["table"], newline="", encoding="utf-8") as file:
         for row in islice(csv.DictReader(file), 8):
             print(f"  {row['operation_id']:<52} {row['category']:<8} {row['summary'][:60]}")
     categories = sorted(joined["categories"].items(), key=lambda item: -item[1])
-    print("  …" + ("  (the stand-in model draws its answers by lot)" if PROVIDER == "local" else ""))
+    print("  …" + ("  (the stand-in model answers at random)" if PROVIDER == "local" else ""))
     print("\nanswers: " + ", ".join(f"{count:,} {kind}" for kind, count in categories))
     counts = ", ".join(f"{count:,} {outcome}" for outcome, count in manifest["counts"].items() if count)
     print(f"rows:    {manifest['rows']:,}: {counts}")

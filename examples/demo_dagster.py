@@ -1,4 +1,4 @@
-"""Run the example on a real Dagster, made for the occasion and thrown away, and show what happens.
+"""Run the example on a real Dagster, in a throw-away folder, and show what happens.
 
     python examples/demo_dagster.py [--keep]
 
@@ -38,15 +38,15 @@ class Show:
     def __init__(self) -> None:
         self.begun = time.monotonic()
         self._last = ""
-        self._told = self.begun
+        self._last_at = self.begun
 
     def __call__(self, line: str) -> None:
-        self._told = time.monotonic()
-        print(f"{self._told - self.begun:6.1f} s  {line}", flush=True)
+        self._last_at = time.monotonic()
+        print(f"{self._last_at - self.begun:6.1f} s  {line}", flush=True)
 
     def change(self, line: str) -> None:
         """Print the line if it says something new, or nothing has been said for a while."""
-        if line != self._last or time.monotonic() - self._told > 8:
+        if line != self._last or time.monotonic() - self._last_at > 8:
             self._last = line
             self(line)
 
@@ -63,15 +63,15 @@ class Watch:
         batches = list(self._client.list(limit=1))
         processes = self._dagster.run_processes()
         runs = self._dagster.instance.get_runs(ascending=True)
-        # From when the process that submitted has gone: the run that waits is there before that.
+        # Count only once the submitting process is gone: the waiting run exists before that.
         if any(map(_is_parked, runs)) and (self.while_waiting or not processes):
             self.while_waiting[processes] += 1
-        told = ", ".join(
+        runs = ", ".join(
             f"{name} run {'waits in the queue' if _is_parked(run) else run.status.value.lower()}"
             for name, run in zip(("submit", "result"), runs, strict=False)
         )
         progress = _progress(batches[0]) if batches else "no batch yet"
-        self._show.change(f"{told} │ {progress} │ run processes alive: {processes}")
+        self._show.change(f"{runs} │ {progress} │ run processes alive: {processes}")
 
 
 def main() -> int:
@@ -83,7 +83,7 @@ def main() -> int:
     keep = parser.parse_args().keep
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
-    warnings.simplefilter("ignore")  # what Dagster says of its own preview features
+    warnings.simplefilter("ignore")  # Dagster's warnings about its own preview features
     home = Path(tempfile.mkdtemp(prefix="anybatch-demo-"))
     show = Show()
     try:
@@ -133,7 +133,7 @@ def run(home: Path, show: Show) -> int:
 
 
 def report(facts: dict[str, Any], rows: list[dict[str, Any]], watch: Watch, show: Show) -> int:
-    """Where the results are, a few of them, and the counts."""
+    """Print where the results are, a few of them, and the counts."""
     print(f"\nmetadata of the asset {RESULT.to_user_string()}")
     for name, value in facts.items():
         if name != "preview":
@@ -154,7 +154,7 @@ def report(facts: dict[str, Any], rows: list[dict[str, Any]], watch: Watch, show
 
 
 def _is_over(dagster: DagsterStack, submit_run: str) -> bool:
-    """Whether nothing is left to wait for: a run failed, or the last asset is there and its run has ended."""
+    """Whether the job is over: a run failed, or the last asset exists and its run has ended."""
     runs = dagster.instance.get_runs()
     if any(run.is_failure_or_canceled for run in runs):
         return True

@@ -30,7 +30,7 @@ KINDS: dict[str, Kind] = {
     "APIError": Kind(wait=Wait.BLIP),
     "AuthenticationError": SETTING,
     "NotFoundError": REFUSED,
-    "AwayError": REFUSED,
+    "MaybeLostError": REFUSED,
     "FileGoneError": REFUSED,
     "BatchLostError": REFUSED,
     "BadRequestError": REFUSED,

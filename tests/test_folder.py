@@ -56,7 +56,7 @@ def test_a_rival_that_writes_during_the_files_before_a_commit_is_not_overwritten
     [
         (1, "older anybatch .*let that version finish"),
         (3, "newer anybatch .*use that version"),
-        (None, "not one that anybatch wrote"),
+        (None, "not a file that anybatch wrote"),
         ("2", "older anybatch"),
     ],
 )

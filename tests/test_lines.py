@@ -15,7 +15,7 @@ from anybatch.errors import ConfigurationError, InputError, JobError, Problem
 from anybatch.providers import get_provider
 from anybatch.providers.base import Limits, Provider
 from anybatch.providers.codec import OpenAICodec
-from anybatch.providers.content import Content, file_mark
+from anybatch.providers.content import Content, file_stamp
 from anybatch.rows.planning import Plan, make_plan
 from anybatch.rows.requests import MAX_PROBLEMS, iter_lines
 
@@ -91,15 +91,15 @@ def test_lines_are_cut_at_the_newline_byte_alone() -> None:
         (jsonl(*[line(str(n)) for n in range(6)]) + b'{"custom_id":"x",\n', 7, None, "not JSON"),
         (jsonl([1]), 1, None, "not a JSON object but list"),
         (jsonl(line("a"), line("b"), line("a")), 3, "custom_id", "'a' was used before, in line 1"),
-        (jsonl(line(custom_id=5)), 1, "custom_id", "must be a text"),
-        (jsonl(line(custom_id="")), 1, "custom_id", "must be a text"),
+        (jsonl(line(custom_id=5)), 1, "custom_id", "must be a non-empty string"),
+        (jsonl(line(custom_id="")), 1, "custom_id", "must be a non-empty string"),
         (jsonl(line(method="GET")), 1, "method", "must be 'POST', not 'GET'"),
         (jsonl(line(url="/v1/embeddings")), 1, "url", "the batch's endpoint is '/v1/chat/completions'"),
         (jsonl({"custom_id": "a", "body": {"model": "m"}}), 1, "method", "must be 'POST', not None"),
         (jsonl(line(body="x")), 1, "body", "must be a JSON object"),
         (jsonl(line(body={"messages": []})), 1, "body.model", "must name the model"),
         (jsonl(line(body={"model": "m", "stream": True})), 1, "body.stream", "cannot stream"),
-        (jsonl(line(params={})), 1, "params", "no such member"),
+        (jsonl(line(params={})), 1, "params", "unknown member"),
         (jsonl(line("a", "m1"), line("b", "m2")), 2, "body.model", "line 1 has 'm1'"),
         (b"", None, None, "holds no request"),
         (b"\n\n \n", None, None, "holds no request"),
@@ -130,7 +130,9 @@ def test_mixed_models_are_fine_where_the_provider_takes_them(tmp_path: Path) -> 
     assert made.models == ("m1", "m2")
 
 
-@pytest.mark.parametrize(("second", "text"), [("m2", "mistral runs one model a batch"), (None, "must name")])
+@pytest.mark.parametrize(
+    ("second", "text"), [("m2", "mistral runs one model per batch"), (None, "must name")]
+)
 def test_mistral_takes_one_model_a_job(second: str | None, text: str, tmp_path: Path) -> None:
     found = problems(jsonl(line("a", "m1"), line("b", second)), tmp_path, provider("mistral"))  # type: ignore[arg-type]
     assert found[0].line == 2
@@ -177,7 +179,7 @@ def test_shards_keep_within_the_limits_and_lose_nothing(
 
 def test_a_line_that_fits_no_batch_is_an_error(tmp_path: Path) -> None:
     found = problems(jsonl(line("a")), tmp_path, provider(limits=Limits(bytes=50)))
-    assert "a batch at openai holds 50" in found[0].message
+    assert "a whole batch at openai holds 50" in found[0].message
 
 
 def test_blank_lines_and_a_missing_last_newline_do_not_matter(tmp_path: Path) -> None:
@@ -251,7 +253,7 @@ def test_many_blank_lines_cost_little(tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     source.write_bytes(b"x\n\n" * 20_000)
     segments = tuple((number * 3, number * 3 + 2) for number in range(20_000))
-    content = Content(source, segments, 20_000, file_mark(source))
+    content = Content(source, segments, 20_000, file_stamp(source))
     began = time.process_time()
     with content.open() as file:
         assert file.read(40_000) == b"x\n" * 20_000
@@ -301,7 +303,9 @@ def test_the_last_batch_is_not_too_short(
     data = numbered(rows).replace(b'"model": "m", ', b"") if model else numbered(rows)
     if sizes is None:
         [problem] = problems(data, tmp_path, at, model=model)
-        assert "a batch of 1 requests, from request 9 on; one at openai has at least 3" in problem.message
+        assert (
+            "a batch of 1 requests, from request 9 on; a batch at openai needs at least 3" in problem.message
+        )
         return
     blank = data.replace(b"\n", b"\n\n")  # its batches are of many segments
     for text in (data, blank):
@@ -318,10 +322,12 @@ def test_the_last_batch_is_not_too_short(
 def test_too_few_for_a_batch(tmp_path: Path) -> None:
     at = provider(limits=Limits(min_requests=3))
     [problem] = problems(numbered(2), tmp_path, at)
-    assert problem == Problem(None, None, "holds 2 requests; a batch at openai has at least 3")
+    assert problem == Problem(None, None, "holds 2 requests; a batch at openai needs at least 3")
     [problem] = problems(numbered(2) + b"{", tmp_path, at)
     assert problem.line == 3, "what is wrong with lines comes first: they may be enough once they are mended"
-    with pytest.raises(ConfigurationError, match="shard_requests: a batch at openai has at least 3 requests"):
+    with pytest.raises(
+        ConfigurationError, match="shard_requests: a batch at openai needs at least 3 requests"
+    ):
         plan(numbered(9), tmp_path, at, shard_requests=2)
 
 

@@ -290,7 +290,8 @@ def test_a_job_and_run_job_have_the_same_types() -> None:
 def test_a_job_refuses_what_is_no_choice() -> None:
     for one in options_of(Part.JOB):
         if one.choices:
-            with pytest.raises(ConfigurationError, match=f"^{one.name}: '{one.choices[0]}' or .*, not 'no'"):
+            wrong = f"^{one.name}: must be '{one.choices[0]}' or .*, not 'no'"
+            with pytest.raises(ConfigurationError, match=wrong):
                 Job(input=(), output="out", **{one.name: "no"})
 
 
@@ -383,11 +384,11 @@ def test_the_component_says_what_the_table_says(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("documented", "pattern"),
-    [(AnyBatchOperator, r"^ +:param {}:"), (build_batch_assets, r"\b{}\b"), (Job, r"\b{}\b")],
+    [(AnyBatchOperator, r"^    {}: "), (build_batch_assets, r"^    {}: "), (Job, r"\b{}\b")],
 )
 def test_the_docstring_speaks_of_each_option(documented: Any, pattern: str) -> None:
     surface = SURFACES[documented.__name__].keys()
-    text = documented.__doc__
+    text = inspect.getdoc(documented) or ""
     named = [name for name in surface & NAMES if re.search(pattern.format(name), text, re.MULTILINE)]
     # The fields that say it themselves: name and type.
     plain_fields = {"endpoint", "model", "completion_window", "metadata", "options"}

@@ -160,7 +160,7 @@ def test_settings_from_arguments_environment_and_default(monkeypatch: pytest.Mon
 
 
 def test_settings_that_lack_or_are_not_known() -> None:
-    with pytest.raises(ConfigurationError, match=r"region is missing; give it, or set PLAIN_REGION"):
+    with pytest.raises(ConfigurationError, match=r"region is missing; pass it, or set PLAIN_REGION"):
         Plain.open("plain", Given("k"))
     with pytest.raises(UnknownOptionError, match=r"no setting zone; it has region, role, token"):
         plain(zone="a")
@@ -464,7 +464,7 @@ def test_a_cancel_that_throws_results_away_is_warned_of(
         client.cancel("b1")
     is_running = status is BatchStatus.IN_PROGRESS
     assert asked == (["b1"] if is_running else []), "the results of one that has ended stay"
-    assert ("batch b1: plain throws away the results" in caplog.text) is is_running
+    assert ("batch b1: plain deletes the results" in caplog.text) is is_running
 
 
 def test_a_provider_that_cannot_cancel_says_so() -> None:

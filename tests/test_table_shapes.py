@@ -261,7 +261,9 @@ def test_values_inside_of_cells_are_plain() -> None:
 def test_columns_that_are_no_cells(column: Any) -> None:
     """A dict of columns inside of a list looks like a row."""
     kind = type(column).__name__
-    with pytest.raises(InputError, match=f"row 2, column 'text': holds {kind}: a whole column, not a cell"):
+    with pytest.raises(
+        InputError, match=f"row 2, column 'text': holds {kind}, a whole column and not a cell"
+    ):
         list(read_rows([ROWS[0], {"id": "b", "text": column}]))
 
 
@@ -271,23 +273,23 @@ PAIRS = "pass the rows alone, without what iterrows(), groupby() or enumerate() 
 NAMES = "give its values names: dict(zip(names, values))"
 
 NO_TABLES: dict[str, tuple[Callable[[], Any], str]] = {
-    "dict of columns": (lambda: {"id": [1], "text": ["x"]}, "not dict; one row goes into a list"),
-    "dict of frames": (lambda: {"sheet": FRAME}, "not dict; one row goes into a list"),
-    "one row": (lambda: ROWS[0], "not dict; one row goes into a list, [row]; columns into a DataFrame"),
+    "dict of columns": (lambda: {"id": [1], "text": ["x"]}, "not dict; put one row into a list"),
+    "dict of frames": (lambda: {"sheet": FRAME}, "not dict; put one row into a list"),
+    "one row": (lambda: ROWS[0], "not dict; put one row into a list, [row]; columns into a DataFrame"),
     "one named tuple": (lambda: Fruit("a", "red"), "not Fruit"),
-    "one dataclass": (lambda: Record("a", "red"), "not Record; one row goes into a list, [row]"),
-    "one pydantic object": (lambda: Model(id="a", text="red"), "not Model; one row goes into a list, [row]"),
-    "one database row": (lambda: database_rows()[0], "not Row; one row goes into a list, [row]"),
-    "set": (lambda: {Fruit("a", "red")}, "not set; a set has no order, by which rows are known"),
-    "bytes": (lambda: CSV.encode(), "not bytes; a file is passed as its path"),
+    "one dataclass": (lambda: Record("a", "red"), "not Record; put one row into a list, [row]"),
+    "one pydantic object": (lambda: Model(id="a", text="red"), "not Model; put one row into a list, [row]"),
+    "one database row": (lambda: database_rows()[0], "not Row; put one row into a list, [row]"),
+    "set": (lambda: {Fruit("a", "red")}, "not set; a set has no order, but rows are numbered"),
+    "bytes": (lambda: CSV.encode(), "not bytes; for a file, pass its path"),
     "number": (lambda: 7, "not int"),
     "None": (lambda: None, "not NoneType"),
     "function": (lambda: generated, "not function; call it, and pass what it returns"),
     "class": (lambda: Model, "; call it, and pass what it returns"),
     "async generator": (in_time, "not async_generator; collect it first: [row async for row in …]"),
     "lazy frame": (LazyFrame, "not LazyFrame; pass what its collect() returns"),
-    "rolling windows": (lambda: FRAME.rolling(2), "not Rolling; its frames overlap, and most rows"),
-    "text": (lambda: CSV, "a file is named by its path, not given as a text of several lines"),
+    "rolling windows": (lambda: FRAME.rolling(2), "not Rolling; its frames overlap, so that most rows"),
+    "text": (lambda: CSV, "a text of several lines is not the path of a file"),
 }  # fmt: skip
 
 
@@ -320,12 +322,12 @@ NO_ROWS: dict[str, tuple[Callable[[], Any], str]] = {
     "rows of csv": (lambda: csv.reader(io.StringIO(CSV)), "but list of str (the table is a reader)"),
     "an open file": (lambda: io.StringIO(CSV), "but str (the table is a StringIO); name its column"),
     "Series": (lambda: FRAME["text"], "row 1: is not a mapping of columns but str (the table is a Series)"),
-    "columns": (lambda: [pandas.Series([1, 2])], "but Series; its labels are no column names"),
+    "columns": (lambda: [pandas.Series([1, 2])], "but Series; its labels are not column names"),
     "iterrows": (FRAME.iterrows, f"but tuple of int, Series (the table is a generator); {PAIRS}"),
     "items": (FRAME.items, f"but tuple of str, Series (the table is a generator); {PAIRS}"),
     "enumerate": (lambda: enumerate(ROWS), f"but tuple of int, dict (the table is a enumerate); {PAIRS}"),
-    "zip": (lambda: zip(ROWS, ROWS, strict=True), "but tuple of dict (the table is a zip); it may pair"),
-    "batched": (lambda: [tuple(ROWS)], "but tuple of dict; it may pair what it holds: pass rows one by one"),
+    "zip": (lambda: zip(ROWS, ROWS, strict=True), "but tuple of dict (the table is a zip); a tuple may pair"),
+    "batched": (lambda: [tuple(ROWS)], "but tuple of dict; a tuple may pair values: pass rows one by one"),
     "groups": (lambda: itertools.groupby(ROWS, key=str), f"(the table is a groupby); {PAIRS}"),
     "GroupBy": (
         lambda: FRAME.groupby("id"),
@@ -343,16 +345,16 @@ NO_ROWS: dict[str, tuple[Callable[[], Any], str]] = {
     "something in a list of rows": (lambda: [[*ROWS, None]], "row 4: is not a mapping of columns but None"),
     "levels of columns": (
         lambda: pandas.DataFrame([[1]], columns=pandas.MultiIndex.from_tuples([("a", "b")])),
-        "the DataFrame: 1 problem (nothing was sent)\n  a column is called ('a', 'b'); join its levels",
+        "the DataFrame: 1 problem (nothing was sent)\n  a column is named ('a', 'b'); join its levels",
     ),
     "columns without a name": (
         lambda: [FRAME, pandas.DataFrame([[1]], columns=[None])],
-        "item 2 of the table, a DataFrame: 1 problem (nothing was sent)\n  a column is called ",
+        "item 2 of the table, a DataFrame: 1 problem (nothing was sent)\n  a column is named ",
     ),
-    "a column of bytes": (lambda: [{b"id": 1}], "row 1: has a column that is called b'id'"),
+    "a column of bytes": (lambda: [{b"id": 1}], "row 1: has a column named b'id'"),
     "too many cells": (
         lambda: csv.DictReader(io.StringIO("id,text\na,b,c\n")),
-        "row 1: has a column that is called None",
+        "row 1: has a column named None",
     ),
 }  # fmt: skip
 
@@ -365,7 +367,7 @@ def test_what_is_no_row(make: Callable[[], Any], message: str) -> None:
 
 TWICE: dict[str, tuple[Callable[[], Any], str]] = {
     "pandas": (lambda: pandas.DataFrame([[1, 2]], columns=["x", "x"]), "the DataFrame"),
-    "names of one text": (lambda: pandas.DataFrame([[1, 2]], columns=[7, "7"]), "called '7'"),
+    "names of one text": (lambda: pandas.DataFrame([[1, 2]], columns=[7, "7"]), "named '7'"),
     "a later frame": (
         lambda: [FRAME, pandas.DataFrame([[1, 2]], columns=["x", "x"])],
         "item 2 of the table, a DataFrame",
@@ -382,7 +384,7 @@ def test_two_columns_of_one_name(make: Callable[[], Any], place: str) -> None:
     """G2: the last of them won."""
     with pytest.raises(InputError, match=re.escape(place)) as caught:
         list(read_rows(make()))
-    assert "more than one column is called" in str(caught.value)
+    assert "more than one column is named" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -405,11 +407,11 @@ def test_two_columns_of_one_name_in_a_row(row: Callable[[], Any], name: str) -> 
     [
         (
             '{"a":1}\n[{"a":2}]\n',
-            "line 2: is not a mapping of columns but list of dict; a line holds one JSON obj",
+            "line 2: is not a JSON object but list of dict; each line must hold one obj",
         ),
-        ('"red"\n', "line 1: is not a mapping of columns but str; a line holds one JSON object"),
-        ('{"a":1}\n{"a":1,"b":2,"a":3}\n', "line 2: more than one member is called 'a'; rename one of them"),
-        ('{"a":{"b":1,"b":2}}\n', "line 1: more than one member is called 'b'"),
+        ('"red"\n', "line 1: is not a JSON object but str; each line must hold one object"),
+        ('{"a":1}\n{"a":1,"b":2,"a":3}\n', "line 2: has more than one member named 'a'; rename one of them"),
+        ('{"a":{"b":1,"b":2}}\n', "line 1: has more than one member named 'b'"),
         ("[" * 100_000 + "\n", "line 1: is not JSON"),
         ("{\n", "line 1: is not JSON"),
     ],
@@ -444,7 +446,7 @@ def test_pyarrow(tmp_path: Path) -> None:
         tmp_path / "t.parquet",
     ]
     for source in sources:
-        with pytest.raises(InputError, match="more than one column is called 'x'"):
+        with pytest.raises(InputError, match="more than one column is named 'x'"):
             list(read_rows(source))
     with pytest.raises(InputError, match=r"t\.parquet: 1 problem"):
         list(read_rows(tmp_path / "t.parquet"))
@@ -480,7 +482,7 @@ def test_duckdb() -> None:
     relation = duckdb.sql("SELECT * FROM (VALUES ('a', 'red'), ('b', 'green'), ('c', 'blue')) t (id, text)")
     if hasattr(relation, "iter_rows"):
         assert list(read_rows(relation)) == list(read_rows([relation])) == ROWS
-        with pytest.raises(InputError, match="more than one column is called 'x'"):
+        with pytest.raises(InputError, match="more than one column is named 'x'"):
             list(read_rows(duckdb.sql("SELECT 1 AS x, 2 AS x")))
     with pytest.raises(ConfigurationError, match=r"; pass what its \w+\(\) returns"):
         list(read_rows(duckdb.connect()))
@@ -534,13 +536,13 @@ def test_request_lines(make: Callable[[], Any], tmp_path: Path) -> None:
 
 NO_REQUESTS: dict[str, tuple[Callable[[], Any], str]] = {
     "frame": (lambda: FRAME, "DataFrame is a table, not request lines: give `prompt`"),
-    "frames": (lambda: [FRAME], "is DataFrame, not a mapping: a table, give `prompt`"),
+    "frames": (lambda: [FRAME], "is DataFrame, which is a table and not a mapping: give `prompt`"),
     "chunks": (
         lambda: pandas.read_csv(io.StringIO(CSV), chunksize=2),
-        "is DataFrame, not a mapping: a table",
+        "is DataFrame, which is a table and not a mapping",
     ),
     "arrow": (lambda: Batch(ROWS), "Batch is a table, not request lines: give `prompt`"),
-    "one request": (lambda: LINES[0], "not dict; one row goes into a list"),
+    "one request": (lambda: LINES[0], "not dict; put one row into a list"),
     "texts": (lambda: ["red"], "is str, not a mapping"),
     "pairs": (lambda: [list(LINES[0].items())], "is list of tuple, not a mapping"),
     "two letters": (lambda: ["ab"], "is str, not a mapping"),
@@ -569,7 +571,7 @@ def test_what_are_no_requests(make: Callable[[], Any], message: str, tmp_path: P
         ("table.csv", "table.csv is a table, not request lines: give `prompt`"),
         (Path("table.PARQUET"), "is a table, not request lines: give `prompt`"),
         ("s3://bucket/table.tsv", "is a table, not request lines: give `prompt`"),
-        (json.dumps(LINES), "input: a path, not a text of"),
+        (json.dumps(LINES), "input: must be a path, not a text of"),
     ],
 )
 def test_paths_of_no_requests(path: Any, message: str, tmp_path: Path) -> None:
@@ -583,7 +585,9 @@ def test_paths_of_no_requests(path: Any, message: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("given", [FRAME, LINES, None])
 def test_a_single_batch_is_a_file(given: Any, tmp_path: Path) -> None:
     name = type(given).__name__
-    with pytest.raises(ConfigurationError, match=f"input_file_path: the path of a JSONL file, not {name}"):
+    with pytest.raises(
+        ConfigurationError, match=f"input_file_path: must be the path of a JSONL file, not {name}"
+    ):
         create_batch("local", given, "/v1/chat/completions", api_base=str(tmp_path / "local.db"))
 
 
@@ -610,7 +614,7 @@ def test_results_of_several_batches(make: Callable[[], Any]) -> None:
         (FRAME, "an iterable of anybatch.Row, not DataFrame"),
         ({"a": RESULTS[0]}, "an iterable of anybatch.Row, not dict"),
         (None, "an iterable of anybatch.Row, not NoneType"),
-        (RESULTS[0], "an iterable of anybatch.Row, not Row; one row goes into a list"),
+        (RESULTS[0], "an iterable of anybatch.Row, not Row; put one row into a list"),
         ([LINES[0]], "result 1 is dict, not an anybatch.Row"),
         (ROWS, "result 1 is dict, not an anybatch.Row"),
         ([FRAME], "result 1 is DataFrame, not an anybatch.Row"),

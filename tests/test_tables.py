@@ -73,16 +73,16 @@ def test_files(tmp_path: Path, name: str, content: str, expected: list[dict[str,
     ("name", "content", "message"),
     [
         ("t.csv", b"", "no header line"),
-        ("t.csv", b"a,b,a\n", "more than one column is called 'a'"),
-        ("t.csv", b"a,b\n1,2\n3\n", "row 2: has 1 cells, the header 2"),
-        ("t.csv", b"a,b\n1,2\n3,4,5\n", "row 2: has 3 cells, the header 2"),
+        ("t.csv", b"a,b,a\n", "more than one column is named 'a'"),
+        ("t.csv", b"a,b\n1,2\n3\n", "row 2: has 1 cells, but the header has 2"),
+        ("t.csv", b"a,b\n1,2\n3,4,5\n", "row 2: has 3 cells, but the header has 2"),
         ("t.csv", b'a,b\n1,2\n3,"4\n5,6\n', "row 2: is not CSV near line 4: unexpected end of data"),
-        ("t.csv", b"a,b\n1,2\n3,\xff\n", "line 3: not UTF-8: byte 0xff at column 3"),
+        ("t.csv", b"a,b\n1,2\n3,\xff\n", "line 3: is not UTF-8: byte 0xff at column 3"),
         ("t.jsonl", b'{"a":1}\n{"a":\n', "line 2: is not JSON"),
         (
             "t.jsonl",
             b"[1]\n",
-            "line 1: is not a mapping of columns but list of int; a line holds one JSON object",
+            "line 1: is not a JSON object but list of int; each line must hold one object",
         ),
         ("t.txt", b"", "is none of .csv, .tsv, .jsonl, .ndjson, .parquet"),
     ],
@@ -112,7 +112,7 @@ def test_remote_file() -> None:
 
 @pytest.mark.parametrize("table", [{"id": [1, 2]}, 7, None])
 def test_what_is_no_table(table: Any) -> None:
-    with pytest.raises(ConfigurationError, match="a table is a path, a frame or an iterable of rows"):
+    with pytest.raises(ConfigurationError, match="a table must be a path, a frame or an iterable of rows"):
         list(read_rows(table))
 
 
@@ -152,7 +152,7 @@ def test_pandas() -> None:
     }  # fmt: skip
     assert [type(first[name]) for name in ("the id", "score", "small")] == [int, float, int]
     assert texts(frame, "{the id}: {score:.1f} {day:%d %b}") == ["1: 0.5 02 Jan", "2:  "]
-    with pytest.raises(InputError, match="more than one column is called 'x'"):
+    with pytest.raises(InputError, match="more than one column is named 'x'"):
         list(read_rows(pandas.DataFrame([[1, 2]], columns=["x", "x"])))
 
 
@@ -234,7 +234,9 @@ def test_template(template: str, text: str) -> None:
 
 @pytest.mark.parametrize("template", ["{", "}", "{name", "{}", '{"json": 1} {', "{name:{age}}", "{name!x:"])
 def test_templates_that_are_none(template: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"prompt template: .*write \{\{ and \}\} for plain braces"):
+    with pytest.raises(
+        ConfigurationError, match=r"prompt template: .*write \{\{ and \}\} for literal braces"
+    ):
         build_requests(ROWS, template, model="m")
 
 
@@ -298,9 +300,9 @@ def test_a_function_does_not_get_its_objects_changed() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"prompt": 7}, "a template or a function, not int"),
+        ({"prompt": 7}, "must be a template or a function, not int"),
         ({"endpoint": "/v1/embeddings", "system": "S"}, "requests to /v1/embeddings have no system prompt"),
-        ({"endpoint": "/v1/ocr"}, "how /v1/ocr takes text is not known"),
+        ({"endpoint": "/v1/ocr"}, "where text goes in requests to /v1/ocr"),
     ],
 )
 def test_arguments_that_cannot_be_right(arguments: dict[str, Any], message: str) -> None:
@@ -344,9 +346,9 @@ def test_ids(id: Any, row: dict[str, Any], expected: str) -> None:
 @pytest.mark.parametrize("value", ["", None, 1.0, True, ["x"], float("nan")])
 def test_ids_that_are_none(value: Any) -> None:
     table = [{"k": "x"}, {"k": value}]
-    with pytest.raises(InputError, match="row 2, column 'k': a custom_id is text that is not empty, not"):
+    with pytest.raises(InputError, match="row 2, column 'k': a custom_id must be a non-empty text, not"):
         list(build_requests(table, "Hi", model="m", id_column="k"))
-    with pytest.raises(InputError, match="row 2: a custom_id is text"):
+    with pytest.raises(InputError, match="row 2: a custom_id must be a non-empty text"):
         list(build_requests(table, "Hi", model="m", id_column=lambda row: row["k"]))
 
 
@@ -359,7 +361,7 @@ def test_no_such_id_column() -> None:
 
 def test_the_old_name_of_the_id_column_is_refused() -> None:
     """`**body` would take it, and send it to the model in every request."""
-    with pytest.raises(ConfigurationError, match="is `id_column`, not `id`"):
+    with pytest.raises(ConfigurationError, match="use `id_column` instead of `id`"):
         build_requests(ROWS, "Hi", model="m", id="id")
     with pytest.raises(TypeError, match="'id'"):
         join_results(ROWS, [], id="id")  # type: ignore[call-arg]
@@ -556,7 +558,7 @@ def test_parse_json() -> None:
     }  # fmt: skip
     assert second["llm_outcome"] == third["llm_outcome"] == "succeeded"
     assert second["llm_error"].startswith("content is not JSON: ")
-    assert third["llm_error"] == "content is not JSON: it comes to list, not to an object"
+    assert third["llm_error"] == "content is not JSON: the result is list, not an object"
 
 
 def test_parse_with_a_function() -> None:
@@ -589,7 +591,7 @@ def test_no_column_is_overwritten(row: dict[str, Any], answer: str, prefix: str,
 
 
 def test_parse_must_be_known() -> None:
-    with pytest.raises(ConfigurationError, match="parse: 'json' or a function, not 'yaml'"):
+    with pytest.raises(ConfigurationError, match="parse: must be 'json' or a function, not 'yaml'"):
         join_results(ROWS, RESULTS, parse="yaml")  # type: ignore[arg-type]
 
 

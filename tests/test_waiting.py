@@ -223,7 +223,7 @@ def test_answers_to_a_whole_shard_may_take_ten_minutes(
 def test_a_provider_object_brings_its_own_account(
     kind: type[Client] | type[AsyncClient], given: dict[str, str]
 ) -> None:
-    with pytest.raises(ConfigurationError, match="go with a provider's name"):
+    with pytest.raises(ConfigurationError, match="can be passed only with a provider's name"):
         kind(get_provider("openai", api_key="k"), **given)  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""Operators: a job end to end, and its parts for those who want them as tasks of their own."""
+"""The operators: a whole job as one task, and its steps as tasks of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The results of batches that have ended, as a file."""
+"""AnyBatchResultsOperator: lands the results of batches that any task or system created."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, BaseOperator
 
-from anybatch_airflow.account import OnAccount, final_errors, job_id, task_instance
-from anybatch_airflow.inputs import HasOutput, batch_ids, location, plain
+from anybatch_airflow.base import HasAccount, final_errors_skip_retries, job_id, task_instance
+from anybatch_airflow.inputs import HasOutput, batch_ids, checked_choice, location, plain
 from anybatch_airflow.landing import land
 from anybatch_airflow.lineage import openlineage_facets
 from anybatch_airflow.links import BatchLink, ResultsLink, push_links
-from anybatch_airflow.policies import chosen
 
 if TYPE_CHECKING:
     import os
@@ -23,32 +22,32 @@ if TYPE_CHECKING:
     from anybatch_airflow.inputs import BatchIds
 
 
-class AnyBatchResultsOperator(HasOutput, OnAccount, BaseOperator):
+class AnyBatchResultsOperator(HasOutput, HasAccount, BaseOperator):
     """Lands the rows of ended batches as results.jsonl and report.json; returns the same manifest as a job.
 
-    For batches of `AnyBatchCreateOperator`, or of another system. Every row is counted: one that the
-    provider's files do not mention counts by the end of its batch (`expired`, `cancelled`, else `missing`),
-    but as its custom_id is not known here, it has no line. A line that cannot be read, or cannot be
-    written as a row, is a `failed` row with the code `undecodable_line`; the provider's own bytes of it, and
-    of lines that repeat a row, are in stray.jsonl beside the results. Of two lines for one row a success
-    counts. Rows come in the provider's order, batch after batch (`Client.land_batches`); `AnyBatchOperator`,
-    which knows its input, has a line for every row, in the input's order.
+    Every row is counted. A row that the provider's files do not mention counts by the end of its batch
+    (`expired`, `cancelled`, else `missing`), but it has no line, as its custom_id is not known here. A line
+    that cannot be read, or cannot be written as a row, is a `failed` row with the code `undecodable_line`;
+    its bytes, and those of lines that repeat a row, are in stray.jsonl beside the results. If two lines are
+    for one row, a success wins. Rows come in the provider's order, batch after batch (`Client.land_batches`).
+    `AnyBatchOperator` knows its input, and so has a line for every row, in the input's order.
 
     Put an `AnyBatchSensor` before it: a batch that still runs fails the task (a retry may find it ended).
 
-    :param batch_id: One id or several; the XCom of another task, or a template.
-    :param output: Where results.jsonl and report.json go: a folder of this task's own, local or
-        `s3://conn_id@bucket/…`. What an earlier run of the task has put there is replaced. The templated
-        field, and the attribute, is `output_folder`.
-    :param endpoint: The dialect of the bodies, where the batch does not tell it: on Anthropic, `/v1/messages`
-        gives native ones.
-    :param conn_id: Airflow connection; may be left out if `provider` is given.
-    :param provider: Overrides the connection's, or names the one whose environment variables to use.
-    :param api_base: Overrides the connection's.
-    :param on_partial: "keep", or "fail" to fail the task, after landing and without a retry, if any row has
-        no result.
-    :param max_failed_ratio: As on `AnyBatchOperator`.
-    :param price: As on `AnyBatchOperator`.
+    Args:
+        batch_id: One id or several; the XCom of another task, or a template.
+        output: Where results.jsonl and report.json go: a folder of this task's own, local or
+            `s3://conn_id@bucket/…`. It replaces what an earlier run of the task put there. The template field
+            and the attribute are called `output_folder`.
+        endpoint: The dialect of the bodies, if the batch does not name its endpoint: on Anthropic,
+            `/v1/messages` gives native bodies.
+        conn_id: Airflow connection; may be left out if `provider` is given.
+        provider: Overrides the connection's provider, or names the one whose environment variables to use.
+        api_base: Overrides the connection's base URL.
+        on_partial: "keep", or "fail" to fail the task, after landing and without a retry, if any row has no
+            result.
+        max_failed_ratio: As on `AnyBatchOperator`.
+        price: As on `AnyBatchOperator`.
     """
 
     template_fields: Collection[str] = (
@@ -83,17 +82,17 @@ class AnyBatchResultsOperator(HasOutput, OnAccount, BaseOperator):
         self.conn_id = conn_id
         self.provider = provider
         self.api_base = api_base
-        self.on_partial: OnPartial = chosen("on_partial", on_partial)
+        self.on_partial: OnPartial = checked_choice("on_partial", on_partial)
         self.max_failed_ratio = max_failed_ratio
         self.price = price
         self.manifest: dict[str, Any] | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Look at all, then land the rows of all."""
+        """Check that all batches have ended, then land the rows of all."""
         from anybatch import BatchFailedError, BatchNotCompleteError
 
         ti = task_instance(context)
-        with final_errors(), self.hook().get_client() as client:
+        with final_errors_skip_retries(), self.hook().get_client() as client:
             ids = batch_ids(self.batch_id)
             push_links(ti, batches=self.hook().console_url(client, ids), results=self.output_folder)
             try:
@@ -101,12 +100,12 @@ class AnyBatchResultsOperator(HasOutput, OnAccount, BaseOperator):
                     ids, location(self.output_folder), endpoint=self.endpoint, id=job_id(ti), price=self.price
                 )
             except BatchFailedError as error:
-                raise AirflowFailException(f"there are no results: {error}") from error
+                raise AirflowFailException(f"there are no results to land: {error}") from error
             except BatchNotCompleteError as error:
                 hint = "Put an AnyBatchSensor with the same batch_id before this task."
                 raise AirflowException(f"{error}. {hint}") from error
         return land(self, context, report)
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
-        """What OpenLineage is told; Airflow's listener calls this on the worker."""
+        """For OpenLineage's listener, which calls this on the worker."""
         return openlineage_facets(None, self.manifest)

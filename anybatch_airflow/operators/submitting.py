@@ -1,4 +1,4 @@
-"""What the operators that submit requests have in common."""
+"""The base class of the operators that submit requests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
-from anybatch_airflow.account import OnAccount, job_id, task_instance
+from anybatch_airflow.base import HasAccount, job_id, task_instance
 from anybatch_airflow.inputs import Hidden, InputField, is_path, is_shown, read_input, requests_from
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from anybatch_airflow.inputs import IdColumn, Prompt, Requests
 
 
-class SubmittingOperator(OnAccount, BaseOperator):
-    """The arguments that tell what to submit, where and how; they are documented on `AnyBatchOperator`."""
+class SubmittingOperator(HasAccount, BaseOperator):
+    """The options that say what to submit, to whom and how; `AnyBatchOperator` documents them."""
 
     template_fields: Collection[str] = (
         "input",
@@ -36,7 +36,7 @@ class SubmittingOperator(OnAccount, BaseOperator):
     template_fields_renderers: ClassVar[dict[str, str]] = {"metadata": "json", "options": "json"}
     ui_color = "#e8eefc"
     input = InputField()
-    source: Any = None  # the path that the requests came from, for lineage
+    source: Any = None  # the path that the requests came from, for lineage; None if they came from memory
 
     def __init__(
         self,
@@ -79,13 +79,13 @@ class SubmittingOperator(OnAccount, BaseOperator):
 
     @classmethod
     def partial(cls, **kwargs: Any) -> Any:
-        """As on any operator; requests given here are kept out of the serialized DAG as well."""
+        """As on any operator, but keeps requests given here out of the serialized DAG."""
         if "input" in kwargs and not is_shown(kwargs["input"]):
             kwargs["input"] = Hidden(kwargs["input"])
         return super().partial(**kwargs)
 
     def _requests(self, context: Context) -> Any:
-        """What `Job` takes as input."""
+        """What `Job` takes as input: a path, or requests."""
         value = read_input(self.input, context)
         self.source = value if is_path(value) else None
         return requests_from(

@@ -1,7 +1,9 @@
-"""The four operations, the results, and a whole job, as functions: each opens a client and closes it.
+"""The four batch operations, the results, and a whole job, as functions that open a client and close it.
 
-Their `kwargs` are the provider's own options, and the settings of its account beside key and base URL; what
-it does not have is an UnknownOptionError that names what it has.
+`kwargs` are the provider's own options and the account's other settings; an unknown one raises
+UnknownOptionError, which names the known ones. All functions share the arguments `api_key` (by default from
+the provider's environment variable), `api_base` (by default the provider's own) and `client_args` (arguments
+for the httpx client).
 """
 
 from __future__ import annotations
@@ -40,8 +42,25 @@ def create_batch(
 ) -> Batch:
     """Validate a JSONL file of request lines, upload it, and create one batch of it.
 
-    Raises InputError (with line numbers) and ConfigurationError before anything is sent, APIError for what
-    the provider refuses, and CreateOutcomeUnknownError where a batch may exist that cannot be looked up.
+    Args:
+        provider: The provider's name.
+        input_file_path: The local file of request lines.
+        endpoint: The endpoint of every request.
+        completion_window: How long the provider may take.
+        metadata: Strings to put on the batch.
+        api_key: The API key.
+        api_base: The base URL.
+        client_args: Arguments for the httpx client.
+        kwargs: The provider's own options for the create, and the account's other settings.
+
+    Returns:
+        The batch.
+
+    Raises:
+        InputError: Lines are invalid (with their numbers); nothing was sent.
+        ConfigurationError: An argument is invalid; nothing was sent.
+        APIError: The provider refused the upload or the create, or did not answer.
+        CreateOutcomeUnknownError: A batch may exist that cannot be looked up.
     """
     settings, options = split_settings(provider, kwargs)
     with Client(provider, api_key=api_key, api_base=api_base, client_args=client_args, **settings) as client:
@@ -63,7 +82,7 @@ async def acreate_batch(
     client_args: ClientArgs = None,
     **kwargs: Any,
 ) -> Batch:
-    """`create_batch`, awaited."""
+    """The asynchronous `create_batch`, with the same arguments."""
     settings, options = split_settings(provider, kwargs)
     async with AsyncClient(
         provider, api_key=api_key, api_base=api_base, client_args=client_args, **settings
@@ -83,7 +102,23 @@ def retrieve_batch(
     client_args: ClientArgs = None,
     **kwargs: Any,
 ) -> Batch:
-    """The batch as it stands now."""
+    """Retrieve a batch.
+
+    Args:
+        provider: The provider's name.
+        batch_id: The batch's id.
+        api_key: The API key.
+        api_base: The base URL.
+        client_args: Arguments for the httpx client.
+        kwargs: The provider's own options, and the account's other settings.
+
+    Returns:
+        The batch as it is now.
+
+    Raises:
+        NotFoundError: There is no such batch in this account.
+        APIError: The call failed for another reason.
+    """
     settings, options = split_settings(provider, kwargs)
     with Client(provider, api_key=api_key, api_base=api_base, client_args=client_args, **settings) as client:
         return client.retrieve(batch_id, **options)
@@ -99,7 +134,7 @@ async def aretrieve_batch(
     client_args: ClientArgs = None,
     **kwargs: Any,
 ) -> Batch:
-    """`retrieve_batch`, awaited."""
+    """The asynchronous `retrieve_batch`, with the same arguments."""
     settings, options = split_settings(provider, kwargs)
     async with AsyncClient(
         provider, api_key=api_key, api_base=api_base, client_args=client_args, **settings
@@ -117,7 +152,26 @@ def cancel_batch(
     client_args: ClientArgs = None,
     **kwargs: Any,
 ) -> Batch:
-    """Ask the provider to stop a batch; it ends some minutes later, and its finished rows stay available."""
+    """Cancel a batch. It ends some minutes later, and its finished rows keep their results.
+
+    With a few providers a cancel deletes those results; the log warns of that.
+
+    Args:
+        provider: The provider's name.
+        batch_id: The batch's id.
+        api_key: The API key.
+        api_base: The base URL.
+        client_args: Arguments for the httpx client.
+        kwargs: The provider's own options, and the account's other settings.
+
+    Returns:
+        The batch, which may still be cancelling; a batch that has ended is returned unchanged.
+
+    Raises:
+        ConfigurationError: The provider cannot cancel batches.
+        NotFoundError: There is no such batch in this account.
+        APIError: The call failed for another reason.
+    """
     settings, options = split_settings(provider, kwargs)
     with Client(provider, api_key=api_key, api_base=api_base, client_args=client_args, **settings) as client:
         return client.cancel(batch_id, **options)
@@ -133,7 +187,7 @@ async def acancel_batch(
     client_args: ClientArgs = None,
     **kwargs: Any,
 ) -> Batch:
-    """`cancel_batch`, awaited."""
+    """The asynchronous `cancel_batch`, with the same arguments."""
     settings, options = split_settings(provider, kwargs)
     async with AsyncClient(
         provider, api_key=api_key, api_base=api_base, client_args=client_args, **settings
@@ -152,7 +206,23 @@ def list_batches(
     client_args: ClientArgs = None,
     **kwargs: Any,
 ) -> Page:
-    """One page of the account's batches, newest first; `after` takes the page before's `next_cursor`."""
+    """List one page of the account's batches, newest first.
+
+    Args:
+        provider: The provider's name.
+        after: The `next_cursor` of the page before; None for the first page.
+        limit: The most batches in the page; None for the provider's default.
+        api_key: The API key.
+        api_base: The base URL.
+        client_args: Arguments for the httpx client.
+        kwargs: The provider's own options, and the account's other settings.
+
+    Returns:
+        The page.
+
+    Raises:
+        APIError: The call failed.
+    """
     settings, options = split_settings(provider, kwargs)
     with Client(provider, api_key=api_key, api_base=api_base, client_args=client_args, **settings) as client:
         return client.list(after=after, limit=limit, **options)
@@ -169,7 +239,7 @@ async def alist_batches(
     client_args: ClientArgs = None,
     **kwargs: Any,
 ) -> Page:
-    """`list_batches`, awaited."""
+    """The asynchronous `list_batches`, with the same arguments."""
     settings, options = split_settings(provider, kwargs)
     async with AsyncClient(
         provider, api_key=api_key, api_base=api_base, client_args=client_args, **settings
@@ -188,9 +258,25 @@ def retrieve_batch_results(
     client_args: ClientArgs = None,
     **kwargs: Any,
 ) -> BatchResult:
-    """All rows of an ended batch: good, failed, expired, cancelled. `Client.results` streams them instead.
+    """Download all rows of an ended batch, whatever their outcome; `Client.results` streams them instead.
 
-    Raises BatchNotCompleteError while the batch is running.
+    Args:
+        provider: The provider's name.
+        batch_id: The batch's id.
+        endpoint: The batch's endpoint, if the provider does not report it (Anthropic).
+        api_key: The API key.
+        api_base: The base URL.
+        client_args: Arguments for the httpx client.
+        kwargs: The provider's own options, and the account's other settings.
+
+    Returns:
+        The rows, in the provider's order.
+
+    Raises:
+        BatchNotCompleteError: The batch is still running.
+        BatchFailedError: The provider refused the batch as a whole.
+        ServerError: The result files stayed incomplete.
+        APIError: The call failed for another reason.
     """
     settings, options = split_settings(provider, kwargs)
     with Client(provider, api_key=api_key, api_base=api_base, client_args=client_args, **settings) as client:
@@ -208,7 +294,7 @@ async def aretrieve_batch_results(
     client_args: ClientArgs = None,
     **kwargs: Any,
 ) -> BatchResult:
-    """`retrieve_batch_results`, awaited."""
+    """The asynchronous `retrieve_batch_results`, with the same arguments."""
     settings, options = split_settings(provider, kwargs)
     async with AsyncClient(
         provider, api_key=api_key, api_base=api_base, client_args=client_args, **settings
@@ -248,12 +334,51 @@ def run_job(
     client_args: ClientArgs = None,
     settings: Mapping[str, str] | None = None,
 ) -> Report:
-    """From requests to landed results: submit (once, however often this is called), wait, collect.
+    """Run a whole job: submit it, wait for it, land its results.
 
-    The options are the fields of `Job`, the keywords of `Client.run` and the arguments of `Client`. Raises
-    what these raise: ConfigurationError and InputError before anything is sent, DeadlineExceededError when
-    `timeout` is over, after which the same call goes on with the same batches, RowsLackingError where results
-    have landed that `on_partial` or `max_failed_ratio` does not accept.
+    However often this is called, it pays for each row only once: a later call continues with the same
+    batches, or returns the report of the landed results.
+
+    Args:
+        provider: The provider's name.
+        input: The request lines; see `Job`, also for all options down to `price`.
+        output: The job's own folder, for its ledger, results and report.
+        endpoint: The endpoint of every request.
+        id: The job's identity; by default the location of `output`.
+        model: The model of every request whose body names none.
+        completion_window: How long the provider may take.
+        metadata: Strings to put on every batch.
+        options: The provider's own options for creating a batch.
+        on_orphan: What to do if a batch may exist that cannot be looked up.
+        on_changed: What to do if the job was submitted before with other input or options.
+        on_untranslatable: What to do with a parameter that the provider's API does not have.
+        on_lost: What to do if the provider has lost results.
+        shard_requests: The most requests in one batch.
+        keep_requests: How long requests that were passed as objects stay in the folder.
+        max_rounds: How often a row may be submitted.
+        restart: Any text; each new text submits the input once more.
+        lease: Seconds for which a create that another attempt has begun is left to that attempt.
+        price: USD per million input tokens and per million output tokens.
+        timeout: Seconds to wait, from now; None waits without a limit.
+        on_timeout: What to do then with batches that still run; see `Client.run`.
+        on_partial: What to do if rows have no result after the last round.
+        max_failed_ratio: The accepted share of rows without a result.
+        on_progress: Called with the batch whenever its status or counts change.
+        api_key: The API key.
+        api_base: The base URL.
+        client_args: Arguments for the httpx client.
+        settings: The account's other settings, such as a region.
+
+    Returns:
+        The report of the landed results.
+
+    Raises:
+        ConfigurationError: An argument is invalid; nothing was sent.
+        InputError: Request lines are invalid; nothing was sent.
+        DeadlineExceededError: `timeout` is over; call this again to continue with the same batches.
+        RowsLackingError: The results have landed, but too many rows have no result.
+        JobError: The job cannot continue by itself; the message says what to do.
+        APIError: The provider refused a call, or did not answer.
     """
     job = Job(
         input=input,
@@ -319,7 +444,7 @@ async def arun_job(
     client_args: ClientArgs = None,
     settings: Mapping[str, str] | None = None,
 ) -> Report:
-    """`run_job`, awaited."""
+    """The asynchronous `run_job`, with the same arguments."""
     job = Job(
         input=input,
         output=output,

@@ -1,7 +1,7 @@
-"""The `anybatch` command: `run` a job, look at its `status`, `serve` the embedded provider on a port.
+"""The `anybatch` command: `run` a job, show its `status`, `serve` the embedded provider on a port.
 
-What a user can cause ends in one clean message on stderr: exit code 2 for arguments and input, 1 for the
-rest, 130 for Ctrl-C. A job whose results have landed ends in 0, unless not one of its rows succeeded: in 3.
+Errors that a user can cause print one message on stderr. Exit codes: 0 if the results have landed, 3 if they
+have but no row succeeded, 2 for invalid arguments or input, 130 for Ctrl-C, 1 for all other errors.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 NO_ROW_SUCCEEDED = 3  # exit code
 
-# A key on a command line is seen by every process of the machine; a callable and the arguments of the HTTP
-# client cannot be written there; `run_job`, which begins now, takes no deadline.
+# Every process of the machine can read a key on a command line; functions and the arguments of the HTTP
+# client cannot be written there; `run_job` takes no deadline.
 _NOT_HERE = frozenset(("api_key", "client_args", "on_progress", "deadline"))
 _POSITIONAL = ("input", "output")
 _METAVARS = {
@@ -38,18 +38,18 @@ _METAVARS = {
     "shard_requests": "N",
     "timeout": "SECONDS",
 }
-_TEXTS = "Mapping[str, str]"  # the type of an option whose values are text, also where they look like JSON
+_TEXTS = "Mapping[str, str]"  # the type of an option whose values stay text even if they look like JSON
 RUN_OPTIONS = tuple(
     option for option in options_of(Part.JOB, Part.ACCOUNT, Part.RUN) if option.name not in _NOT_HERE
 )
 
 
 class UsageError(Exception):
-    """The arguments do not fit together, or to this machine."""
+    """The arguments are invalid, or do not fit this machine."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
+    """Run one command, and return its exit code."""
     from .errors import AnyBatchError, ConfigurationError, InputError
 
     options = _parser().parse_args(argv)
@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         run.add_argument(_flag(option), **_argument(option))
     run.set_defaults(command=_run)
 
-    status = commands.add_parser("status", help="what is on record of a job")
+    status = commands.add_parser("status", help="show the report of a job, or how far it has come")
     status.add_argument("output", help="the job's folder")
     status.set_defaults(command=_status)
 
@@ -101,43 +101,46 @@ def _parser() -> argparse.ArgumentParser:
         "--upstream-key-env", metavar="NAME", help="environment variable with the upstream's key"
     )
     serve.add_argument(
-        "--concurrency", type=int, default=8, help="requests upstream at once (default: %(default)s)"
+        "--concurrency",
+        type=int,
+        default=8,
+        help="concurrent requests to the upstream (default: %(default)s)",
     )
     serve.add_argument(
-        "--api-key-env", metavar="NAME", help="environment variable with the key that clients must bear"
+        "--api-key-env", metavar="NAME", help="environment variable with the key that clients must send"
     )
     serve.set_defaults(command=_serve)
     return parser
 
 
 def _flag(option: Option) -> str:
-    """What the user writes for an option; the two places of a job are given without a name."""
+    """Return the flag of an option; `input` and `output` are positional."""
     return option.name if option.name in _POSITIONAL else f"--{option.name.replace('_', '-')}"
 
 
 def _argument(option: Option) -> dict[str, Any]:
-    """What argparse is told of an option."""
-    told: dict[str, Any] = {"help": _help(option)}
+    """Return the keywords of `add_argument` for an option."""
+    keywords: dict[str, Any] = {"help": _help(option)}
     if option.name in _POSITIONAL:
-        return told
-    told["required"] = option.default is REQUIRED
+        return keywords
+    keywords["required"] = option.default is REQUIRED
     if option.type.startswith("Mapping["):
-        return told | {"action": "append", "default": [], "metavar": "KEY=VALUE"}
-    told["default"] = None if option.default is REQUIRED else option.default
+        return keywords | {"action": "append", "default": [], "metavar": "KEY=VALUE"}
+    keywords["default"] = None if option.default is REQUIRED else option.default
     if option.choices:
-        return told | {"choices": option.choices}
+        return keywords | {"choices": option.choices}
     if option.name in _METAVARS:
-        told["metavar"] = _METAVARS[option.name]
+        keywords["metavar"] = _METAVARS[option.name]
     if option.type.startswith("tuple["):
-        return told | {"nargs": 2, "type": float}
+        return keywords | {"nargs": 2, "type": float}
     kind = option.type.partition(" ")[0]
-    return told | {"type": {"int": int, "float": float}.get(kind, str)}
+    return keywords | {"type": {"int": int, "float": float}.get(kind, str)}
 
 
 def _help(option: Option) -> str:
     text = option.text.replace("%", "%%")
     if option.type.startswith("Mapping["):
-        as_json = "" if option.type == _TEXTS else " A VALUE that is JSON is taken as such."
+        as_json = "" if option.type == _TEXTS else " A VALUE that is JSON is parsed."
         return f"{text} May be repeated.{as_json}"
     return text if option.default in (None, REQUIRED) else f"{text} Default: %(default)s."
 
@@ -147,18 +150,18 @@ def _run(options: argparse.Namespace) -> int:
 
     if options.provider == "local":
         _database(options.api_base)
-    given = {option.name: _value(option, getattr(options, option.name)) for option in RUN_OPTIONS}
-    report = run_job(**given, on_progress=_progress)
-    print(_told(report))
+    keywords = {option.name: _value(option, getattr(options, option.name)) for option in RUN_OPTIONS}
+    report = run_job(**keywords, on_progress=_progress)
+    print(_summary(report))
     return 0 if report.counts.get(Outcome.SUCCEEDED) else NO_ROW_SUCCEEDED
 
 
-def _value(option: Option, given: Any) -> Any:
-    """An option as `run_job` takes it."""
+def _value(option: Option, parsed: Any) -> Any:
+    """Return an option's parsed value in the form that `run_job` takes."""
     if option.type.startswith("Mapping["):
-        pairs = (_pair(option, text) for text in given)
+        pairs = (_pair(option, text) for text in parsed)
         return {key: value if option.type == _TEXTS else _json(value) for key, value in pairs}
-    return tuple(given) if isinstance(given, list) else given
+    return tuple(parsed) if isinstance(parsed, list) else parsed
 
 
 def _pair(option: Option, text: str) -> tuple[str, str]:
@@ -169,7 +172,7 @@ def _pair(option: Option, text: str) -> tuple[str, str]:
 
 
 def _json(text: str) -> Any:
-    """The value as JSON where it is JSON, so that numbers and objects can be given, else the text."""
+    """Return the value of JSON, so that numbers and objects can be passed, or the text if it is not JSON."""
     try:
         return json.loads(text, parse_constant=_no_json)
     except ValueError:
@@ -177,7 +180,7 @@ def _json(text: str) -> Any:
 
 
 def _no_json(text: str) -> None:
-    raise ValueError(f"{text} is no JSON, although Python reads it")
+    raise ValueError(f"{text} is not JSON, although Python accepts it")
 
 
 def _progress(batch: Batch) -> None:
@@ -187,8 +190,8 @@ def _progress(batch: Batch) -> None:
     print(f"{time.strftime('%H:%M:%S')}  {batch.id}  {batch.status}{rows}{failed}", flush=True)
 
 
-def _told(report: Report) -> str:
-    """A finished job in a few lines."""
+def _summary(report: Report) -> str:
+    """Describe a finished job in a few lines."""
     counts = ", ".join(f"{count} {outcome}" for outcome, count in report.counts.items() if count)
     usage = report.usage
     cost = f", {report.cost:.4f} USD" if report.cost is not None else ""
@@ -207,16 +210,16 @@ def _status(options: argparse.Namespace) -> int:
     job = Job(input=(), output=options.output)
     report, ledger = job.report(), job.ledger()
     if report is not None:
-        print(_told(report))
+        print(_summary(report))
     elif ledger is not None:
         print(_pending(ledger))
     else:
-        raise UsageError(f"no job is on record in {options.output}")
+        raise UsageError(f"{options.output} holds no job")
     return 0
 
 
 def _pending(ledger: Ledger) -> str:
-    """An unfinished job in a few lines, from its ledger alone."""
+    """Describe an unfinished job in a few lines, from its ledger alone."""
     lines = [
         f"job {ledger.job}: {ledger.rows} rows, {len(ledger.shards)} batches at {ledger.provider}, not landed"
     ]
@@ -226,7 +229,7 @@ def _pending(ledger: Ledger) -> str:
         lines.append(
             f"  rows {record.first_row}+{record.rows}  {record.batch_id or 'no batch yet'}  {state}{again}"
         )
-    return "\n".join([*lines, "the same `run` again continues it"])
+    return "\n".join([*lines, "repeat the same `run` to continue it"])
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -251,7 +254,7 @@ def _serve(options: argparse.Namespace) -> int:
     key = _secret("--api-key-env", options.api_key_env)
     try:
         serve(path, host=options.host, port=options.port, api_key=key, upstream=upstream)
-    except KeyboardInterrupt:  # how one stops a server
+    except KeyboardInterrupt:  # Ctrl-C is how a person stops the server
         return 0
     return 0
 

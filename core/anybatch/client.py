@@ -1,4 +1,4 @@
-"""Client and AsyncClient: thin shells that drive flows over httpx."""
+"""Client and AsyncClient, which drive flows over httpx."""
 
 from __future__ import annotations
 
@@ -33,11 +33,22 @@ if TYPE_CHECKING:
 
 
 class Client(Shell):
-    """One account at a provider, its connection pool kept; close it, or use it as a context manager.
+    """A client for one account, with a connection pool; close it, or use it as a context manager.
 
-    `client_args` go to the httpx client (timeout, proxy, verify, headers, transport, …); `settings` are what
-    the provider's account has beside key and base URL, such as a region. The `options` of the calls are the
-    provider's own.
+    Keyword arguments `options` of its methods are the provider's own; an unknown one raises
+    UnknownOptionError. Every call may raise APIError.
+
+    Args:
+        provider: The provider's name, or an account from `get_provider`.
+        api_key: The API key; by default from the provider's environment variable.
+        api_base: The base URL; by default the provider's own.
+        client_args: Arguments for the httpx client: timeout, proxy, verify, headers, transport and others.
+        retry: How often requests are repeated.
+        settings: The account's other settings by name, such as a region.
+
+    Raises:
+        ConfigurationError: An argument is invalid; MissingKeyError if there is no key, UnknownProviderError
+            or UnknownOptionError if a name is unknown.
     """
 
     @hides_key
@@ -54,16 +65,16 @@ class Client(Shell):
         super().__init__(
             provider, api_key=api_key, api_base=api_base, client_args=client_args, retry=retry, **settings
         )
-        transport = None if "transport" in self._given else self.provider.transport()
+        transport = None if "transport" in self._client_args else self.provider.transport()
         try:
             self._http = httpx.Client(**self._http_args(transport))
-        except BaseException:  # an argument that httpx refuses
+        except BaseException:  # httpx has refused an argument: release the provider's transport
             if transport is not None:
                 transport.close()
             raise
 
     def _run(self, flow: Flow[T], batch_id: str | None = None, retry: RetryPolicy | None = None) -> T:
-        return perform(self._told(flow, batch_id), self._http, retry or self.retry)
+        return perform(self._with_context(flow, batch_id), self._http, retry or self.retry)
 
     def create(
         self,
@@ -74,30 +85,85 @@ class Client(Shell):
         metadata: Mapping[str, str] | None = None,
         **options: Any,
     ) -> Batch:
-        """Validate a JSONL file, upload it and create one batch of it."""
+        """Validate a JSONL file of request lines, upload it, and create one batch of it.
+
+        Args:
+            input_file_path: The local file.
+            endpoint: The endpoint of every request.
+            completion_window: How long the provider may take.
+            metadata: Strings to put on the batch.
+            options: The provider's own options for the create.
+
+        Returns:
+            The batch.
+
+        Raises:
+            InputError: Lines are invalid (with their numbers); nothing was sent.
+            ConfigurationError: An argument is invalid; nothing was sent.
+            CreateOutcomeUnknownError: A batch may exist that cannot be looked up.
+        """
         return self._run(self._create(input_file_path, endpoint, completion_window, metadata, options))
 
     def retrieve(self, batch_id: str, **options: Any) -> Batch:
-        """The batch as it stands now."""
+        """Retrieve a batch.
+
+        Args:
+            batch_id: The batch's id.
+            options: The provider's own options.
+
+        Returns:
+            The batch as it is now.
+
+        Raises:
+            NotFoundError: There is no such batch in this account.
+        """
         return self._run(self.provider.with_options(options).retrieve(batch_id), batch_id)
 
     def cancel(self, batch_id: str, **options: Any) -> Batch:
-        """Ask the provider to stop; rows that are done stay available, where the provider does not throw them
-        away with the batch, of which the log warns."""
+        """Cancel a batch. It ends some minutes later, and its finished rows keep their results.
+
+        With a few providers a cancel deletes those results; the log warns of that.
+
+        Args:
+            batch_id: The batch's id.
+            options: The provider's own options.
+
+        Returns:
+            The batch, which may still be cancelling; a batch that has ended is returned unchanged.
+
+        Raises:
+            ConfigurationError: The provider cannot cancel batches.
+            NotFoundError: There is no such batch in this account.
+        """
         return self._run(self.provider.with_options(options).cancel(batch_id), batch_id)
 
     def list(self, *, after: str | None = None, limit: int | None = None, **options: Any) -> Page:
-        """One page of the account's batches, newest first."""
+        """List one page of the account's batches, newest first.
+
+        Args:
+            after: The `next_cursor` of the page before; None for the first page.
+            limit: The most batches in the page; None for the provider's default.
+            options: The provider's own options.
+
+        Returns:
+            The page.
+        """
         return self._run(self.provider.list_page(after=after, limit=limit, options=options))
 
     def iter_batches(
         self, *, since: float | None = None, max_pages: int = MOST_PAGES, **options: Any
     ) -> Batches:
-        """The account's batches, newest first, over all pages; the next page is asked for when it is needed.
+        """Iterate over the account's batches, newest first; each page is requested when it is needed.
 
-        It ends where the listing does, after `max_pages`, or at a page that goes back to before `since` (unix
-        seconds, with a quarter of an hour for clocks that differ; some of what comes may be older). In the
-        end `.reading.is_complete` says whether a batch that did not come does not exist.
+        Args:
+            since: Stop at the first page with batches created before this time, unix seconds, less 15 minutes
+                for clocks that differ. Some of the batches may be older.
+            max_pages: Stop after this many pages.
+            options: The provider's own options for listings.
+
+        Returns:
+            An iterator of batches. At its end, `.reading.is_complete` says whether the listing was complete,
+            so that a batch that it did not yield does not exist.
         """
         limit = self.provider.list_limit or None
         return Batches(
@@ -113,22 +179,45 @@ class Client(Shell):
         on_progress: OnProgress | None = None,
         **options: Any,
     ) -> Batch:
-        """Block until the batch has ended, or raise DeadlineExceededError.
+        """Wait until a batch has ended. Temporary failures (an outage, 429, a lock) do not end the wait.
 
-        Failures that may pass (an outage, 429, a lock) are waited out, however long they last; 401, 403, 404
-        and other refusals are raised at once. `on_progress` is called with every new status or count.
+        Args:
+            batch_id: The batch's id.
+            timeout: Seconds to wait, from now; None waits without a limit.
+            deadline: When to stop waiting, unix seconds; used instead of `timeout`.
+            on_progress: Called with the batch whenever its status or counts change.
+            options: The provider's own options.
+
+        Returns:
+            The batch, with a terminal status.
+
+        Raises:
+            DeadlineExceededError: The batch had not ended in time; it is left running.
+            APIError: The provider refused to return the batch (401, 403, 404 and others).
         """
         provider = self.provider.with_options(options)
         flow = self._wait(provider, batch_id, deadline_at(timeout, deadline), on_progress)
         return self._run(flow, batch_id, for_polling(self.retry))
 
     def results(self, batch_id: str, *, endpoint: str | None = None, **options: Any) -> Iterator[Row]:
-        """The rows of an ended batch, in the provider's order, in constant memory.
+        """Stream the rows of an ended batch, in the provider's order and in constant memory.
 
-        `endpoint` is needed where the batch does not tell it: on Anthropic, "/v1/messages" gives native
-        bodies. The files are fetched whole before the first row comes, and again for some minutes where they
-        hold fewer rows than the provider counts, so no break can cut the rows short. Raises
-        BatchNotCompleteError at once while the batch is running, and ServerError where rows stay lacking.
+        Before it yields the first row it downloads the complete files, and repeats that for some minutes
+        while they hold fewer rows than the provider counts; so a broken connection never loses rows.
+
+        Args:
+            batch_id: The batch's id.
+            endpoint: The batch's endpoint, if the provider does not report it: with Anthropic,
+                "/v1/messages" yields native bodies.
+            options: The provider's own options.
+
+        Returns:
+            An iterator of the rows.
+
+        Raises:
+            BatchNotCompleteError: The batch is still running.
+            BatchFailedError: The provider refused the batch as a whole.
+            ServerError: The result files stayed incomplete.
         """
         provider = self.provider.with_options(options)
         return self._rows(provider, self._run(ended_batch(provider, batch_id), batch_id), endpoint)
@@ -140,38 +229,94 @@ class Client(Shell):
                 yield from iter_rows(path, provider, endpoint or batch.endpoint)
 
     def download(self, batch_id: str, directory: str | os.PathLike[str], **options: Any) -> Sequence[Path]:
-        """Fetch the results of an ended batch: files of JSON lines that hold what the provider sent."""
+        """Download the results of an ended batch, as the provider sends them.
+
+        Args:
+            batch_id: The batch's id.
+            directory: The local folder for the files; it is created if necessary.
+            options: The provider's own options.
+
+        Returns:
+            The files of JSON lines.
+
+        Raises:
+            BatchNotCompleteError: The batch is still running.
+            BatchFailedError: The provider refused the batch as a whole.
+            ServerError: The result files stayed incomplete.
+        """
         provider = self.provider.with_options(options)
         return self._run(self._download(provider, batch_id, Path(directory)), batch_id)
 
     def submit(self, job: Job) -> Standing:
-        """Begin or re-attach an attempt: see that every row that is to have one has its batch.
+        """Submit a job, or re-attach to its batches if it was submitted before.
 
-        Where the results have landed and nothing is left to submit, there is no batch in what it returns.
+        Args:
+            job: The job.
+
+        Returns:
+            The job's standing: a batch for every shard of the current round, or no batch if the job has
+            landed and nothing is left to submit.
+
+        Raises:
+            InputError: Request lines are invalid; nothing was sent.
+            ConfigurationError: An option is invalid; nothing was sent.
+            OrphanError: A batch may exist that cannot be looked up.
+            InputChangedError: The job was submitted before with other input, and `on_changed` is "fail".
+            LedgerConflictError: The folder belongs to another job, or another attempt has moved the job on.
         """
         return self._run(submit(job, self.provider))
 
     def resume(self, job: Job) -> Standing:
-        """Go on with a job on record; to be called, by any process, when batches of it have ended.
+        """Continue a submitted job; any process may call this when batches of it have ended.
 
-        Where all have ended and rows are to be submitted again, it submits those in a new round. Once what it
-        returns `is_over` there is nothing left to wait for, and `collect` has the results. `Job.input` may be
-        `()`.
+        If all have ended and rows are to be submitted again, it submits those in a new round.
+
+        Args:
+            job: The job; its `input` may be `()`.
+
+        Returns:
+            The job's standing. Once it `is_over`, there is nothing left to wait for, and `collect` returns
+            the report.
+
+        Raises:
+            JobError: The job was never submitted, or cannot continue by itself.
         """
         return self._run(resume(job, self.provider))
 
     def stop(self, job: Job) -> Standing:
-        """Cancel what runs of a job for good: rows that are not finished are not submitted again.
+        """Stop a job permanently: cancel its running batches, and do not submit unfinished rows again.
 
-        Where it has landed already nothing is done. Once its batches have ended `collect` (or `run`) lands
-        what was finished, and the other rows as `cancelled`. Can be repeated. To submit those rows after all:
-        once it has landed, with a higher `Job.max_rounds`, or at any time the whole input with `Job.restart`.
-        `Job.input` may be `()`.
+        Once the batches have ended, `collect` or `run` lands the finished rows, and the others as
+        `cancelled`. To submit those after all, run the landed job with a higher `Job.max_rounds`, or submit
+        the whole input again with `Job.restart`. Calling this again is harmless; a job that has landed is
+        left as it is.
+
+        Args:
+            job: The job; its `input` may be `()`.
+
+        Returns:
+            The job's standing.
+
+        Raises:
+            JobError: The job was never submitted.
         """
         return self._run(stop(job, self.provider))
 
     def collect(self, job: Job) -> Report:
-        """Land the results of a job whose batches have ended; at no cost if they have landed already."""
+        """Land the results of a job whose batches have ended.
+
+        Args:
+            job: The job; its `input` may be `()`.
+
+        Returns:
+            The report; the existing one if the job has landed before.
+
+        Raises:
+            BatchNotCompleteError: A batch is still running.
+            BatchFailedError: The provider refused a batch as a whole.
+            BatchLostError: The provider has lost results, and `Job.on_lost` is "fail".
+            JobError: The job was never submitted, or not completely.
+        """
         return self._run(collect(job, self.provider))
 
     def land_batches(
@@ -184,13 +329,29 @@ class Client(Shell):
         price: tuple[float, float] | None = None,
         **options: Any,
     ) -> Report:
-        """Land the rows of ended batches that no job has made, as results.jsonl and report.json.
+        """Land the rows of ended batches that no job has created, as `results.jsonl` and `report.json`.
 
-        Batch after batch, each in the provider's order; a row that its files do not mention is counted and
-        has no line. What an earlier call has landed in the folder is replaced, once every download has come
-        to its end. `endpoint` is needed where the batches do not tell it (see `results`), `id` is the name in
-        the report, `price` as on `Job`. Raises BatchNotCompleteError while one is running, BatchFailedError
-        where one was refused as a whole, ConfigurationError where the folder is a job's.
+        The rows come batch after batch, each in the provider's order. A row that is not in the result files
+        is counted, but has no line.
+
+        Args:
+            batch_ids: One id or several.
+            folder: The folder to land in, a path or fsspec URL. What an earlier call has landed there is
+                replaced once all downloads are complete.
+            endpoint: The batches' endpoint, if the provider does not report it (see `results`).
+            id: The name of the job in the report; by default the folder's path.
+            price: USD per million input tokens and per million output tokens, if the provider reports no
+                cost.
+            options: The provider's own options.
+
+        Returns:
+            The report.
+
+        Raises:
+            BatchNotCompleteError: A batch is still running.
+            BatchFailedError: The provider refused a batch as a whole.
+            ServerError: Result files stayed incomplete.
+            ConfigurationError: There is no batch id, or the folder belongs to a job.
         """
         provider = self.provider.with_options(options)
         return self._run(self._land_batches(provider, batch_ids, folder, endpoint, id, price))
@@ -206,22 +367,45 @@ class Client(Shell):
         max_failed_ratio: float = 1.0,
         on_progress: OnProgress | None = None,
     ) -> Report:
-        """Submit, wait, collect: from requests to landed results, however many rounds that takes.
+        """Run a whole job: submit it, wait for it, land its results, in as many rounds as it takes.
 
-        `timeout` is in seconds from now, `deadline` in unix seconds. At that time `on_timeout` says what
-        becomes of batches that still run: "leave" and "cancel" raise DeadlineExceededError, and the next run
-        takes up what there is; "land_partial" stops the job, and what was finished lands. RowsLackingError
-        where, once all has landed, rows have no result: any at all with on_partial="fail", or a larger share
-        than `max_failed_ratio`.
+        Args:
+            job: The job.
+            timeout: Seconds to wait, from now; None waits without a limit.
+            deadline: When to stop waiting, unix seconds; used instead of `timeout`.
+            on_timeout: What to do then with batches that still run. "leave" leaves them running, and "cancel"
+                cancels them; both raise DeadlineExceededError, and the next run continues from there.
+                "land_partial" stops the job and lands what was finished.
+            on_partial: "fail" accepts no row without a result; "keep" accepts the share of
+                `max_failed_ratio`.
+            max_failed_ratio: The accepted share of rows without a result, 0 to 1.
+            on_progress: Called with the batch whenever its status or counts change.
+
+        Returns:
+            The report of the landed results.
+
+        Raises:
+            DeadlineExceededError: The job had not ended in time.
+            RowsLackingError: The results have landed, but too many rows have no result.
+            InputError: Request lines are invalid; nothing was sent.
+            JobError: The job cannot continue by itself; the message says what to do.
         """
         run = Run(job, deadline_at(timeout, deadline), on_timeout, on_partial, max_failed_ratio)
         return run_through(self, run, self.provider.poll_seconds[0], on_progress)
 
     def check(self) -> str:
-        """One cheap call that needs the key: a sentence on success, the error otherwise."""
+        """Check base URL and key with one cheap call.
+
+        Returns:
+            A sentence for a person that says what was found.
+
+        Raises:
+            AuthenticationError: The key is wrong.
+        """
         return self._run(self._check())
 
     def close(self) -> None:
+        """Close the connections."""
         self._http.close()
 
     def __enter__(self) -> Self:
@@ -234,7 +418,7 @@ class Client(Shell):
 
 
 class AsyncClient(Shell):
-    """`Client`, awaited. Nothing in it blocks the event loop."""
+    """The asynchronous `Client`, with the same arguments and methods; it never blocks the event loop."""
 
     @hides_key
     def __init__(
@@ -250,18 +434,18 @@ class AsyncClient(Shell):
         super().__init__(
             provider, api_key=api_key, api_base=api_base, client_args=client_args, retry=retry, **settings
         )
-        transport = None if "transport" in self._given else self.provider.atransport()
+        transport = None if "transport" in self._client_args else self.provider.atransport()
         try:
             self._http = httpx.AsyncClient(**self._http_args(transport))
         except BaseException:
-            # httpx has no way to close an asynchronous transport without a loop; those that open something
-            # when they are made, as that of `local`, can also be closed like a synchronous one.
+            # An asynchronous transport can be closed only in an event loop. Transports that open something
+            # when they are created, such as that of `local`, can also be closed synchronously.
             if isinstance(transport, httpx.BaseTransport):
                 transport.close()
             raise
 
     async def _run(self, flow: Flow[T], batch_id: str | None = None, retry: RetryPolicy | None = None) -> T:
-        return await aperform(self._told(flow, batch_id), self._http, retry or self.retry)
+        return await aperform(self._with_context(flow, batch_id), self._http, retry or self.retry)
 
     async def create(
         self,
@@ -305,22 +489,23 @@ class AsyncClient(Shell):
         on_progress: OnProgress | None = None,
         **options: Any,
     ) -> Batch:
-        """See `Client.wait`. In one event loop, all waits of an account (and its client_args) share polls."""
+        """See `Client.wait`; in one event loop, waits with the same account and client_args share polls."""
         until = deadline_at(timeout, deadline)
-        # A transport of the caller's own may close before the others' waits end, and options are one batch's.
-        if "transport" in self._given or options:
+        # Do not share the polls with a transport of the user's own, which may close before other waits end,
+        # or with options, which apply to one batch.
+        if "transport" in self._client_args or options:
             flow = self._wait(self.provider.with_options(options), batch_id, until, on_progress)
             return await self._run(flow, batch_id, for_polling(self.retry))
-        watcher = get_watcher(watcher_key(self.account.key, self._given), self._poller)
+        watcher = get_watcher(watcher_key(self.account.key, self._client_args), self._poller)
         return await watcher.wait(batch_id, deadline=until, on_progress=on_progress)
 
     def _poller(self) -> AsyncClient:
-        return AsyncClient(self.provider, client_args=self._given, retry=for_polling(RetryPolicy()))
+        return AsyncClient(self.provider, client_args=self._client_args, retry=for_polling(RetryPolicy()))
 
     async def results(
         self, batch_id: str, *, endpoint: str | None = None, **options: Any
     ) -> AsyncIterator[Row]:
-        """See `Client.results`; nothing is asked, and nothing raised, before the first row is awaited."""
+        """See `Client.results`; no request is sent, and no error raised, before the first row is awaited."""
         provider = self.provider.with_options(options)
         batch = await self._run(ended_batch(provider, batch_id), batch_id)
         with tempfile.TemporaryDirectory(prefix="anybatch-") as scratch:
@@ -386,6 +571,7 @@ class AsyncClient(Shell):
         return await self._run(self._check())
 
     async def aclose(self) -> None:
+        """Close the connections."""
         await self._http.aclose()
 
     async def __aenter__(self) -> Self:

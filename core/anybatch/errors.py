@@ -1,4 +1,4 @@
-"""Every error anybatch raises.
+"""Every error that anybatch raises.
 
 AnyBatchError
 ├── ConfigurationError
@@ -9,24 +9,24 @@ AnyBatchError
 ├── APIError                       the provider refused, or could not be reached
 │   ├── AuthenticationError        401, 403
 │   ├── NotFoundError              404
-│   │   └── BatchLostError         a batch on record, or its result file, is gone at the provider
+│   │   └── BatchLostError         the provider has lost a job's batch, or its result file
 │   ├── BadRequestError            400, 409, 413, 422 and the other 4xx
 │   ├── RateLimitError             429, or 529: overloaded
-│   ├── QuotaError                 429 that waiting does not cure
-│   ├── ServerError                408, 5xx, or an answer that makes no sense
+│   ├── QuotaError                 402, or a 429 that waiting does not cure
+│   ├── ServerError                408, 5xx, or an answer that is not the provider's API
 │   │   └── IncompleteListingError a listing that could not be read to its end
 │   └── TransportError             no answer at all
 ├── CreateOutcomeUnknownError      a create may or may not have happened
-├── BatchNotCompleteError          results asked for too early
+├── BatchNotCompleteError          results requested while the batch runs
 ├── BatchFailedError               the provider refused the batch as a whole
 ├── DeadlineExceededError          also a TimeoutError
 └── JobError
-    ├── RowsLackingError           the results have landed, and too many rows have none
-    ├── OrphanError                a batch may be running that nobody can look up
-    ├── InputChangedError          same job, other input, and on_changed="fail" or rows to submit again
-    └── LedgerConflictError        the folder is another job's, or another attempt took over
+    ├── RowsLackingError           the results have landed, but too many rows have no result
+    ├── OrphanError                a batch may be running that cannot be looked up
+    ├── InputChangedError          other input than before, and on_changed="fail" or a later round needs it
+    └── LedgerConflictError        the folder is another job's, or another attempt has moved the job on
 
-What follows from a failure is decided by `classify`, for one call, a wait, an attempt and a row alike.
+`classify` decides what follows from a failure: for a call, a wait, an attempt and a row alike.
 """
 
 from __future__ import annotations
@@ -77,10 +77,14 @@ __all__ = [
 
 
 class AnyBatchError(Exception):
-    """Base of all; the attributes that do not apply are None.
+    """The base of all errors. Attributes that do not apply are None.
 
-    `status_code` is the HTTP status, `request_id` the provider's own id of the failed request: quote it
-    when asking the provider's support.
+    Attributes:
+        message: What happened, where, and what to do next.
+        provider: The provider's name.
+        batch_id: The batch's id.
+        status_code: The HTTP status of the failed request.
+        request_id: The provider's id of the failed request, for its support.
     """
 
     def __init__(
@@ -106,11 +110,11 @@ class AnyBatchError(Exception):
             "HTTP status": self.status_code,
             "request id": self.request_id,
         }
-        told = ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
-        return f"{self.message} [{told}]" if told else self.message
+        known = ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
+        return f"{self.message} [{known}]" if known else self.message
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Orchestrators pickle exceptions between processes; keyword-only arguments would be lost.
+        # Orchestrators pickle exceptions between processes; by default keyword-only arguments would be lost.
         return (_rebuild, (type(self), self.args, self.__dict__))
 
 
@@ -130,15 +134,21 @@ class UnknownProviderError(ConfigurationError):
 
 
 class UnknownOptionError(ConfigurationError):
-    """The provider takes no option of that name."""
+    """The provider has no option or setting of that name."""
 
 
 class MissingKeyError(ConfigurationError):
-    """No API key was given and none is in the environment."""
+    """No API key was passed, and none is in the environment."""
 
 
 class Problem(NamedTuple):
-    """One thing wrong with the input: `line` counts from 1, `field` is a path such as `body.model`."""
+    """One thing that is wrong with the input.
+
+    Attributes:
+        line: The line of the input, from 1; None if it is about the whole input.
+        field: The path of the field, such as `body.model`, or the row and column of a table.
+        message: What is wrong.
+    """
 
     line: int | None
     field: str | None
@@ -151,28 +161,33 @@ class Problem(NamedTuple):
 
 
 class InputError(AnyBatchError):
-    """The request lines cannot be sent as they are; nothing was uploaded and nothing was paid.
+    """Request lines are invalid; nothing was uploaded, and nothing was paid.
 
-    `problems` holds them in line order, up to a cap; `more` counts those beyond it.
+    Attributes:
+        source: The name of the input.
+        problems: The first problems, in line order.
+        more: The number of problems beyond those.
     """
 
     def __init__(
         self, source: str, problems: Sequence[Problem], *, more: int = 0, provider: str | None = None
     ) -> None:
-        told = [f"  {problem}" for problem in problems] + ([f"  … and {more} more"] if more else [])
+        lines = [f"  {problem}" for problem in problems] + ([f"  … and {more} more"] if more else [])
         count = len(problems) + more
         head = f"{source}: {count} problem{'s' if count != 1 else ''} (nothing was sent)"
-        super().__init__("\n".join([head, *told]), provider=provider)
+        super().__init__("\n".join([head, *lines]), provider=provider)
         self.source = source
         self.problems = tuple(problems)
         self.more = more
 
 
 class APIError(AnyBatchError):
-    """A request failed for good.
+    """A request failed, and anybatch does not repeat it any more.
 
-    `code` is the provider's own error code, `retry_after` the pause it asked for in seconds, `should_retry`
-    what its `x-should-retry` header said; None where it did not say.
+    Attributes:
+        code: The provider's own error code.
+        retry_after: The pause that the provider asked for, seconds.
+        should_retry: The value of its `x-should-retry` header.
     """
 
     def __init__(
@@ -196,19 +211,19 @@ class APIError(AnyBatchError):
 
 
 class AuthenticationError(APIError):
-    """The key is wrong, or may not do this."""
+    """The key is wrong, or has no permission for this."""
 
 
 class NotFoundError(APIError):
-    """No such batch or file in this account."""
+    """There is no such batch or file in this account."""
 
 
 class BatchLostError(NotFoundError):
-    """A batch of a job, or its result file, is gone at the provider, and `on_lost` says "fail"."""
+    """The provider has lost a batch of a job, or its result file, and `on_lost` is "fail"."""
 
 
 class BadRequestError(APIError):
-    """The provider refuses the request; sending it again would not help."""
+    """The provider refused the request; sending it again would not help."""
 
 
 class RateLimitError(APIError):
@@ -216,7 +231,7 @@ class RateLimitError(APIError):
 
 
 class QuotaError(APIError):
-    """The account has no credit or quota left; waiting does not cure it."""
+    """The account has no credit or quota left; waiting does not help."""
 
 
 class ServerError(APIError):
@@ -224,13 +239,14 @@ class ServerError(APIError):
 
 
 class IncompleteListingError(ServerError):
-    """A listing could not be read to its end, so that what was not found in it may exist all the same."""
+    """A listing could not be read to its end, so a batch may exist although it was not found there."""
 
 
 class TransportError(APIError):
-    """No answer: name resolution, connection, TLS, proxy or time-out.
+    """No answer: name resolution, connection, TLS, proxy or timeout.
 
-    `sent` is False where the request certainly never reached the provider.
+    Attributes:
+        sent: False if the request certainly never reached the provider.
     """
 
     def __init__(self, message: str, *, sent: bool = True, provider: str | None = None) -> None:
@@ -239,11 +255,15 @@ class TransportError(APIError):
 
 
 class CreateOutcomeUnknownError(AnyBatchError):
-    """A create got no answer, so a batch may be running; it was not repeated."""
+    """A create got no answer, so a batch may be running; the create was not repeated."""
 
 
 class BatchNotCompleteError(AnyBatchError):
-    """The batch is still running; `status` says how far it is."""
+    """The batch is still running.
+
+    Attributes:
+        status: Its status.
+    """
 
     def __init__(self, batch_id: str, status: str, *, provider: str | None = None) -> None:
         super().__init__(
@@ -255,7 +275,11 @@ class BatchNotCompleteError(AnyBatchError):
 
 
 class BatchFailedError(AnyBatchError):
-    """The provider refused the batch as a whole; `problems` are its reasons, by input line."""
+    """The provider refused the batch as a whole.
+
+    Attributes:
+        problems: Its reasons, with the lines of the input if it names them.
+    """
 
     def __init__(
         self,
@@ -265,23 +289,26 @@ class BatchFailedError(AnyBatchError):
         provider: str | None = None,
         batch_id: str | None = None,
     ) -> None:
-        told = "".join(f"\n  {problem}" for problem in problems)
-        super().__init__(message + told, provider=provider, batch_id=batch_id)
+        reasons = "".join(f"\n  {problem}" for problem in problems)
+        super().__init__(message + reasons, provider=provider, batch_id=batch_id)
         self.problems = tuple(problems)
 
 
 class DeadlineExceededError(AnyBatchError, TimeoutError):
-    """The batch had not ended at the deadline; it is left running."""
+    """A batch had not ended at the deadline; the message says whether it is left running."""
 
 
 class JobError(AnyBatchError):
-    """A job cannot go on by itself."""
+    """A job cannot continue by itself."""
 
 
 class RowsLackingError(JobError):
-    """The results have landed, and more rows have none than `on_partial` or `max_failed_ratio` accepts.
+    """The results have landed, but more rows have no result than `on_partial` or `max_failed_ratio` accept.
 
-    `report` tells what there is. To run the job again reads the same report.
+    Running the job again returns the same report, at no cost.
+
+    Attributes:
+        report: The report of the landed results.
     """
 
     def __init__(self, message: str, *, report: Report | None = None) -> None:
@@ -290,41 +317,41 @@ class RowsLackingError(JobError):
 
 
 class OrphanError(JobError):
-    """An earlier attempt may have created a batch, and this provider offers no way to look it up."""
+    """An earlier attempt may have created a batch, and the provider offers no way to look it up."""
 
 
 class InputChangedError(JobError):
-    """The job was submitted before with other input or options, or a later round lacks its input."""
+    """The job was submitted before with other input or options, or a later round does not find its input."""
 
 
 class LedgerConflictError(JobError):
-    """The job's folder belongs to another job, or another attempt of this job took over."""
+    """The job's folder belongs to another job, or another attempt has moved this job on."""
 
 
 # --- what a failure means --------------------------------------------------------------------------------
 
 
 class Repeat(Enum):
-    """Whether the call that failed may be sent again as it is."""
+    """Whether the call that failed may be sent again unchanged."""
 
     NEVER = auto()
-    LOCKED = auto()  # if it does no harm twice, and the caller takes a conflict for a lock that passes
-    HARMLESS = auto()  # if it does no harm twice
+    LOCKED = auto()  # if a repetition is harmless, and the caller regards a conflict as a temporary lock
+    HARMLESS = auto()  # if a repetition is harmless
     ALWAYS = auto()  # the provider has certainly not acted on it
 
 
 class Wait(Enum):
-    """What a failed look at a batch means for those who wait for it."""
+    """What a failed poll means for the waits of an account."""
 
-    ENDS_ALL = auto()  # every wait of the account
-    ENDS_ONE = auto()
-    SLOWS = auto()  # the account is asked less often
-    BLIP = auto()
-    UNEXPECTED = auto()  # a bug: it ends this wait, with its own traceback
+    ENDS_ALL = auto()  # it ends every wait of the account
+    ENDS_ONE = auto()  # it ends the wait for this batch
+    SLOWS = auto()  # the account is polled less often
+    BLIP = auto()  # it is temporary: waiting continues
+    UNEXPECTED = auto()  # it is a bug, and ends the wait for this batch with its own traceback
 
     @property
     def ends(self) -> bool:
-        """Whether the wait that met it is over."""
+        """Whether it ends the wait for the batch."""
         return self in (Wait.ENDS_ALL, Wait.ENDS_ONE, Wait.UNEXPECTED)
 
 
@@ -332,9 +359,12 @@ class Wait(Enum):
 class Kind:
     """What follows from a failure.
 
-    `repeat` whether the same call may be sent again, `may_exist` whether a create that ended so may have left
-    a batch, `wait` what it means for those who wait, `is_final` that no retry of a task or run helps before a
-    person has changed something, `row_again` whether a row that failed so may be answered if sent again.
+    Attributes:
+        repeat: Whether the same call may be sent again.
+        may_exist: Whether a create that failed like this may have left a batch.
+        wait: What it means for the waits of the account.
+        is_final: Whether retrying the task or run is pointless until a person has changed something.
+        row_again: Whether a row that failed like this may succeed if it is submitted again.
     """
 
     repeat: Repeat = Repeat.NEVER
@@ -347,7 +377,7 @@ class Kind:
 _FINAL = Kind(is_final=True)
 _KINDS: dict[type[BaseException], Kind] = {
     BaseException: Kind(wait=Wait.UNEXPECTED),
-    OSError: Kind(wait=Wait.BLIP),  # time-outs are among them
+    OSError: Kind(wait=Wait.BLIP),  # includes TimeoutError
     AnyBatchError: Kind(),
     ConfigurationError: Kind(wait=Wait.ENDS_ALL, is_final=True),
     InputError: _FINAL,
@@ -364,14 +394,14 @@ _KINDS: dict[type[BaseException], Kind] = {
     LedgerConflictError: Kind(),
 }
 
-# Refusals that may be none the next time: a lock, early data, a connection that a proxy has closed.
+# Refusals that may be temporary: a lock, early data, a connection that a proxy has closed.
 _PASSING = frozenset({409, 423, 425, 499})
 
 
 def classify(error: BaseException) -> Kind:
-    """What follows from a failure, by its class and what the provider said of it.
+    """Decide what follows from a failure, by its class and by what the provider sent with it.
 
-    The failure of a row counts as the error that an answer would be: `error_of`.
+    To classify the failure of a row, build the error of an answer with the same status and code (`error_of`).
     """
     kind = next(_KINDS[cls] for cls in type(error).__mro__ if cls in _KINDS)
     match error:
@@ -382,7 +412,7 @@ def classify(error: BaseException) -> Kind:
         case BadRequestError(status_code=status, should_retry=again) if status in _PASSING or again:
             lock = Repeat.LOCKED if status == 409 else kind.repeat
             kind = replace(kind, repeat=lock, wait=Wait.BLIP, is_final=False)
-        case AuthenticationError(status_code=403):  # not of this batch; others may be the key's to see
+        case AuthenticationError(status_code=403):  # the key may have permission for other batches
             kind = replace(kind, wait=Wait.ENDS_ONE)
     if isinstance(error, APIError) and error.should_retry is not None:
         return replace(kind, repeat=Repeat.HARMLESS if error.should_retry else Repeat.NEVER)
@@ -390,9 +420,9 @@ def classify(error: BaseException) -> Kind:
 
 
 _QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached", "insufficient_balance"})
-# Anthropic's word for a request that was turned away unread: a create that gets it has left no batch.
+# Anthropic's code for a request that was turned away unread: a create that gets it has left no batch.
 _OVERLOADED = "overloaded_error"
-# What providers call a request that is refused whenever it is sent.
+# Parts of codes for requests that are refused every time they are sent.
 _REFUSED = re.compile(
     r"invalid|unsupported|not_supported|not_found|too_large|too_long|exceeds|max_length|max_tokens|"
     r"context_length|content_filter|content_policy|moderation|safety|authentication|permission|billing"
@@ -400,7 +430,7 @@ _REFUSED = re.compile(
 
 
 def error_of(status: int | None, code: str | None) -> type[APIError]:
-    """The error that an answer, or a row's failure, stands for: by its HTTP status, else by its code."""
+    """Return the error class of an answer or of a row's failure, by its HTTP status or else by its code."""
     if code in _QUOTA_CODES or status == 402:
         return QuotaError
     if status in (429, 529) or code == _OVERLOADED:

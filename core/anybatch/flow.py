@@ -1,14 +1,13 @@
-"""Protocol code is written once, as generators; two drivers run it.
+"""Flows: protocol code written once, as generators, and run by two drivers.
 
-A `Flow` yields effects and receives their results. `perform` and `aperform` are the only places where
-anybatch sends, sleeps or touches a disk on behalf of a flow, the one on an `httpx.Client`, the other on an
-`httpx.AsyncClient`.
+A `Flow` yields effects and receives their results. Only the drivers, `perform` on an `httpx.Client` and
+`aperform` on an `httpx.AsyncClient`, send, sleep or touch a disk on behalf of a flow.
 
-    effect              received
-    httpx.Request       httpx.Response, read and successful; an APIError is thrown into the flow otherwise
+    effect              what the flow receives
+    httpx.Request       httpx.Response, read and successful; otherwise an APIError is thrown into the flow
     Download            None, once the whole body is in the file
     Sleep               None
-    Do                  what the function returned (in a thread under the async driver)
+    Do                  the return value of the function, which the async driver runs in a thread
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ T = TypeVar("T")
 CHUNK = 1 << 16
 
 TIMEOUT = httpx.Timeout(60.0, connect=15.0)
-"""Seconds to wait for the network, where the caller has not said otherwise (`client_args`)."""
+"""The default network timeouts, in seconds; `client_args` can set others."""
 LARGE_TIMEOUT = httpx.Timeout(60.0, connect=15.0, read=600.0)
-"""The same for a request that carries a shard: providers read and check all of it before they answer."""
+"""The same for a request that carries a shard: a provider reads and checks all of it before it answers."""
 
 _MAX_REDIRECTS = 5
 _PLAIN_HEADERS = frozenset({"accept", "accept-encoding", "connection", "user-agent"})
@@ -44,7 +43,7 @@ _PLAIN_HEADERS = frozenset({"accept", "accept-encoding", "connection", "user-age
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """Stream the answer of a GET into a file, resuming by Range after a break."""
+    """Stream the body of a GET into a file; resume with a Range header if it breaks off."""
 
     request: httpx.Request
     path: Path
@@ -52,14 +51,14 @@ class Download:
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Pause the flow for so many seconds."""
+    """Pause the flow."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Do:
-    """Call a function that blocks: reading the input, writing the ledger."""
+    """Call a function that blocks, such as one that reads the input or writes the ledger."""
 
     function: Callable[[], Any]
 
@@ -71,9 +70,21 @@ Flow: TypeAlias = Generator[Effect, Any, T]
 def send(
     request: httpx.Request, *, repeatable: bool = True, repeat_conflict: bool = True, large: bool = False
 ) -> Flow[httpx.Response]:
-    """Send one request, with retries; a request that is not repeatable is sent again only where the
-    provider certainly did not act on it (429, no connection). 409 stands for a lock that passes, unless
-    `repeat_conflict` is False. `large` is one that carries a shard: its answer may take ten minutes."""
+    """Send one request, with retries.
+
+    Args:
+        request: The request.
+        repeatable: Whether repeating it is harmless. Otherwise it is repeated only if the provider certainly
+            did not act on it (429, no connection).
+        repeat_conflict: Whether a 409 means a temporary lock, so that the request is repeated.
+        large: Whether it carries a shard, so that the answer may take ten minutes.
+
+    Returns:
+        The successful response, read.
+
+    Raises:
+        APIError: The request failed, and is not repeated any more.
+    """
     request.extensions["anybatch.repeatable"] = repeatable
     request.extensions["anybatch.repeat_conflict"] = repeat_conflict
     request.extensions["anybatch.large"] = large
@@ -89,10 +100,23 @@ def ask(
     repeat_conflict: bool = True,
     large: bool = False,
 ) -> Flow[T]:
-    """`send`, for what `read` makes of the answer.
+    """Send one request with retries, and read its answer.
 
-    A ServerError that `read` raises counts as a failure of the request: where that is repeatable, it is sent
-    again. So an answer that is cut short or malformed is asked for again, and a create never is.
+    If `read` raises a ServerError, the request counts as failed and is repeated if that is harmless: a
+    truncated or malformed answer is requested again, but a create is never sent twice because of it.
+
+    Args:
+        request: The request.
+        read: Makes the result from the response. It is called twice.
+        repeatable: See `send`.
+        repeat_conflict: See `send`.
+        large: See `send`.
+
+    Returns:
+        What `read` returns.
+
+    Raises:
+        APIError: The request failed, and is not repeated any more.
     """
     request.extensions["anybatch.read"] = read
     return read(
@@ -101,17 +125,17 @@ def ask(
 
 
 def download(request: httpx.Request, path: Path) -> Flow[None]:
-    """Fetch a body of any size into `path`."""
+    """Download a body of any size into the file `path`."""
     yield Download(request, path)
 
 
 def sleep(seconds: float) -> Flow[None]:
-    """Pause."""
+    """Pause the flow."""
     yield Sleep(seconds)
 
 
 def do(function: Callable[[], T]) -> Flow[T]:
-    """Run blocking code where it blocks nobody."""
+    """Call a function that blocks, without blocking an event loop."""
     result: T = yield Do(function)
     return result
 
@@ -183,34 +207,39 @@ async def aperform(flow: Flow[T], http: httpx.AsyncClient, policy: retry.RetryPo
 
 
 def _prepare(http: httpx.Client | httpx.AsyncClient, request: httpx.Request) -> httpx.Request:
-    # Hand-built requests get the client's timeout when sent, but not its headers. Those that the caller has
-    # added may hold a key: they are for the account's host only, like the account's own key.
+    # httpx adds the client's timeout to a request that was built without the client, but not its headers.
+    # Headers from the user's client_args may hold a key: send them only to the account's own hosts.
     trusted = getattr(http.auth, "trusts", None)
     for name, value in http.headers.items():
         if trusted is None or trusted(request.url) or name in _PLAIN_HEADERS:
             request.headers.setdefault(name, value)
     if request.extensions.get("anybatch.large") and http.timeout == TIMEOUT:
         request.extensions["timeout"] = LARGE_TIMEOUT.as_dict()
-    # httpx writes it itself, but not for a request that was given a stream.
+    # httpx does not add the Host header to a request with a stream.
     request.headers.setdefault("host", request.url.netloc.decode("ascii"))
     return request
 
 
 def _redirected(request: httpx.Request, response: httpx.Response, hops: int) -> httpx.Request | None:
-    """The request to make next when a GET is sent elsewhere; the client's auth decides whether the new
-    host is shown the key. Raises ConfigurationError for what is not a GET: it would arrive as one."""
+    """Return the request that follows a redirect, or None if there is none.
+
+    It carries no credentials; the client's auth decides whether the new host gets them. Raises
+    ConfigurationError for the redirect of another method than GET, which would arrive as a GET.
+    """
     if not response.has_redirect_location:
         return None
     if request.method != "GET":
         here, there = request.url, request.url.join(response.headers["location"])
         raise ConfigurationError(
             f"{here.host} did not act on {request.method} {here.path}, but redirects to {there.scheme}://"
-            f"{there.netloc.decode('ascii')}; should api_base begin like that?",
+            f"{there.netloc.decode('ascii')}; check whether api_base should begin with that address",
             status_code=response.status_code,
         )
     if hops >= _MAX_REDIRECTS:
         raise ServerError(
-            f"{request.url.host} redirects without end", status_code=response.status_code, should_retry=False
+            f"{request.url.host} redirects more than {_MAX_REDIRECTS} times",
+            status_code=response.status_code,
+            should_retry=False,
         )
     headers = {
         name: value
@@ -222,7 +251,7 @@ def _redirected(request: httpx.Request, response: httpx.Response, hops: int) -> 
 
 
 def _check(request: httpx.Request, response: httpx.Response) -> None:
-    """Raise the APIError that an answer stands for, or that what is to read it (`ask`) makes of it."""
+    """Raise the APIError of an unsuccessful answer, or the one that the `read` of `ask` raises."""
     retry.raise_for_status(response)
     if (read := request.extensions.get("anybatch.read")) is not None:
         read(response)
@@ -256,21 +285,22 @@ async def _asend(http: httpx.AsyncClient, request: httpx.Request) -> httpx.Respo
 
 
 class _Resumable:
-    """A file that grows over several answers: says what to ask for, and takes what comes."""
+    """A file that is downloaded in several parts if the connection breaks."""
 
     def __init__(self, request: httpx.Request, file: BinaryIO) -> None:
         self.size = 0
         self._first = request
         self._file = file
         self._validator: str | None = None
-        self._in_parts = True  # whether ranges make sense: of an encoded body, or for some servers, none do
+        self._in_parts = True  # False if the body is encoded, or if the server does not support ranges
         self._total: int | None = None
-        # What the answer with which the file was begun said of the whole.
+        # From the answer that began the file; those of later parts must agree.
         self._length: int | None = None
         self._content_type: str | None = None
 
     def request(self) -> httpx.Request:
-        # Ranges count encoded bytes, so the body must come as it is.
+        """Build the request for the rest of the file."""
+        # Ranges count encoded bytes, so the body must not be compressed.
         headers = httpx.Headers(self._first.headers)
         headers["accept-encoding"] = "identity"
         if self.size and self._in_parts:
@@ -280,10 +310,10 @@ class _Resumable:
         return httpx.Request("GET", self._first.url, headers=headers, extensions=dict(self._first.extensions))
 
     def begin(self, response: httpx.Response) -> None:
-        """Take up the answer: go on where the file ends, or from the start where the server cannot.
+        """Prepare for the body of an answer: append to the file, or start again if it is the whole file.
 
-        Raises ServerError for a part that was not asked for, or is one of another file: taken for the whole,
-        or joined to the page of a gateway, it would lose rows.
+        Raises ServerError for a part that was not requested, and for a part of another file: accepting either
+        would lose rows.
         """
         self._total = None
         etag = response.headers.get("etag", "")
@@ -294,14 +324,14 @@ class _Resumable:
                 self.restart()
                 self._in_parts = False
                 raise ServerError(
-                    f"{response.request.url.host} sent a part of the file that was not asked for",
+                    f"{response.request.url.host} sent a part of the file that was not requested",
                     status_code=206,
                 )
             other_length = None not in (total, self._length) and total != self._length
             if other_length or response.headers.get("content-type") != self._content_type:
                 self.restart()
                 raise ServerError(
-                    f"{response.request.url.host} goes on with another file than it began with",
+                    f"{response.request.url.host} continued with another file than it began with",
                     status_code=206,
                 )
             self._total = total
@@ -315,36 +345,38 @@ class _Resumable:
         self._validator = etag if etag and not etag.startswith("W/") else None
 
     def end(self) -> None:
-        """Raise TransportError where the answer ended before the end of the file that it told of."""
+        """Raise TransportError if the answer ended before the end of the file that it announced."""
         if self._total is not None and self.size < self._total:
             raise TransportError(f"the answer ended at byte {self.size} of {self._total}")
 
     def restart(self) -> None:
+        """Discard what was downloaded so far."""
         self._file.seek(0)
         self._file.truncate()
         self.size = 0
 
     def is_whole(self, response: httpx.Response) -> bool:
-        """Whether a 416 says that nothing was missing. Raises ServerError for one that makes no sense."""
+        """Whether a 416 means that the file is complete; raise ServerError if it contradicts itself."""
         if response.status_code != 416:
             return False
-        asked = "range" in response.request.headers
-        if asked and response.headers.get("content-range") == f"bytes */{self.size}":
+        has_range = "range" in response.request.headers
+        if has_range and response.headers.get("content-range") == f"bytes */{self.size}":
             return True
         self.restart()
         raise ServerError(
-            f"{response.request.url.host} says that the file has no such range, "
-            + ("though it had one before" if asked else "where the whole of it was asked for"),
+            f"{response.request.url.host} answers that the file has no such range, "
+            + ("although it is longer" if has_range else "although the whole file was requested"),
             status_code=416,
         )
 
     def write(self, chunk: bytes) -> None:
+        """Append a chunk of the body."""
         self._file.write(chunk)
         self.size += len(chunk)
 
 
 def _content_range(response: httpx.Response) -> tuple[int, int | None]:
-    """First byte and total size of a partial answer; (-1, None) where it does not say where it begins."""
+    """Return the first byte and the total size of a partial answer; (-1, None) if it states no range."""
     found = re.fullmatch(
         r"bytes (\d{1,18})-\d{1,18}/(?:(\d{1,18})|\*)", response.headers.get("content-range", "")
     )
@@ -382,7 +414,7 @@ def _download(http: httpx.Client, policy: retry.RetryPolicy, first: httpx.Reques
             try:
                 return policy.call(attempt, first)
             except TransportError:
-                if body.size <= before:  # as long as bytes come, go on
+                if body.size <= before:  # as long as more bytes arrive, try again
                     raise
 
 

@@ -1,4 +1,4 @@
-"""The values that every part of anybatch speaks in: frozen, and in OpenAI's shape."""
+"""The values that all parts of anybatch exchange: frozen, and in OpenAI's shape."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Frozen(BaseModel):
 
 
 def _count(value: object) -> int:
-    """A count as servers send it: a number, text, or what is none, which says nothing."""
+    """Return a count as an integer; servers send numbers, text, or nonsense, which counts as 0."""
     try:
         return int(float(value))  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
@@ -28,7 +28,13 @@ Count: TypeAlias = Annotated[int, BeforeValidator(_count)]
 
 
 class RequestCounts(_Frozen):
-    """How many requests of a batch there are, succeeded and failed."""
+    """The counts of a batch's requests.
+
+    Attributes:
+        total: All requests.
+        completed: Those that succeeded.
+        failed: Those that failed; some providers include expired and cancelled ones.
+    """
 
     total: Count = 0
     completed: Count = 0
@@ -36,7 +42,14 @@ class RequestCounts(_Frozen):
 
 
 class BatchProblem(_Frozen):
-    """One reason why a provider refused a batch; `line` counts from 1 in the uploaded file."""
+    """One reason why a provider refused a batch.
+
+    Attributes:
+        code: The provider's error code.
+        message: The reason.
+        param: The parameter that it is about.
+        line: The line of the uploaded file, from 1.
+    """
 
     code: str | None = None
     message: str | None = None
@@ -45,17 +58,49 @@ class BatchProblem(_Frozen):
 
 
 class BatchErrors(_Frozen):
-    """OpenAI's list object around the reasons."""
+    """OpenAI's list object around the reasons why a batch was refused.
+
+    Attributes:
+        object: Always "list".
+        data: The reasons.
+    """
 
     object: str = "list"
     data: tuple[BatchProblem, ...] = ()
 
 
 class Batch(_Frozen):
-    """One job at a provider: OpenAI's batch object field for field, times in unix seconds.
+    """One job at a provider: OpenAI's batch object, and three fields of anybatch's own.
 
-    `provider`, `raw_status` (the provider's own word) and `raw` (its whole answer, not printed) are ours.
+    All times (`…_at`) are unix seconds; a field that the provider does not report is None.
     Source: OpenAI API reference, "The batch object".
+
+    Attributes:
+        id: The batch's id at the provider.
+        object: Always "batch".
+        endpoint: The endpoint of its requests.
+        model: The model of its requests, if the provider runs one model per batch.
+        errors: The reasons why the provider refused the batch as a whole.
+        input_file_id: The uploaded file of request lines.
+        completion_window: How long the provider may take, such as `24h`.
+        status: Its status, in OpenAI's words.
+        output_file_id: The result file of the rows that succeeded.
+        error_file_id: The result file of the other rows.
+        created_at: When it was created.
+        in_progress_at: When the provider started to run it.
+        expires_at: When it expires if it has not ended.
+        finalizing_at: When the provider started to write the result files.
+        completed_at: When it completed.
+        failed_at: When it was refused as a whole.
+        expired_at: When it expired.
+        cancelling_at: When a cancel was requested.
+        cancelled_at: When the cancel had taken effect.
+        request_counts: How many of its requests succeeded and failed so far.
+        usage: Its token usage, as the provider reports it.
+        metadata: Its metadata.
+        provider: The provider's name.
+        raw_status: Its status in the provider's own words.
+        raw: The provider's whole answer; the repr leaves it out.
     """
 
     id: str
@@ -86,15 +131,17 @@ class Batch(_Frozen):
 
     @property
     def ended_at(self) -> int | None:
-        """When it ended, in whatever way; None where it has not, or the provider does not say."""
+        """When it ended in any way, unix seconds; None if it runs, or the provider does not report it."""
         return self.completed_at or self.failed_at or self.expired_at or self.cancelled_at
 
 
 class Page(Sequence[Batch]):
-    """One page of a listing, newest first; pass `next_cursor` as `after` to get the next one.
+    """One page of a listing, newest first; as a sequence, its batches.
 
-    `has_more` without a `next_cursor` means that there is more, or may be, and no way to read on: what was
-    not found until here may exist all the same.
+    Attributes:
+        next_cursor: What to pass as `after` for the next page; None if there is none.
+        has_more: Whether there are, or may be, more batches. If there is no `next_cursor` then, the listing
+            cannot be read on, and a batch that was not found may exist all the same.
     """
 
     def __init__(self, batches: Sequence[Batch], *, next_cursor: str | None, has_more: bool) -> None:
@@ -119,7 +166,7 @@ class Page(Sequence[Batch]):
 class Body(dict[str, Any]):
     """A JSON object whose members can also be read as attributes, at any depth.
 
-    `row.result.choices[0].message.content` works as on the providers' own SDK types, for every endpoint.
+    `row.result.choices[0].message.content` works as with the types of the providers' own SDKs.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -142,7 +189,12 @@ def _attributes(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class RowError:
-    """Why a request has no result; `code` is the provider's, e.g. `batch_expired`."""
+    """Why a request has no result.
+
+    Attributes:
+        code: The provider's error code, or anybatch's own, such as `batch_expired`.
+        message: The reason.
+    """
 
     code: str | None
     message: str
@@ -152,8 +204,13 @@ class RowError:
 class Row:
     """One request together with its one outcome.
 
-    `result` is the response body in the dialect of the batch's endpoint, `error` is set on every outcome
-    but `succeeded`, `status_code` is the HTTP status inside the batch, `raw` the provider's own bytes.
+    Attributes:
+        custom_id: The request's id.
+        outcome: How the request ended.
+        result: The response body, in the format of the batch's endpoint.
+        error: Why there is no result; set for every outcome but `succeeded`.
+        status_code: The HTTP status of the request inside the batch.
+        raw: The provider's own result line, or the landed line; the repr leaves it out.
     """
 
     custom_id: str
@@ -166,13 +223,24 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """All rows of one batch."""
+    """All rows of one batch.
+
+    Attributes:
+        results: The rows, in the provider's order.
+    """
 
     results: list[Row]
 
 
 class TokenUsage(_Frozen):
-    """Tokens as the provider counted them, summed over the rows that succeeded."""
+    """Tokens as the provider counts them, summed over the rows that succeeded.
+
+    Attributes:
+        input_tokens: Tokens of the requests, cached ones included.
+        output_tokens: Tokens of the answers.
+        total_tokens: Both.
+        cached_tokens: Tokens of the requests that were read from the provider's cache.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -181,7 +249,20 @@ class TokenUsage(_Frozen):
 
 
 class BatchRecord(_Frozen):
-    """What the report says of one batch of a job; times are the provider's, in unix seconds."""
+    """One batch of a job, as the report describes it.
+
+    Attributes:
+        id: The batch's id.
+        shard: The number of its shard in the round, from 0.
+        round: Its round, from 1.
+        rows: The number of its rows.
+        status: Its final status; `unknown` if the provider has lost it.
+        created_at: When it was created, by the provider's clock, unix seconds.
+        ended_at: When it ended, by the provider's clock, unix seconds.
+        input_file_id: The uploaded file of request lines.
+        output_file_id: The result file of the rows that succeeded.
+        error_file_id: The result file of the other rows.
+    """
 
     id: str
     shard: int
@@ -196,12 +277,24 @@ class BatchRecord(_Frozen):
 
 
 class Report(_Frozen):
-    """The account of a finished job.
+    """What a finished job came to.
 
-    `counts` holds every outcome and sums to `rows`; `unexpected` counts result lines that no request asked
-    for or that repeat one; `cost` is in USD, None where neither the provider nor `Job.price` tells it;
-    times are unix seconds, `duration_s` runs from first submission to landing. `rounds` is 1 where no row was
-    submitted again; `batches` are those of all rounds, and usage and cost count what any of them answered.
+    Attributes:
+        job: The job's identity.
+        provider: The provider's name.
+        endpoint: The endpoint of the requests.
+        models: The models that answered.
+        rows: The number of rows.
+        counts: The number of rows by outcome, for every outcome; the sum is `rows`.
+        unexpected: The number of result lines that match no request or repeat one.
+        usage: The tokens of all answers, over all rounds.
+        cost: USD for all answers, over all rounds; None if neither the provider nor `Job.price` gives it.
+        started_at: When the job was first submitted, unix seconds.
+        finished_at: When it landed, unix seconds.
+        duration_s: The seconds between these two.
+        rounds: The number of rounds; 1 if no row was submitted again.
+        batches: The batches of all rounds.
+        results: The path or URL of `results.jsonl`.
     """
 
     job: str
@@ -227,5 +320,5 @@ class Report(_Frozen):
 
 
 def iter_problems(errors: BatchErrors | None) -> Iterator[BatchProblem]:
-    """The reasons inside a batch's `errors`, none where it has none."""
+    """Yield the reasons in a batch's `errors`, if there are any."""
     yield from errors.data if errors else ()

@@ -1,4 +1,4 @@
-"""Paths on this machine's disk and in object stores."""
+"""Paths on the local disk and in object stores."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["is_path", "local_path", "open_path"]
 
 
 def is_path(value: object) -> TypeGuard[str | os.PathLike[str] | UPath]:
-    """Whether this names a file: text, a path, or a path object of an object store (fsspec's, Airflow's)."""
+    """Whether this is a path: text, or a path object of a disk or an object store (fsspec's, Airflow's)."""
     return isinstance(value, str | os.PathLike) or hasattr(type(value), "fs")
 
 
 def open_path(path: str | os.PathLike[str] | UPath) -> UPath:
-    """A local path or fsspec URL as a path object."""
-    from upath import UPath  # costs a quarter of the import time of all else: only jobs pay it
+    """Return a path object for a local path or fsspec URL."""
+    from upath import UPath  # slow to import, so only jobs do so
 
     return UPath(path) if isinstance(path, str | os.PathLike) and not isinstance(path, UPath) else path
 
 
 def local_path(path: UPath) -> Path | None:
-    """The path on this machine's disk, None where it is an object store's."""
+    """Return the path on the local disk; None if it is in an object store."""
     return Path(path.path) if path.protocol in ("", "file") else None

@@ -1,4 +1,4 @@
-"""Which failed requests are sent again, after how long, and which never.
+"""Which failed requests are repeated, and after how long.
 
 Sources: the retry rules of OpenAI's and Anthropic's own SDKs (408, 409, 429, 5xx; `x-should-retry`;
 `retry-after-ms`, then `retry-after` as seconds or HTTP date); Anthropic's list of errors (529).
@@ -25,18 +25,21 @@ T = TypeVar("T")
 _REQUEST_ID_HEADERS = ("x-request-id", "request-id", "apim-request-id", "cf-ray")
 _KEY_HEADERS = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
 _MESSAGE_LIMIT = 500
-# How often an answer is asked for that came with status 200 and is none: it may have been cut short, but a
-# server that answers every request with the page of a log-in is to be told of within seconds.
+# How often to try if the answer has status 200 but is malformed: it may have been truncated, but a server
+# that answers everything with a login page should be reported within seconds.
 _MALFORMED = 5
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How patiently a single request is repeated.
+    """How often a request is repeated, and after how long. The defaults bridge about a minute of failures.
 
-    `attempts` counts the first try; delays are in seconds. The defaults ride out about a minute of
-    failures. A provider that asks for a pause above `longest_retry_after` is not waited for: the error says
-    how long it wanted.
+    Attributes:
+        attempts: The most tries, the first one included.
+        first_delay: Seconds before the first repetition; each further delay is twice as long.
+        longest_delay: The longest delay, seconds.
+        longest_retry_after: The longest pause that a provider may ask for, seconds. If it asks for more, the
+            request fails at once, and the error says how long (`retry_after`).
     """
 
     attempts: int = 9
@@ -45,10 +48,35 @@ class RetryPolicy:
     longest_retry_after: float = 120.0
 
     def call(self, function: Callable[[], T], request: httpx.Request) -> T:
+        """Call a function until it succeeds, or its error may not be repeated.
+
+        Args:
+            function: Sends the request.
+            request: The request; `flow.send` marks it as repeatable or not.
+
+        Returns:
+            What the function returns.
+
+        Raises:
+            APIError: The last error of the function.
+        """
         return tenacity.Retrying(**self._tenacity(request))(function)
 
     async def acall(self, function: Callable[[], Awaitable[T]], request: httpx.Request) -> T:
-        async def attempt() -> T:  # tenacity awaits only what it recognises as a coroutine function
+        """Do the same as `call` with an asynchronous function.
+
+        Args:
+            function: Sends the request.
+            request: The request.
+
+        Returns:
+            What the function returns.
+
+        Raises:
+            APIError: The last error of the function.
+        """
+
+        async def attempt() -> T:  # tenacity awaits only coroutine functions
             return await function()
 
         return await tenacity.AsyncRetrying(**self._tenacity(request))(attempt)
@@ -78,14 +106,23 @@ class RetryPolicy:
         return self.delay(state.attempt_number, getattr(error, "retry_after", None), random.random())
 
     def delay(self, attempt: int, retry_after: float | None, chance: float) -> float:
-        """Seconds to wait after the failed attempt number `attempt` (from 1); `chance` is in [0, 1)."""
+        """Return how long to wait after a failed attempt.
+
+        Args:
+            attempt: The number of the failed attempt, from 1.
+            retry_after: The pause that the provider asks for, seconds.
+            chance: A random number in [0, 1), for jitter.
+
+        Returns:
+            Seconds.
+        """
         if retry_after is not None:
             return retry_after + chance * min(1.0, retry_after)
         return min(self.first_delay * 2.0 ** (attempt - 1), self.longest_delay) * (1 - chance / 4)
 
 
 def may_repeat(error: BaseException, *, repeatable: bool, conflict: bool = True) -> bool:
-    """Whether the same request may be sent again after this error; `conflict`: also after a 409."""
+    """Whether a request may be repeated after this error; `conflict` says whether that includes a 409."""
     match classify(error).repeat:
         case Repeat.ALWAYS:
             return True
@@ -98,13 +135,13 @@ def may_repeat(error: BaseException, *, repeatable: bool, conflict: bool = True)
 
 
 def outcome_unknown(error: APIError) -> bool:
-    """Whether the provider may have acted on a request that ended in this error."""
+    """Whether the provider may have acted on a request that failed with this error."""
     return classify(error).may_exist
 
 
 @contextmanager
 def transport_errors(request: httpx.Request) -> Iterator[None]:
-    """Turn httpx's failures into TransportError; it says whether the request may have left."""
+    """Turn httpx's errors into TransportError, which says whether the request may have been sent."""
     try:
         yield
     except httpx.TransportError as error:
@@ -115,13 +152,13 @@ def transport_errors(request: httpx.Request) -> Iterator[None]:
             f"no answer from {request.url.host}: {reason}", sent=not isinstance(error, never_left)
         ) from _without_frames(error)
     except httpx.DecodingError as error:
-        raise ServerError(f"{request.url.host} sent a body that does not decode: {error}") from error
+        raise ServerError(f"{request.url.host} sent a body that cannot be decoded: {error}") from error
     except httpx.InvalidURL as error:
-        raise TransportError(f"bad URL: {error}", sent=False) from error
+        raise TransportError(f"invalid URL: {error}", sent=False) from error
 
 
 def _without_frames(error: BaseException) -> BaseException:
-    """The error and its causes without their frames: those of the HTTP stack hold the key in a header."""
+    """Remove the frames of an error and its causes: those of the HTTP stack hold the key in a header."""
     one: BaseException | None = error
     while one is not None:
         one.__traceback__ = None
@@ -130,12 +167,14 @@ def _without_frames(error: BaseException) -> BaseException:
 
 
 def raise_for_status(response: httpx.Response) -> None:
-    """Raise the APIError that an answer stands for; a successful one passes."""
+    """Raise the APIError of an unsuccessful answer."""
     if response.is_success:
         return
     status, headers = response.status_code, response.headers
     code, message = problem_of(response)
-    message = redact(message, response.request)[:_MESSAGE_LIMIT]  # cut last, or half a key might be left
+    message = redact(message, response.request)[
+        :_MESSAGE_LIMIT
+    ]  # cut last: otherwise half a key might remain
     raise error_of(status, code)(
         message,
         code=code,
@@ -147,9 +186,9 @@ def raise_for_status(response: httpx.Response) -> None:
 
 
 def problem_of(response: httpx.Response) -> tuple[str | None, str]:
-    """The provider's error code and message, from any of the shapes they come in.
+    """Return the provider's error code and message, from any of the shapes that occur.
 
-    Seen: `{"error": {"message", "type", "param", "code"}}`, `{"error": "…"}`, `{"message", "code"}`,
+    These are: `{"error": {"message", "type", "param", "code"}}`, `{"error": "…"}`, `{"message", "code"}`,
     `{"detail": […]}`, `{"type": "error", "error": {"type", "message"}}`, plain text, HTML.
     """
     try:
@@ -173,7 +212,7 @@ def problem_of(response: httpx.Response) -> tuple[str | None, str]:
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds that the provider asks to wait, None where it does not say (or says nonsense)."""
+    """Return the seconds that the provider asks to wait; None if its headers say nothing, or nonsense."""
     try:
         if (milliseconds := headers.get("retry-after-ms")) is not None:
             return max(0.0, float(milliseconds) / 1000)
@@ -193,7 +232,7 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
 
 
 def redact(text: str, request: httpx.Request) -> str:
-    """Take the request's own credentials out of a text that a server wrote."""
+    """Remove the request's own credentials from a text that a server has sent."""
     for name in _KEY_HEADERS:
         secret = request.headers.get(name, "").removeprefix("Bearer ").strip()
         if secret:

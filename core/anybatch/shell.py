@@ -1,4 +1,4 @@
-"""What the two clients share: the account, the arguments of their HTTP client, the flows that both drive."""
+"""The base of both clients: the account, the arguments of the HTTP client, the flows that both drive."""
 
 from __future__ import annotations
 
@@ -55,13 +55,18 @@ _CLIENT_ARGS = (
 
 @functools.cache
 def _tls_context() -> ssl.SSLContext:
-    # Reading the trust store takes some 40 ms, which a pipeline that opens many clients would feel, and an
-    # event loop more so. httpx shares nothing between clients by itself.
+    # Reading the trust store takes about 40 ms, which blocks an event loop and adds up for a pipeline that
+    # opens many clients. By itself httpx reads it for each client.
     return httpx.create_ssl_context()
 
 
 class Shell:
-    """What the two clients share: the account, and the flows that both drive."""
+    """The base of both clients.
+
+    Attributes:
+        provider: The account at the provider, with its calls.
+        retry: How often requests are repeated.
+    """
 
     @hides_key
     def __init__(
@@ -78,34 +83,39 @@ class Shell:
             provider = get_provider(provider, api_key=api_key, api_base=api_base, **settings)
         elif api_key is not None or api_base is not None or settings:
             raise ConfigurationError(
-                "api_key, api_base and settings go with a provider's name; a provider object has its own",
+                "api_key, api_base and settings can be passed only with a provider's name; a provider object "
+                "has its own",
                 provider=provider.name,
             )
         self.provider = provider
         self.retry = retry or RetryPolicy()
         if unknown := sorted(set(client_args or {}) - set(_CLIENT_ARGS)):
             raise ConfigurationError(
-                f"client_args: no {', '.join(unknown)}; there are {', '.join(_CLIENT_ARGS)}"
+                f"client_args: unknown argument {', '.join(unknown)}; known are {', '.join(_CLIENT_ARGS)}"
             )
-        self._given = dict(client_args or {})
+        self._client_args = dict(client_args or {})
 
     def _http_args(self, transport: object) -> dict[str, Any]:
-        """What the httpx client is made with; `transport` is the provider's own, if it has one."""
-        args: dict[str, Any] = {"timeout": TIMEOUT, "transport": transport, **self._given}
-        args["headers"] = {"user-agent": f"anybatch/{__version__}", **(self._given.get("headers") or {})}
-        if args["transport"] is None and not {"verify", "cert", "trust_env"} & set(self._given):
+        """Return the arguments of the httpx client; `transport` is the provider's own, if it has one."""
+        args: dict[str, Any] = {"timeout": TIMEOUT, "transport": transport, **self._client_args}
+        args["headers"] = {
+            "user-agent": f"anybatch/{__version__}",
+            **(self._client_args.get("headers") or {}),
+        }
+        if args["transport"] is None and not {"verify", "cert", "trust_env"} & set(self._client_args):
             args["verify"] = _tls_context()
         return args | {"auth": self.provider.auth()}
 
     @property
     def account(self) -> Account:
+        """The account."""
         return self.provider.account
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.account.provider!r}, api_base={self.account.api_base!r})"
 
-    def _told(self, flow: Flow[T], batch_id: str | None = None) -> Flow[T]:
-        """The flow, with errors that say which provider and batch they speak of."""
+    def _with_context(self, flow: Flow[T], batch_id: str | None = None) -> Flow[T]:
+        """Run a flow, and add the provider and the batch id to its errors."""
         try:
             return (yield from flow)
         except AnyBatchError as error:
@@ -137,9 +147,9 @@ class Shell:
     def _wait(
         self, provider: Provider, batch_id: str, deadline: float | None, on_progress: OnProgress | None
     ) -> Flow[Batch]:
-        """Look until the batch has ended; as for the shared poller, failures that may pass end no wait."""
+        """Poll one batch until it has ended; like the shared poller, continue after temporary failures."""
         first, most = provider.poll_seconds
-        since, stands, seen = time.time(), "not seen yet", None
+        since, state, seen = time.time(), "not seen yet", None
         odd: set[str] = set()
         trouble = Trouble()
         while True:
@@ -154,11 +164,13 @@ class Shell:
                     log.warning("batch %s: polling fails, still waiting: %s", batch_id, error)
             else:
                 since = batch.created_at or since
-                stands = f"still {batch.raw_status or batch.status}"
+                state = f"still {batch.raw_status or batch.status}"
                 if batch.status is BatchStatus.UNKNOWN and batch.raw_status not in odd:
                     odd.add(batch.raw_status)
                     log.warning(
-                        "batch %s: status %r is not known; taken as still running", batch_id, batch.raw_status
+                        "batch %s: status %r is unknown; it counts as still running",
+                        batch_id,
+                        batch.raw_status,
                     )
                 if on_progress is not None and (now := (batch.status, batch.request_counts)) != seen:
                     seen = now
@@ -168,7 +180,7 @@ class Shell:
             left = deadline - time.time() if deadline is not None else math.inf
             if left <= 0:
                 raise DeadlineExceededError(
-                    f"batch was {stands} at the deadline; it is left running", batch_id=batch_id
+                    f"batch was {state} at the deadline; it is left running", batch_id=batch_id
                 )
             pause = before_deadline(next_interval(time.time() - since, first, most, 0.5), left, first)
             yield from sleep(max(0.05, min(pause_after(failure, pause), left)))
@@ -176,7 +188,7 @@ class Shell:
     def _fetch(
         self, provider: Provider, batch: Batch, directory: Path, endpoint: str | None = None
     ) -> Flow[list[Path]]:
-        """The result files of an ended batch, complete. Raises where what was paid for is not in them."""
+        """Download the complete result files of an ended batch; raise if paid results are missing."""
         count = functools.partial(count_rows, provider, endpoint or batch.endpoint)
         fetched = yield from fetch(provider, batch, directory, count)
         if fetched.loss is not None:
@@ -212,11 +224,11 @@ class Shell:
 def _one_batch(
     provider: Provider, path: Path, endpoint: str, spooled: Path
 ) -> tuple[Content, tuple[str, ...]]:
-    """Validate a file that is to be a single batch."""
+    """Validate the input file of a single batch; return its content and models."""
     try:
         file = path.open("rb")
     except (FileNotFoundError, IsADirectoryError):
-        raise ConfigurationError(f"no input file at {path}") from None
+        raise ConfigurationError(f"input_file_path: there is no file {path}") from None
     with file, spooled.open("wb") as spool:
         plan = make_plan(
             file,
@@ -229,22 +241,24 @@ def _one_batch(
     if len(plan.shards) != 1:
         limits = provider.limits
         raise ConfigurationError(
-            f"{path} has {plan.rows} requests; a batch at {provider.name} holds {limits.requests} requests "
-            f"and {limits.bytes} bytes. run_job splits an input of any size."
+            f"{path} has {plan.rows} requests, which do not fit into one batch: at {provider.name} it holds "
+            f"{limits.requests} requests and {limits.bytes} bytes. run_job splits an input of any size"
         )
     return plan.shard_content(plan.shards[0]), plan.models
 
 
 def deadline_at(timeout: float | None, deadline: float | None) -> float | None:
+    """Return the deadline in unix seconds, from a timeout or a deadline; None if there is neither."""
     if timeout is not None and deadline is not None:
-        raise ConfigurationError("give timeout (seconds from now) or deadline (unix seconds), not both")
+        raise ConfigurationError("pass timeout (seconds from now) or deadline (unix seconds), not both")
     return time.time() + timeout if timeout is not None else deadline
 
 
 def reading_since(since: float | None, max_pages: int) -> Reading:
+    """Return the reading of a listing back to `since` (unix seconds), or to its end."""
     return Reading(-math.inf if since is None else since, max_pages)
 
 
 def for_polling(retry: RetryPolicy) -> RetryPolicy:
-    """For a look at a waiting batch: whoever waits looks again anyhow, but has a deadline."""
+    """Return a policy with fewer repetitions: a wait polls again anyway, and has a deadline to keep."""
     return replace(retry, attempts=min(retry.attempts, 2))

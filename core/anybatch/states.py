@@ -1,4 +1,4 @@
-"""How a batch stands, and how a row ended: words that can be spoken without loading anything else."""
+"""The statuses of batches and the outcomes of rows; importing them imports nothing else."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class BatchStatus(StrEnum):
-    """OpenAI's batch statuses, and `unknown` for a word that no one knows yet (never taken as an end)."""
+    """OpenAI's batch statuses, and `unknown` for a status that anybatch does not know (not terminal)."""
 
     VALIDATING = "validating"
     FAILED = "failed"
@@ -20,6 +20,7 @@ class BatchStatus(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
+        """Whether a batch with this status has ended."""
         return self in _TERMINAL
 
 
@@ -34,4 +35,4 @@ class Outcome(StrEnum):
     EXPIRED = "expired"
     CANCELLED = "cancelled"
     MISSING = "missing"
-    INVALID = "invalid"  # reserved: an answer that does not fit the schema it was asked for
+    INVALID = "invalid"  # reserved: an answer that does not match the requested schema

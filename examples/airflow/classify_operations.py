@@ -1,9 +1,9 @@
 """Classify 2,400 API operations by what they do: table -> requests -> batch -> results -> joined table.
 
-While the batch runs, at a provider minutes to a day, the task is deferred and holds no worker slot.
+While the batch runs, minutes to a day at a paid provider, the task is deferred and holds no worker slot.
 
-It runs on the `local` provider as it is: no key, no network, a stand-in model. To run it on a paid one,
-change one name and set its key, on the workers and the triggerer alike:
+It runs as it is, on the `local` provider: no key, no network, stand-in answers. To run it on a paid provider,
+name it and set its key, on the workers and the triggerer alike:
 
     ANYBATCH_PROVIDER=openai  OPENAI_API_KEY=…
 

@@ -1,6 +1,6 @@
 """`@task.anybatch`: a function returns a table, the prompt is a template over its columns.
 
-The table goes from the function into the batch and nowhere else; XCom gets the manifest.
+The table goes from the function into the batch, and is not stored in XCom; XCom gets the manifest.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ with DAG("decorated", is_paused_upon_creation=False, tags=["anybatch", "example"
 
     @task
     def total(manifests: list[dict[str, Any]]) -> dict[str, Any]:
-        """What all of it came to."""
+        """Rows, tokens and results of all services together."""
         return {
             "rows": sum(manifest["rows"] for manifest in manifests),
             "tokens": sum(manifest["input_tokens"] + manifest["output_tokens"] for manifest in manifests),

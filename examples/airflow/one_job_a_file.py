@@ -1,7 +1,7 @@
-"""Dynamic mapping: one job for each file that is there today.
+"""Dynamic mapping: one job for each file that an earlier task has found.
 
-Only paths go through XCom. Each mapped task has an identity of its own, so clearing one of them repeats that
-one; all of them together hold no worker slot while their batches run, and one poller looks at all.
+Only paths go through XCom. Each mapped task has an identity of its own, so clearing one of them repeats only
+that one. None of them holds a worker slot while its batch runs, and one poller looks at all batches.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ with DAG("one_job_a_file", is_paused_upon_creation=False, tags=["anybatch", "exa
 
     @task
     def export(run_id: str) -> list[str]:
-        """Stands for whatever leaves files of requests behind; returns their paths."""
+        """Write files of requests, as an export of yours would; returns their paths."""
         folder = Path(OUTPUT) / "exports" / run_id
         folder.mkdir(parents=True, exist_ok=True)
         paths = []

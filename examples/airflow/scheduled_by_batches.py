@@ -1,7 +1,7 @@
-"""A DAG that runs when batches end that another system has created, say a nightly script.
+"""A DAG that runs when batches end that another system created, such as a nightly script.
 
 The triggerer lists the account's batches once a minute, however many watchers there are. Each batch that ends
-is one event of the asset, at least once; landing one twice puts the same files in the same place.
+is an event of the asset, at least once; landing a batch twice puts the same files in the same place.
 """
 
 from __future__ import annotations

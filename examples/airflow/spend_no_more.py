@@ -1,6 +1,6 @@
 """Wait for an hour, then take what is finished and cancel the rest.
 
-Rows that a batch has finished before it is cancelled are paid for, and can still be had.
+Rows that a batch finished before it was cancelled are paid for, and can still be read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OUTPUT = os.environ.get("ANYBATCH_OUTPUT") or f"{Path(__file__).resolve().parent
 
 def make_requests() -> Iterator[dict[str, Any]]:
     for number in range(1, 21):
-        model = "local:echo?delay=7200"  # which takes too long
+        model = "local:echo?delay=7200"  # two hours, which is too long
         body = {"model": model, "messages": [{"role": "user", "content": f"Take your time, {number}"}]}
         yield {"custom_id": f"row-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
 
@@ -50,6 +50,6 @@ with DAG("spend_no_more", is_paused_upon_creation=False, tags=["anybatch", "exam
         provider=PROVIDER,
         batch_id=submit.output,
         output=OUTPUT + "/no_more/{{ run_id }}",
-        max_failed_ratio=1,  # whatever there is
+        max_failed_ratio=1,  # succeed however few rows there are
     )
     submit >> wait >> cancel >> land

@@ -1,7 +1,7 @@
 """A job in three tasks: submit, wait, land.
 
-For when they belong to different people or places; `AnyBatchOperator` does all three, submits again what
-failed, and has a line for every row.
+This is for DAGs whose steps belong to different teams or systems. One `AnyBatchOperator` does all three, can
+submit failed rows again, and has a line for every row.
 """
 
 from __future__ import annotations

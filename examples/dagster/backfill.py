@@ -1,4 +1,4 @@
-"""A backfill: ten days in one run and one batch, each day with a value of its own, and an asset downstream.
+"""A backfill: ten days in one run and one batch, each day with its own value, and an asset downstream.
 
     tickets ──▶ ticket_kinds_batch ──▶ ticket_kinds ──▶ daily_kinds        all partitioned by day
 

@@ -2,13 +2,13 @@
 
     operations ──▶ operation_kinds_batch ──▶ operation_kinds ──▶ classified_operations
 
-While the batch runs, at a provider minutes to a day, no run is alive. Try it, with `dagster.yaml` from this
-folder in $DAGSTER_HOME:
+While the batch runs, minutes to a day at a paid provider, no run is alive. Try it, with `dagster.yaml` from
+this folder in $DAGSTER_HOME:
 
     dagster dev -f definitions.py
 
-It runs on the `local` provider as it is: no key, no network, a stand-in model. To run it on a paid one,
-change one name and set its key:
+It runs as it is, on the `local` provider: no key, no network, stand-in answers. To run it on a paid provider,
+name it and set its key:
 
     ANYBATCH_PROVIDER=openai  OPENAI_API_KEY=…
 """

@@ -1,8 +1,8 @@
-"""Batches that another system creates: of each that has ended, an external asset has one event.
+"""Batches that another system creates: each one that has ended is an event of an external asset.
 
     (a nightly script) ──▶ nightly_batches ──▶ nightly_results
 
-`nightly_results` is materialized by itself whenever there is news. To see it, create a batch from anywhere:
+Dagster materializes `nightly_results` by itself after each event. To see it, create a batch from anywhere:
 
     from anybatch import create_batch
     create_batch("local", "requests.jsonl", "/v1/chat/completions", metadata={"origin": "nightly"})
@@ -17,7 +17,7 @@ nightly_batches = dg.AssetSpec("nightly_batches", description="Batches of the ni
 
 @dg.asset(deps=[nightly_batches], automation_condition=dg.AutomationCondition.eager())
 def nightly_results(context: dg.AssetExecutionContext, anybatch: BatchResource) -> dg.MaterializeResult[None]:
-    """The rows of the newest of them, landed as those of a batch asset are."""
+    """The rows of the newest batch, landed like those of a batch asset."""
     event = context.instance.get_latest_materialization_event(nightly_batches.key)
     assert event is not None  # it is what this asset waited for
     assert event.asset_materialization is not None

@@ -1,6 +1,6 @@
 """`BatchResource` without batch assets: the four operations and the results, inside any asset or op.
 
-This is for what batch assets do not fit. Nothing here waits, re-attaches or counts rows: a second
+Use this where batch assets do not fit. Nothing here waits, re-attaches or counts rows: a second
 materialization of `embeddings_batch` pays for a second batch.
 """
 
@@ -34,7 +34,7 @@ def embeddings_batch(anybatch: BatchResource) -> dg.MaterializeResult[str]:
 def embeddings(
     context: dg.AssetExecutionContext, embeddings_batch: str, anybatch: BatchResource
 ) -> Iterator[dg.Output[dict[str, Any]]]:
-    """Retrieve, and the results once there are any: a vector for each word."""
+    """Retrieve, and read the results once the batch has ended: a vector for each word."""
     batch = anybatch.retrieve(embeddings_batch)
     if not batch.status.is_terminal:
         context.log.info(f"{batch.id} is {batch.status.value}: materialize again later")
@@ -45,7 +45,7 @@ def embeddings(
 
 @dg.asset
 def account(anybatch: BatchResource) -> dg.MaterializeResult[None]:
-    """List: how many of the account's last hundred batches are in which state."""
+    """List: how many of the account's last hundred batches have which status."""
     states = Counter(batch.status.value for batch in anybatch.list(limit=100))
     return dg.MaterializeResult(metadata=dict(states))
 
@@ -64,7 +64,7 @@ def cancel_batch(config: Which, anybatch: BatchResource) -> None:
 
 @dg.job
 def cancel_one() -> None:
-    """Started from the launchpad, with the id of a batch."""
+    """Start this from the launchpad, with the id of a batch."""
     cancel_batch()
 
 

@@ -1,10 +1,11 @@
-"""Answers as pydantic objects; what fails in passing is asked again, up to three times in all.
+"""Answers as pydantic objects, in up to three rounds.
 
-Rows that expired, are missing, or failed in a way that may pass go into another batch. Nothing is alive in
-between either: the result run submits the round and waits anew. After the third round an answer that is still
-missing, or is no `Verdict`, counts as a row without a result, and more than one in a hundred fails the check.
+Rows that expired, went missing, or failed in a way that may pass go into another batch. No process is alive
+between rounds either: the result run submits the next round, and a new run waits for it. After round 3 a row
+without an answer, or whose answer does not fit `Verdict`, counts as a row without a result. More than one
+such row in a hundred fails the check.
 
-The stand-in model refuses some rows for good (400), which are not asked again, so here the check does fail.
+The stand-in model always refuses some rows (400), and these are not submitted again, so the check fails here.
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from anybatch_dagster import BatchResource, batch_asset, build_batch_sensor
 
 
 class Verdict(BaseModel):
-    """What the model is asked for."""
+    """The form of each answer."""
 
     sentiment: Literal["good", "bad", "neither"]
     reason: str

@@ -57,7 +57,7 @@ def test_it_tells_its_options() -> None:
     options = inspect.signature(AnyBatchOperator.__init__).parameters
     assert list(parameters)[:2] == ["python_callable", "multiple_outputs"]
     assert list(parameters)[2:] == [name for name in options if name not in ("self", "input")]
-    with pytest.raises(TypeError, match=r"^@task\.anybatch: the folder is given as `output`"):
+    with pytest.raises(TypeError, match=r"^@task\.anybatch: name the folder `output`"):
         operator_of(anybatch_task(output_folder="o")(list))
 
 

@@ -181,7 +181,7 @@ def test_one_alone_is_told_once(
 
 @pytest.mark.parametrize("statuses", [["done"], ["completed", "cancelling"]])
 def test_an_end_that_does_not_exist_is_refused_at_parse_time(statuses: list[str]) -> None:
-    with pytest.raises(ValueError, match="a batch ends completed, failed, expired, cancelled"):
+    with pytest.raises(ValueError, match="is not a way to end; use completed, failed, expired, cancelled"):
         BatchCompletedTrigger(conn_id="c", statuses=statuses)
 
 
@@ -258,20 +258,20 @@ def test_a_record_stays_small() -> None:
     now, store = time.time(), Store()
     record = Record(store, "key", now - 7200)
     snapshot = tuple(ended(f"b{age}", now - age) for age in range(0, 7000, 10))
-    for facts in record.untold(snapshot):
-        record.tell(facts)
-    assert len(record.told) == 700
+    for facts in record.unreported(snapshot):
+        record.add(facts)
+    assert len(record.reported) == 700
     asyncio.run(record.save())
-    assert len(record.told) == OVERLAP / 10
-    assert list(record.untold(snapshot)) == []
+    assert len(record.reported) == OVERLAP / 10
+    assert list(record.unreported(snapshot)) == []
     late = ended("late", now - OVERLAP / 2)
-    assert list(record.untold((ended("b0", now), late))) == [late]
-    assert list(record.untold((ended("old", now - OVERLAP - 1),))) == []
+    assert list(record.unreported((ended("b0", now), late))) == [late]
+    assert list(record.unreported((ended("old", now - OVERLAP - 1),))) == []
 
 
 def test_an_end_in_the_future_does_not_hide_the_present() -> None:
     record = Record(None, "key", 0)
-    record.tell(ended("wrong clock", time.time() + 86_400))
+    record.add(ended("wrong clock", time.time() + 86_400))
     asyncio.run(record.save())
     assert record.floor < time.time()
 
@@ -431,7 +431,7 @@ def test_trouble_never_ends_a_watch(
     keyed_server: FakeServer, add_connection: Callable[..., str], monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(events, "MENDING", 0.2)
+    monkeypatch.setattr(events, "RETRY_SECONDS", 0.2)
     facts = {"conn_type": "anybatch", "host": keyed_server.api_base, "extra": {"provider": "openai"}}
     conn_id = add_connection("mended", **facts, password="sk-wrong")
 
@@ -446,12 +446,12 @@ def test_trouble_never_ends_a_watch(
                 seen += 1
 
         task = asyncio.create_task(count())
-        await until(lambda: "no batches can be listed" in caplog.text)
+        await until(lambda: "the batches cannot be listed" in caplog.text)
         assert seen == 0
         add_connection("mended", **facts, password="sk-right")  # a person mends it
         await until(lambda: seen >= 1)
         keyed_server.fail("GET", "/v1/batches", Respond(500), times=4)
-        await until(lambda: "still watching" in caplog.text)
+        await until(lambda: "the watch goes on" in caplog.text)
         before = seen
         await until(lambda: seen > before)
         task.cancel()

@@ -125,9 +125,9 @@ def test_connections_of_every_type_are_understood(
         ({"conn_type": "pydanticai_bedrock"}, {"model": "bedrock:x"}, "AWS Bedrock"),
         ({"conn_type": "pydanticai_vertex"}, {"model": "google:x"}, "Google Vertex AI"),
         ({"conn_type": "aws"}, {}, "does not say which provider"),
-        ({}, {"provider": "openai", "client_args": "{"}, "client_args is not JSON"),
+        ({}, {"provider": "openai", "client_args": "{"}, "client_args in the connection's extra is not JSON"),
         ({}, {"provider": "openai", "client_args": "[1]"}, "not a JSON object"),
-        ({}, {"provider": "openai", "settings": "{"}, "settings is not JSON"),
+        ({}, {"provider": "openai", "settings": "{"}, "settings in the connection's extra is not JSON"),
     ],
 )
 def test_connections_that_cannot_serve_say_why(
@@ -171,7 +171,7 @@ def test_no_key_shows(add_connection: Callable[..., str]) -> None:
 
 
 def test_no_connection_and_no_provider_is_an_error() -> None:
-    with pytest.raises(ConfigurationError, match="conn_id or a provider"):
+    with pytest.raises(ConfigurationError, match="neither conn_id nor provider is given"):
         AnyBatchHook(None).get_client()
 
 
@@ -198,7 +198,7 @@ def test_testing_a_connection_gives_a_sentence(
         ({"extra": {"provider": "openai", "client_args": {"proxy": "nonsense"}}}, "proxy"),
         ({"extra": {"provider": "openai", "settings": {"region": "eu"}}}, "no setting region; it has none"),
         ({"extra": {"provider": "local", "settings": {"api_key": "x"}}}, "local has no setting api_key"),
-        ({"password": None}, "no API key: fill in the connection's API key"),
+        ({"password": None}, "no API key: fill in the API key of the connection"),
     ],
 )
 def test_testing_a_bad_connection_says_what_is_wrong(
@@ -261,7 +261,7 @@ def test_a_server_that_is_no_batch_api_is_told_so(tried: Callable[..., str], sta
     with answer(status, body) as server:
         sentence = tried(server.url + "/v2")
     assert sentence.startswith(f"no batch API is at {server.url}/v2")
-    assert "one that ends in /v1" in sentence
+    assert "Many end in /v1" in sentence
 
 
 def test_a_proxy_is_named_where_it_fails(tried: Callable[..., str], closed_port: int) -> None:
@@ -337,9 +337,12 @@ def self_signed() -> bytes:
     [
         (AuthenticationError("m", status_code=403), "gate knows the key, but the key may not list batches"),
         (QuotaError("m", status_code=429), "no credit or quota left"),
-        (RateLimitError("m", status_code=429), "over its rate limit right now"),
-        (RateLimitError("m", status_code=529), "gate is overloaded right now"),
-        (ServerError("m", status_code=503), "gate has trouble of its own right now. (m [HTTP status 503])"),
+        (RateLimitError("m", status_code=429), "over its rate limit right now; try again later"),
+        (RateLimitError("m", status_code=529), "gate is overloaded right now; try again later"),
+        (
+            ServerError("m", status_code=503),
+            "gate has a fault of its own right now; try again later. (m [HTTP status 503])",
+        ),
         (TransportError("m"), "gate cannot be reached"),
     ],
 )

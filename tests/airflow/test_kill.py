@@ -14,7 +14,7 @@ from airflow.providers.common.compat.sdk import AirflowException
 from anybatch import Job
 from anybatch.jobs.ledger import Ledger, ShardRecord, Step
 from anybatch_airflow import kill
-from anybatch_airflow.kill import left_by
+from anybatch_airflow.kill import batches_to_cancel
 from tests.fakes.faults import Hold
 from tests.fakes.provider import Auto
 
@@ -75,8 +75,8 @@ class Airflow:
 def airflow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Airflow]:
     airflow = Airflow()
     monkeypatch.setattr(kill, "state_of", airflow.state_of)
-    monkeypatch.setattr(kill, "_ASKING", PATIENCE)
-    monkeypatch.setattr(kill, "_PATIENCE", 2 * PATIENCE)
+    monkeypatch.setattr(kill, "_MAX_WAIT_FOR_STATE", PATIENCE)
+    monkeypatch.setattr(kill, "_MAX_HOLD", 2 * PATIENCE)
     before = signal.signal(signal.SIGTERM, airflow.on_signal)
     yield airflow
     airflow.answers.set()
@@ -133,7 +133,7 @@ def test_a_batch_that_was_being_created_is_found_by_the_next_attempt(
         run(world, airflow)
     hold.release()
     airflow.settle()
-    assert "1 being created may be running, unknown as yet" in capfd.readouterr().out
+    assert "1 being created may be running, with no id on record yet" in capfd.readouterr().out
     [batch_id] = world.created
     assert list(world.attempt().batches) == [batch_id]
     assert world.created == [batch_id]
@@ -143,7 +143,7 @@ def test_airflow_is_not_waited_for_without_end(
     world: World, airflow: Airflow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As when the interrupted code is itself in the midst of asking, and holds the lock of the connection.
-    monkeypatch.setattr(kill, "_ASKING", 0.2)
+    monkeypatch.setattr(kill, "_MAX_WAIT_FOR_STATE", 0.2)
     airflow.answers.clear()
     airflow.kill_once(is_watched(world), then=lambda: world.fake.finish(world.fake.last.id))
     assert run(world, airflow)["counts"]["succeeded"] == 4
@@ -171,7 +171,7 @@ def test_batches_that_a_failed_task_has_left_running_are_not_cancelled(world: Wo
     world.ago = 2 * HOUR
     world.attempt(timeout=3 * HOUR)
     operator = world.operator(input=[])
-    with pytest.raises(AirflowException, match="were left running"):
+    with pytest.raises(AirflowException, match="left the batches running"):
         operator.execute_complete(world.context, LATE)
     operator.on_kill()  # what runs after a task, such as listeners, took too long
     assert world.server.count("POST", ".*/cancel") == 0
@@ -184,7 +184,7 @@ def test_a_task_that_has_not_begun_has_nothing_to_cancel(world: World) -> None:
 def test_what_has_landed_is_not_cancelled(world: World, airflow: Airflow) -> None:
     world.fake.auto = Auto(looks=1)
     run(world, airflow)
-    assert left_by(Job(input=(), output=world.out).ledger()) == ([], [])
+    assert batches_to_cancel(Job(input=(), output=world.out).ledger()) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -204,10 +204,10 @@ def test_what_may_run(shards: list[dict[str, Any]], ids: list[str], is_told: boo
         job="j", fingerprint="f", provider="p", api_base="a", endpoint="e", rows=1, created_at=0,
         shards=records,
     )  # fmt: skip
-    found, told = left_by(ledger)
+    found, told = batches_to_cancel(ledger)
     assert (found, bool(told)) == (ids, is_told)
-    assert left_by(ledger.model_copy(update={"landed_at": 1.0})) == ([], [])
+    assert batches_to_cancel(ledger.model_copy(update={"landed_at": 1.0})) == ([], [])
 
 
 def test_a_job_without_a_record_has_no_batches() -> None:
-    assert left_by(None) == ([], [])
+    assert batches_to_cancel(None) == ([], [])

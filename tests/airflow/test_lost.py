@@ -126,6 +126,6 @@ def test_where_nothing_of_the_account_answers_nothing_is_done_without(world: Wor
     world.fake.batches.clear()
     world.fake.files.clear()
     event = {"status": "ended", "batches": {only: {"lost": "NotFoundError"}}, "message": ""}
-    with pytest.raises(AirflowFailException, match="nothing else of the job answers"):
+    with pytest.raises(AirflowFailException, match="nothing else of the job was found"):
         world.woken(event, on_lost="land", **OPTIONS)
     assert not (world.out / "results.jsonl").exists()

@@ -16,7 +16,7 @@ from upath import UPath
 
 from anybatch import Client, Job
 from anybatch_airflow import AnyBatchOperator, AnyBatchResultsOperator
-from anybatch_airflow.account import job_id
+from anybatch_airflow.base import job_id
 from anybatch_airflow.inputs import Hidden
 
 from .conftest import TaskInstance
@@ -193,7 +193,7 @@ def test_the_folder_of_another_job_is_refused(
 def test_an_event_that_is_none_fails(
     make_operator: Callable[..., AnyBatchOperator], context: dict[str, Any], event: dict[str, Any] | None
 ) -> None:
-    with pytest.raises(AirflowException, match="no event"):
+    with pytest.raises(AirflowException, match="does not understand"):
         make_operator(input=[]).execute_complete(context, event)
 
 
@@ -287,14 +287,14 @@ def test_the_folder_is_an_argument_and_the_xcom_stays_an_attribute() -> None:
 def test_the_folder_s_old_name_is_refused(operator: Any) -> None:
     given = {"task_id": "t", "output_folder": "o"}
     for make in (operator, operator.partial):
-        with pytest.raises(TypeError, match="is given as `output`, not `output_folder`"):
+        with pytest.raises(TypeError, match="name the folder `output`; `output_folder` is no argument"):
             make(**given)
 
 
 def test_one_folder_for_all_mapped_tasks_is_refused_where_airflow_would_not_wait_for_it() -> None:
     with DAG("mapped", schedule=None):
         make = BaseOperator(task_id="make")
-        with pytest.raises(TypeError, match=r"give it to \.expand\(output="):
+        with pytest.raises(TypeError, match=r"Pass it to \.expand\(output="):
             AnyBatchOperator.partial(task_id="job", output=make.output)
         AnyBatchOperator.partial(task_id="path", output=Path("/o")).expand(input=["a"])
 

@@ -233,7 +233,10 @@ def test_without_a_store_batches_with_the_same_marks_are_named_and_not_cancelled
     [double] = attempts.create(requests(2))
     assert attempts.create(requests(2)) == [first]
     assert fake.batches[double].is_live
-    assert f"more batches with the marks of this task: {double} is in_progress." in capfd.readouterr().out
+    assert (
+        f"more running batches carry this task's metadata than it needs: {double} is in_progress."
+        in capfd.readouterr().out
+    )
 
 
 def test_deployments_with_names_keep_apart(
@@ -569,10 +572,10 @@ def test_cancel_waits_on_the_worker_if_told_to(
         ({"status": "ended", "batches": {"b": {"status": "cancelled"}}, "message": ""}, None),
         (
             {"status": "timeout", "batches": {"b": {"timeout": True}}, "message": "late"},
-            "cancelled, but late",
+            "asked to cancel, but late",
         ),
         ({"status": "error", "batches": {}, "message": "gone"}, "gone"),
-        (None, "no event"),
+        (None, "does not understand"),
     ],
 )
 def test_how_a_cancel_is_resumed(event: Any, expected: str | None) -> None:
@@ -588,6 +591,6 @@ def test_one_that_cannot_be_cancelled_keeps_none_of_the_others(
     ti: TaskInstance, fake: OpenAIFake, created: Callable[[int], str]
 ) -> None:
     batch_id = created(1)
-    with pytest.raises(AirflowException, match=r"1 of 2 not cancelled: NotFoundError"):
+    with pytest.raises(AirflowException, match=r"1 of 2 batches were not cancelled: NotFoundError"):
         cancel(ti, ["batch_gone", batch_id])
     assert fake.batches[batch_id].state in ("cancelling", "cancelled")

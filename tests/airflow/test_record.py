@@ -46,7 +46,9 @@ def test_a_task_that_is_resumed_without_its_folder_is_not_retried(world: World) 
     [batch_id] = world.created
     shutil.rmtree(world.out)
     event = {**ENDED, "batches": {batch_id: {"status": "completed"}}}
-    with pytest.raises(AirflowFailException, match=f"no record of .*{batch_id}.* not a folder that all"):
+    with pytest.raises(
+        AirflowFailException, match=f"no record of .*{batch_id}.* a disk that only one worker"
+    ):
         world.woken(event)
 
 

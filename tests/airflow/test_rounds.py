@@ -131,7 +131,7 @@ def test_leave_fails_and_a_retry_takes_what_has_ended(world: World) -> None:
     world.ago = 2 * HOUR
     world.attempt(timeout=3 * HOUR)
     for waking in (lambda: world.woken(LATE), world.attempt):
-        with pytest.raises(AirflowException, match="were left running") as caught:
+        with pytest.raises(AirflowException, match="left the batches running") as caught:
             waking()
         assert not isinstance(caught.value, AirflowFailException)
     assert world.server.count("POST", ".*/cancel") == 0
@@ -240,7 +240,7 @@ def test_a_provider_that_tells_no_creation_time_has_a_deadline(
     first = world.attempt(timeout=2)
     assert world.attempt(timeout=2).deadlines == first.deadlines
     time.sleep(2.1)
-    with pytest.raises(AirflowException, match="were left running"):
+    with pytest.raises(AirflowException, match="left the batches running"):
         world.woken(LATE, timeout=2)
 
 
@@ -333,7 +333,7 @@ def test_a_lost_batch_is_outlasted_on_a_worker_slot(
             return
         operator._wait(client, running, deadlines)
     assert world.fake.batches[second].state == "completed"
-    assert f"batch {first} is not known at the provider" in capfd.readouterr().out
+    assert f"the provider does not know batch {first}" in capfd.readouterr().out
 
 
 # --- landed ------------------------------------------------------------------------------------------
@@ -463,7 +463,7 @@ def test_a_table_and_a_prompt(world: World, tmp_path: Path) -> None:
     [
         ({"input": "/in/table.csv"}, "give `prompt`"),
         ({"input": "/in/table.PARQUET"}, "give `prompt`"),
-        ({"prompt": "{text}"}, "they need `model`"),
+        ({"prompt": "{text}"}, "each request needs a `model`"),
         ({"id_column": "key", "system": "s"}, "id_column and system: only with `prompt`"),
         ({"body": {"max_tokens": 1}}, "body: only with `prompt`"),
         ({"input": [{"text": "a"}], "prompt": "{no_such}", "model": "m"}, "no_such"),

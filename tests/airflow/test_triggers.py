@@ -16,7 +16,7 @@ from airflow.providers.common.compat import connection
 
 from anybatch import AsyncClient, Batch, Client
 from anybatch_airflow import AnyBatchTrigger, hooks, triggers
-from anybatch_airflow.triggers import conclusion
+from anybatch_airflow.triggers import status_and_message
 from tests.fakes.openai import OpenAIFake
 from tests.fakes.provider import FakeBatch, State
 from tests.fakes.server import FakeServer
@@ -163,7 +163,7 @@ def test_a_batch_that_does_not_exist_is_an_error_at_once(
     assert event["status"] == "error"
     assert "NotFoundError" in event["batches"]["batch_gone"]["error"]
     assert event["batches"][there.id] == {"waiting": True}
-    assert event["message"].endswith(f"; left running and no longer waited for: {there.id}")
+    assert event["message"].endswith(f"; still running, and the task no longer waits for: {there.id}")
     with Client("local", api_base=api_base) as client:
         assert client.retrieve(there.id).status in ("validating", "in_progress")
 
@@ -179,9 +179,9 @@ def test_a_batch_that_is_lost_keeps_no_other_from_being_waited_for(
     assert event["status"] == "ended"
     assert event["batches"][there.id]["status"] == "completed"
     assert "NotFoundError" in event["batches"]["batch_gone"]["lost"]
-    assert event["message"] == f"batch_gone is not known at the provider, {there.id} is completed"
+    assert event["message"] == f"batch_gone is not known to the provider, {there.id} is completed"
     told = capsys.readouterr().out  # when it is found out, and not when all have ended
-    assert told.index("batch batch_gone is not known") < told.index(f"{there.id}: completed")
+    assert told.index("does not know batch batch_gone") < told.index(f"{there.id}: completed")
     deadlines = {late.id: now + 1}
     trigger = trigger_for(
         api_base, batches={**batches, late.id: None}, deadlines=deadlines, outlasts_lost=True
@@ -205,7 +205,7 @@ def test_what_else_is_refused_ends_the_wait_also_where_a_lost_batch_is_outlasted
 def test_a_message_names_a_few_errors_of_many() -> None:
     told: dict[str, dict[str, Any]] = {f"batch_{number}": {"error": "gone"} for number in range(7)}
     named = "; ".join(f"batch_{number}: gone" for number in range(5))
-    assert conclusion(told) == ("error", f"{named}; and 2 more")
+    assert status_and_message(told) == ("error", f"{named}; and 2 more")
 
 
 @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ def count_calls(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[None]]
 
     monkeypatch.setattr(connection, "get_async_connection", look_up)
     monkeypatch.setattr(gc, "freeze", lambda: freezes.append(None))
-    hooks._freeze_once.cache_clear()
+    hooks._freeze_loaded_objects.cache_clear()
     return look_ups, freezes
 
 
@@ -517,7 +517,7 @@ def test_without_an_answer_the_batch_is_left_and_named(
     released.set()
     [batch_id] = orphan.batches
     why = "TimeoutError: " if hangs else "OSError: connection refused"
-    assert f"left running: {batch_id} ({why})" in capsys.readouterr().out
+    assert f"so these run on: {batch_id} ({why})" in capsys.readouterr().out
     with Client("local", api_base=api_base) as client:
         assert client.retrieve(batch_id).status in ("validating", "in_progress")
 

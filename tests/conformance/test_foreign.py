@@ -92,7 +92,7 @@ def test_a_page_that_is_no_result_file_lands_nothing(
     land(world, driver, good, tmp_path / "landed")
     before = (tmp_path / "landed" / "results.jsonl").read_bytes()
     cutting(world, CUTS["a page of a log-in"], times=10**6)
-    with pytest.raises(ServerError, match="is none; it begins with '<'"):
+    with pytest.raises(ServerError, match="is not a result file; it begins with '<'"):
         land(world, driver, good, tmp_path / "landed")
     assert (tmp_path / "landed" / "results.jsonl").read_bytes() == before
 

@@ -92,15 +92,15 @@ CASES = {
     "duplicate custom_id": Case(
         changed(5, custom_id="row-1"), ((5, "custom_id", "'row-1' was used before, in line 2"),)
     ),
-    "no custom_id": Case(changed(4, custom_id=None), ((4, "custom_id", "must be a text"),)),
-    "custom_id is a number": Case(changed(4, custom_id=4), ((4, "custom_id", "must be a text"),)),
-    "empty custom_id": Case(changed(4, custom_id=""), ((4, "custom_id", "not empty"),)),
+    "no custom_id": Case(changed(4, custom_id=None), ((4, "custom_id", "must be a non-empty string"),)),
+    "custom_id is a number": Case(changed(4, custom_id=4), ((4, "custom_id", "must be a non-empty string"),)),
+    "empty custom_id": Case(changed(4, custom_id=""), ((4, "custom_id", "non-empty"),)),
     "wrong url": Case(changed(6, url="/v1/elsewhere"), ((6, "url", "is '/v1/elsewhere', but"),)),
     "wrong method": Case(changed(6, method="GET"), ((6, "method", "must be 'POST'"),)),
     "no body": Case(changed(2, body=None), ((2, "body", "must be a JSON object"),)),
     "no model": Case(in_body(8, model=None), ((8, "body.model", "must name the model"),)),
     "stream": Case(in_body(9, stream=True), ((9, "body.stream", "cannot stream"),)),
-    "an unknown member": Case(changed(1, priority=1), ((1, "priority", "no such member"),)),
+    "an unknown member": Case(changed(1, priority=1), ((1, "priority", "unknown member"),)),
     "an empty file": Case(lambda world, lines: [], ((None, None, "holds no request"),)),
     "blank lines only": Case(lambda world, lines: [b"\n", b" \n"], ((None, None, "holds no request"),)),
     "several": Case(
@@ -298,7 +298,7 @@ def test_a_line_too_large_for_any_batch(world: RemoteWorld, driver: Driver, tmp_
     had = driver.provider.limits
     driver.provider.limits = type(had)(bytes=400)
     try:
-        check(world, driver, tmp_path, Case(in_body(5, user="u" * 400), ((5, None, "a batch at"),)))
+        check(world, driver, tmp_path, Case(in_body(5, user="u" * 400), ((5, None, "a whole batch at"),)))
     finally:
         driver.provider.limits = had
 
@@ -404,7 +404,10 @@ def test_job_policies(wrong: dict[str, Any], tmp_path: Path) -> None:
 def test_requests_given_as_objects(world: RemoteWorld, driver: Driver, tmp_path: Path) -> None:
     """An iterable is checked like a file; what does not go into JSON is named by its number."""
     good = [world.line(one) for one in row_ids(3)]
-    for bad, message in ((7, "request 3 is int"), ({"custom_id": {1}}, "request 3 does not go into JSON")):
+    for bad, message in (
+        (7, "request 3 is int"),
+        ({"custom_id": {1}}, "request 3 cannot be written as JSON"),
+    ):
         with pytest.raises(ConfigurationError, match=message):
             driver.run(Job(input=[*good[:2], bad], output=tmp_path / "out"))  # type: ignore[list-item]
     with pytest.raises(InputError) as caught:

@@ -335,7 +335,7 @@ def test_a_download_that_is_no_result_file(
     driver.wait(batch.id, timeout=10)
     world.server.fail("GET", ".*/(content|results)", Respond(200, text), times=99)
     with pytest.raises(
-        ServerError, match=r"is none; it begins with '.', and nothing of it was landed"
+        ServerError, match=r"is not a result file; it begins with '.'; nothing of the batch was landed"
     ) as caught:
         driver.collect(job)
     assert caught.value.batch_id == batch.id
@@ -354,7 +354,9 @@ def test_an_error_file_that_is_none(world: RemoteWorld, driver: Driver, tmp_path
     driver.wait(batch.id, timeout=10)
     errors = f".*/{world.fake.last.error_file_id}/content"
     world.server.fail("GET", errors, Respond(200, "<html>Please log in.</html>"), times=99)
-    with pytest.raises(ServerError, match="is none; it begins with '<', and nothing of it was landed"):
+    with pytest.raises(
+        ServerError, match="is not a result file; it begins with '<'; nothing of the batch was landed"
+    ):
         driver.collect(job)
     world.server.clear_faults()
     world.server.fail("GET", errors, Respond(200, "<html>Please log in.</html>"))

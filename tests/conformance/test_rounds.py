@@ -133,10 +133,10 @@ def test_too_few_rows_for_a_batch_stay_as_they_are(
     report = fours.run(job, timeout=10)
     assert landed(job, report, IDS).outcomes["row-5"] == Outcome.EXPIRED
     assert (report.rounds, asked(world)) == (1, [IDS])
-    assert "3 rows could go again, but a batch at openai has at least 4 requests" in caplog.text
+    assert "3 rows could be submitted again, but a batch at openai needs at least 4 requests" in caplog.text
     caplog.clear()
     assert fours.submit(replace(job, max_rounds=3)).is_over
-    assert "3 rows could go again" in caplog.text
+    assert "3 rows could be submitted again" in caplog.text
 
 
 @every_format
@@ -479,7 +479,7 @@ def test_results_that_somebody_has_changed_are_not_gone_on_with(
     assert driver.run(replace(job, max_rounds=2)) == report
     results.unlink()
     assert driver.run(replace(job, max_rounds=2)) == report
-    assert caplog.text.count("has landed; its rows are not submitted again") == 2
+    assert caplog.text.count("has landed; its failed rows are not submitted again") == 2
     assert asked(world) == [IDS]
 
 

@@ -15,7 +15,7 @@ import anybatch_dagster
 from anybatch import Client, Job, join_results
 from anybatch.errors import AnyBatchError
 from anybatch_dagster import BatchAssets, SubmitConfig, batch_asset, build_batch_assets
-from anybatch_dagster.rounds import final_errors
+from anybatch_dagster.steps import final_errors_skip_retries
 from tests.test_failures import ERRORS, KINDS
 
 from .conftest import Provider, request
@@ -356,7 +356,7 @@ def test_force_submits_again_and_cancels_what_still_runs(
 def test_a_retried_step_does_not_submit_twice_even_when_forced(
     provider: Provider, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from anybatch_dagster import rounds
+    from anybatch_dagster import steps
 
     calls = []
 
@@ -366,10 +366,10 @@ def test_a_retried_step_does_not_submit_twice_even_when_forced(
             raise ConnectionError("the worker lost its network after the batch was created")
         return original(*arguments, **others)
 
-    original = rounds.SubmissionMetadata
+    original = steps.SubmissionMetadata
     reviews = make_reviews(retry_policy=dg.RetryPolicy(max_retries=1))
     materialize(provider, instance, reviews)
-    monkeypatch.setattr(rounds, "SubmissionMetadata", break_once)
+    monkeypatch.setattr(steps, "SubmissionMetadata", break_once)
     force = {"ops": {"reviews_batch": {"config": {"force": True}}}}
     result = materialize(provider, instance, reviews, run_config=force)
     assert result.success
@@ -396,7 +396,7 @@ def test_a_cancelled_batch_is_submitted_again_by_either_asset(
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_what_no_retry_cures_fails_the_step_at_once(error: AnyBatchError) -> None:
     final = KINDS[type(error).__name__].is_final
-    with pytest.raises(dg.Failure if final else type(error)) as caught, final_errors():
+    with pytest.raises(dg.Failure if final else type(error)) as caught, final_errors_skip_retries():
         raise error
     assert not final or not caught.value.allow_retries
 

@@ -345,7 +345,10 @@ def test_two_accounts_under_one_key_are_an_error_that_names_both(sandbox: DefsFo
     [
         ({"promt": "x"}, "promt"),
         ({"table": {"path": "x"}}, "table"),
-        ({"table": {"file": "{partition}.csv"}}, "table.file: {partition} needs a partitions_def"),
+        (
+            {"table": {"file": "{partition}.csv"}},
+            "table.file: {partition} in the path needs a partitions_def",
+        ),
         ({"prompt": "{text"}, "prompt template: "),
         ({"prompt": {"file": "no.md"}}, "Resolver for field 'prompt'"),
         (

@@ -247,7 +247,7 @@ def test_the_cursor_stays_small_however_many_end_at_once() -> None:
     for start in range(0, 5000, 50):
         news = [ended(number, 1000 + number // 100) for number in range(start, start + 50)]
         assert all(map(seen.is_new, news))
-        seen = Seen.read(seen.with_told(news).write(), 0)
+        seen = Seen.read(seen.with_reported(news).write(), 0)
         assert not any(map(seen.is_new, news))
         assert len(seen.write()) <= 4096
     assert json.loads(seen.write())["ended"] > 1000

@@ -118,7 +118,7 @@ def test_results_that_are_shorter_than_their_report_do_not_pass_for_the_whole(
     assert not result.success
     (event,) = [event for event in result.all_events if event.event_type_value == "STEP_FAILURE"]
     message = str(event.step_failure_data.error)
-    assert "is not as it landed" in message
+    assert "was changed after it landed" in message
     assert "its report counts 2" in message or "in line 2" in message
 
 
@@ -189,11 +189,11 @@ def test_an_answer_that_is_no_such_model_is_a_row_without_a_result(
     [
         ({"value": "csv"}, "value: path, rows"),
         ({"value": dict}, "value: path, rows"),
-        ({"on_partial": "resubmit"}, "on_partial: 'keep' or 'fail'"),
-        ({"on_lost": "forget"}, "on_lost: 'fail' or 'land' or 'resubmit'"),
-        ({"on_timeout": "stop"}, "on_timeout: 'leave' or 'cancel' or 'land_partial'"),
+        ({"on_partial": "resubmit"}, "on_partial: must be 'keep' or 'fail'"),
+        ({"on_lost": "forget"}, "on_lost: must be 'fail' or 'land' or 'resubmit'"),
+        ({"on_timeout": "stop"}, "on_timeout: must be 'leave' or 'cancel' or 'land_partial'"),
         ({"system": "Be short."}, "system: only with `prompt`"),
-        ({"prompt": "{text}"}, "need `model`"),
+        ({"prompt": "{text}"}, "each request needs a `model`"),
     ],
 )
 def test_what_cannot_be_is_refused_where_it_is_defined(options: dict[str, Any], message: str) -> None:
@@ -345,9 +345,9 @@ def test_a_table_for_each_partition_by_a_prompt(provider: Provider, instance: dg
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([request("a")], "do not say which is whose"),
-        ({"2026-01-09": [request("a")]}, "no partitions of this run: 2026-01-09"),
-        (None, "do not say which is whose"),
+        ([request("a")], "do not say which partition each is for"),
+        ({"2026-01-09": [request("a")]}, "not partitions of this run: 2026-01-09"),
+        (None, "do not say which partition each is for"),
     ],
 )
 def test_requests_that_belong_nowhere_are_refused_before_anything_is_sent(
@@ -391,12 +391,12 @@ def test_requests_of_a_partition_in_parts(
         (
             request("a"),
             None,
-            "partition 2026-01-02: request lines are a path or an iterable of mappings, not d",
+            "partition 2026-01-02: request lines must be a path or an iterable of mappings, not d",
         ),
         (
             {"text": ["x"]},
             "{text}",
-            "partition 2026-01-02: a table is a path, a frame or an iterable of rows",
+            "partition 2026-01-02: a table must be a path, a frame or an iterable of rows",
         ),
         ([7], "{text}", "partition 2026-01-02: the table: 1 problem"),
         (None, "{text}", "partition 2026-01-02: the function returned None"),

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,8 @@ def attempt(order: dict[str, Any]) -> None:
     downloads.PAUSES, downloads.SETTLING, downloads.DOUBT = (POLL,), 8.0, 0.5
     lost.LOOK_EVERY, lost.GONE_AFTER = POLL, 2.0
     provider = get_provider(order["provider"], api_key=order["key"], api_base=order["api_base"])
-    provider.poll_seconds, provider.list_limit = (0.05, 0.05), 2  # so that a listing has several pages
+    # Small pages, so that a listing has several.
+    provider.traits = replace(provider.traits, poll_seconds=(0.05, 0.05), list_limit=2)
     job = Job(**order["job"])
     args: dict[str, Any] = {
         "client_args": {"verify": TLS, "timeout": 10.0, **_transport(provider, order)},

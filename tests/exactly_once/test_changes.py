@@ -136,7 +136,7 @@ def test_results_that_are_given_up_are_told_of(stage: Stage, caplog: pytest.LogC
         submit(stage, input=other, on_changed="fail")
     assert "results.jsonl" not in caplog.text
     submit(stage, input=other)
-    assert f"removing {stage.home / 'out' / 'results.jsonl'}" in caplog.text
+    assert f"removing the paid results in {stage.home / 'out' / 'results.jsonl'}" in caplog.text
     assert "on_changed='fail'" in caplog.text
 
 
@@ -159,7 +159,7 @@ def test_an_input_deleted_before_submission_is_needed(stage: Stage) -> None:
     with pytest.raises(BadRequestError):
         submit(stage)
     stage.input.unlink()
-    with pytest.raises(ConfigurationError, match="no input at"):
+    with pytest.raises(ConfigurationError, match="there is no file"):
         submit(stage)
     assert not stage.batches()
 
@@ -320,7 +320,7 @@ def test_a_corrupted_ledger_is_a_clear_error(stage: Stage, text: str) -> None:
     path = stage.home / "out" / "job.json"
     path.write_bytes(text.encode("latin-1"))
     before = stage.server.count()
-    with pytest.raises(LedgerConflictError, match=r"job\.json is not one that anybatch wrote"):
+    with pytest.raises(LedgerConflictError, match=r"job\.json is not a file that anybatch wrote"):
         submit(stage)
     assert stage.server.count() == before
     assert path.read_bytes() == text.encode("latin-1"), "it is left for a person to look at"

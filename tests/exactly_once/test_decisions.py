@@ -14,7 +14,7 @@ from anybatch.jobs.inputs import restarts
 from anybatch.jobs.job import fingerprint, job_metadata, shard_metadata, short
 from anybatch.jobs.ledger import Ledger, ShardRecord, Step
 from anybatch.jobs.lost import lost_row
-from anybatch.jobs.rounds import Budget, budget, choose, fold, part_of, worth_repeating
+from anybatch.jobs.rounds import Budget, budget, choose, fold, ids_of_shards, worth_repeating
 from anybatch.jobs.shard import Transition, next_transition
 from anybatch.models import Batch, BatchStatus, Body, Outcome, Row, RowError
 from anybatch.providers.finding import oldest
@@ -328,14 +328,14 @@ def test_rows_that_are_not_those_of_the_ids(rows: list[str]) -> None:
         lambda: choose(lines, ids("abcde"), None, Budget(True, True), io.BytesIO()),
         lambda: fold(lines, ids("abcde"), [], ids("b"), io.BytesIO(), Tally()),
     ):
-        with pytest.raises(JobError, match="are not as they were written"):
+        with pytest.raises(JobError, match="were changed, or do not match"):
             act()
 
 
 def test_part_of_the_ids() -> None:
     parts = [ShardRecord(shard=n, round=2, first_row=row, rows=2) for n, row in ((0, 0), (2, 4))]
-    assert list(part_of(ids("abcdefgh"), parts)) == ids("abef")
-    assert list(part_of(ids("efgh"), parts[1:], 4)) == ids("ef")
+    assert list(ids_of_shards(ids("abcdefgh"), parts)) == ids("abef")
+    assert list(ids_of_shards(ids("efgh"), parts[1:], 4)) == ids("ef")
 
 
 @pytest.mark.parametrize("wrong", [{"max_rounds": 0}, {"max_rounds": "2"}, {"restart": ""}, {"restart": 1}])

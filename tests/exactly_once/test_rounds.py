@@ -222,7 +222,7 @@ def test_a_rival_collects_while_one_opens_the_round(tmp_path: Path) -> None:
             report = client.collect(stage.job())  # of the round that was opened nothing has been created
         assert (report.rounds, report.counts["succeeded"]) == (2, 2)  # type: ignore[index]
         hold.release()
-        with pytest.raises(LedgerConflictError, match="was landed by another attempt"):
+        with pytest.raises(LedgerConflictError, match="another attempt has landed job"):
             slow.result(20)
         assert len(stage.batches()) == 1
         assert stage.run(stage.job(max_rounds=3)).ok

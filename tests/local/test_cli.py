@@ -67,7 +67,7 @@ def test_a_job_s_policies(tmp_path, capsys, requests):
 
     source.write_bytes(requests(3, "local:echo?delay=0.2"))
     assert main([*job, "--on-changed", "fail"]) == 1
-    assert "on_changed='cancel_and_resubmit' would replace it" in capsys.readouterr().err
+    assert "on_changed='cancel_and_resubmit' would cancel those" in capsys.readouterr().err
     assert main([*job, "--on-changed", "cancel_and_resubmit"]) == 0
     assert "3 succeeded" in capsys.readouterr().out
 

@@ -1,14 +1,16 @@
-"""The job engine: one input, however large, as one result set, paid for exactly once.
+"""The job engine: one input of any size in, one result set out, each row paid for exactly once.
 
-job        what is to be done, and its identity
+job        the Job itself: what to submit, where results land, its identity
 options    each option once: name, type, default, choices, a sentence
-ledger     the durable record of it; `folder` keeps it, and all other files of the job
-inputs     the input, validated and split into shards
-submit     begin an attempt, go on with one, stop the job
-shard      how one shard comes to its batch, once; `lookup` finds batches that nobody noted
-advance    an attempt: what is done between two waits
-rounds     which rows go again, and how their later outcomes fold into the earlier ones
-lost       what becomes of a batch that the provider has lost
-running    a whole job in one call: what is done between two waits
-collect    the results of a round put together; `landing` puts them in place
+ledger     the durable record of a job; `folder` reads and writes it and the job's other files
+inputs     validates the input and splits it into shards
+submit     the entry points: `submit` a job, `resume` it, `stop` it
+shard      gets one batch for one shard, exactly once; `lookup` finds batches the ledger does not know
+advance    the work of an attempt between two waits
+rounds     which rows are submitted again, and how their new outcomes are merged with the old ones
+lost       what happens when the provider has lost a batch or its results
+running    `Client.run`: a whole job in one call
+collect    gathers the results of a round; `landing` puts them in place
+foreign    lands batches that were not created by a job
+policies   deadlines, timeouts and acceptance, decided once for Python, Airflow and Dagster
 """

@@ -1,11 +1,11 @@
-"""An attempt at a job: what is done about it between two waits.
+"""An attempt at a job: the work between two waits.
 
     submit the round ──> wait ──> all ended ──> which rows go again?
            ^                                      │           │
            └── keep the rows so far, open the ────┘           └── none: land
                next round with those
 
-Every arrow can be taken by another process than the one before, or by several at once: the ledger decides.
+Each step may be taken by another process than the one before, or by several at once: the ledger decides.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from .collect import ended_round, gather
 from .inputs import InputGoneError, open_input
 from .job import fingerprint, job_metadata
 from .landing import land
-from .lost import AwayError
+from .lost import MaybeLostError
 from .rounds import (
     Chosen,
     budget,
     choose,
     ids_name,
+    ids_of_shards,
     next_round,
-    part_of,
     records_of,
     rows_name,
     stray_name,
@@ -61,10 +61,17 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Attempt:
-    """One process at work on a job; `scratch` is a temporary folder of its own.
+    """One process at work on a job.
 
-    `resubmit_failed_batch`: whether a batch that was refused as a whole is submitted anew, as when an
-    attempt begins.
+    Attributes:
+        job: The job.
+        provider: The account that it runs on.
+        scratch: A temporary folder of the attempt's own.
+        resubmit_failed_batch: Whether to replace a batch that the provider refused as a whole. Only an
+            attempt that begins does so: otherwise a refused batch would be resubmitted in a loop.
+        id: The attempt's id, by which the ledger names it.
+        plans: The plans of the rounds, as far as they are known.
+        metadata: The metadata of the job's batches.
     """
 
     job: Job
@@ -80,17 +87,17 @@ class Attempt:
         self.provider.check(job.endpoint, self.metadata, job.options, job.completion_window)
 
     def go_on(self, ledger: Ledger) -> Flow[list[Batch]]:
-        """Bring the job as far as it goes without waiting; the current round's batches as they stand.
+        """Take the job as far as possible without waiting, and return the batches of the current round.
 
-        Where they have ended and rows may go again, their results are read, which tells. If none does, the
-        results land on the spot, since they are at hand. A job that was stopped before it had any batch in
-        this round lands on the spot, too.
+        If all have ended and rows may be submitted again, this reads the results to find out which. If there
+        are none to submit, it lands the results right away, since it has already downloaded them. A stopped
+        job without any batch in this round lands right away, too.
         """
         while True:
-            batches, away = yield from self._submitted(ledger)
+            batches, maybe_lost = yield from self._submitted(ledger)
             if not all(batch.status.is_terminal for batch in batches):
-                return batches  # what is away may be back, or surely gone, when these have ended
-            for record in away:
+                return batches  # by the time these end, a batch that answers 404 is back or certainly gone
+            for record in maybe_lost:
                 if (batch := (yield from self._submission(ledger, record).run())) is not None:
                     batches.append(batch)
             if not all(batch.status.is_terminal for batch in batches):
@@ -102,7 +109,7 @@ class Attempt:
                 return []
             known = {record.batch_id for record in ledger.current}
             if not known.issuperset(batch.id for batch in batches):
-                continue  # another attempt has gone on
+                continue  # another attempt has moved the job on
             try:
                 if (yield from self._close_round(ledger, batches)):
                     return batches
@@ -110,27 +117,33 @@ class Attempt:
                 now = yield from read_ledger(self.job, ledger.fingerprint)
                 if (now.shards, now.landed_at) == (ledger.shards, ledger.landed_at):
                     raise
-                log.info("job %s: another attempt has gone on meanwhile", now.job)
+                log.info("job %s: another attempt has moved the job on; following it", now.job)
                 ledger = now
             else:
                 ledger = yield from read_ledger(self.job, ledger.fingerprint)
 
     def stop(self, ledger: Ledger) -> Flow[list[Batch]]:
-        """Cancel what runs of a job that is noted as stopped; the current round's batches as they stand.
+        """Cancel the running batches of a stopped job, and return the batches of the current round.
 
-        First those that are known. What cannot be cancelled keeps none of the others running.
+        Known batches come first. If one cannot be cancelled, the others are cancelled all the same, and the
+        first error is raised at the end.
         """
         batches: dict[int, Batch] = {}
         problems: list[AnyBatchError] = []
-        away: list[ShardRecord] = []
+        maybe_lost: list[ShardRecord] = []
         records = sorted(ledger.current, key=lambda record: record.batch_id is None)
-        for record, patient in chain(((one, False) for one in records), ((one, True) for one in away)):
+        # `chain` reads `maybe_lost` last, when the loop has filled it.
+        again = ((one, True) for one in maybe_lost)
+        for record, patient in chain(((one, False) for one in records), again):
             try:
                 batch = yield from self._submission(ledger, record, patient=patient).run()
-            except AwayError:
-                away.append(record)  # first the others are cancelled
+            except MaybeLostError:
+                maybe_lost.append(record)  # wait for it only when the others are cancelled
             except AnyBatchError as error:
-                log.warning("job %s: shard %d could not be stopped: %s", ledger.job, record.shard, error)
+                log.warning(
+                    "job %s: the batch of shard %d could not be cancelled: %s",
+                    ledger.job, record.shard, error,
+                )  # fmt: skip
                 problems.append(error)
             else:
                 if batch is not None:
@@ -140,17 +153,17 @@ class Attempt:
         return [batches[shard] for shard in sorted(batches)]
 
     def reopen(self, ledger: Ledger) -> Flow[Ledger | None]:
-        """A landed job with one more round, where rows are worth it; else None.
+        """Open one more round of a landed job, and return its ledger; None if there are no rows for it.
 
-        That takes `max_rounds` that leave one, or answers that the provider has lost and `on_lost` buys
-        again. What has landed stays until the next landing replaces it.
+        That takes a higher `max_rounds`, or results that the provider has lost and `on_lost="resubmit"`. The
+        landed results stay until the next landing replaces them.
         """
         folder = self.job.folder
         report = yield from do(folder.read_report)
         if report is None or report.ok:
             return None
         allowed = budget(self.job, ledger.model_copy(update={"recoveries": 0}), ())
-        allowed = allowed._replace(cancelled=allowed.repeat)  # with a round to spend, whatever its rows are
+        allowed = allowed._replace(cancelled=allowed.repeat)  # such a round takes cancelled rows as well
         if not allowed.repeat and not (allowed.lost and report.counts.get(Outcome.MISSING)):
             return None
         try:
@@ -158,8 +171,8 @@ class Attempt:
             if not self._fill_a_batch(chosen, ledger):
                 return None
             plan = yield from self._plan_next(ledger, chosen)
-        except (FileNotFoundError, JobError) as error:  # the input may be gone: what has landed stays
-            log.warning("job %s has landed; its rows are not submitted again: %s", ledger.job, error)
+        except (FileNotFoundError, JobError) as error:  # the input may be gone: keep the landed results
+            log.warning("job %s has landed; its failed rows are not submitted again: %s", ledger.job, error)
             return None
         again = ledger.model_copy(update={"max_rounds": self.job.max_rounds, "recoveries": 0})
         after = next_round(
@@ -171,27 +184,27 @@ class Attempt:
         return (yield from read_ledger(self.job, ledger.fingerprint))
 
     def plan_of(self, ledger: Ledger, number: int) -> Flow[Plan]:
-        """What a round submits, read from the input once more where this process has not done so."""
+        """Return the plan of a round; read the input again if this process has not planned that round."""
         if (plan := self.plans.get(number)) is None:
             ids = yield from do(partial(self.job.folder.fetch, ids_name(number), self.scratch))
             plan = self.plans[number] = yield from do(partial(self._plan, ledger, number, ids))
         return plan
 
     def _submitted(self, ledger: Ledger) -> Flow[tuple[list[Batch], list[ShardRecord]]]:
-        """The batch of each shard of the current round; of a job that was stopped, of those that have one.
+        """Get the batch of each shard of the current round; in a stopped job, of each that has one.
 
-        Also the shards whose batch answers 404, and may yet be back.
+        Returns the batches, and the shards whose batch answers 404 but may come back.
         """
-        batches, away = [], []
+        batches, maybe_lost = [], []
         for record in ledger.current:
             try:
                 batch = yield from self._submission(ledger, record, patient=False).run()
-            except AwayError:
-                away.append(record)
+            except MaybeLostError:
+                maybe_lost.append(record)
             else:
                 if batch is not None:
                     batches.append(batch)
-        return batches, away
+        return batches, maybe_lost
 
     def _submission(self, ledger: Ledger, record: ShardRecord, *, patient: bool = True) -> Submission:
         return Submission(
@@ -200,7 +213,7 @@ class Attempt:
         )  # fmt: skip
 
     def _close_round(self, ledger: Ledger, batches: Sequence[Batch]) -> Flow[bool]:
-        """Read the results of a round that has ended, and open the next, or land; whether it was that."""
+        """Read the results of a round that has ended, then open the next round or land; True if it landed."""
         ended = yield from ended_round(self.job, self.provider, ledger, batches)
         with (yield from do(self.job.folder.scratch)) as scratch:
             gathered = yield from gather(self.job, self.provider, ledger, ended, scratch)
@@ -213,42 +226,47 @@ class Attempt:
             except InputGoneError as error:
                 if chosen.cancelled < chosen.rows:
                     raise
-                # Nobody has asked for this round, and so nobody can do without it.
-                log.warning("job %s lands with cancelled rows: %s", ledger.job, error)
+                # The user did not ask for this round (it only replaces cancelled batches), so do not fail.
+                log.warning(
+                    "job %s lands with cancelled rows, which cannot be submitted again: %s", ledger.job, error
+                )
                 yield from land(self.job, self.provider, ledger, gathered)
                 return True
-            accounts, number = gathered.accounts, ledger.round + 1
-            after = next_round(ledger, records_of(plan, number), accounts, gathered.tally.unexpected, chosen)
+            shards, ended_batches = records_of(plan, ledger.round + 1), gathered.batch_records
+            after = next_round(ledger, shards, ended_batches, gathered.tally.unexpected, chosen)
             yield from self._open(ledger, after, plan, gathered.rows, gathered.stray)
             return False
 
     def _open(self, before: Ledger, after: Ledger, plan: Plan, rows: Path, stray: Path) -> Flow[None]:
-        """Open a round, unless another attempt has gone on; `rows` and `stray` are those of all before."""
+        """Open a round, unless another attempt has moved the job on.
+
+        `rows` and `stray` are the files of all rows and stray lines so far.
+        """
         folder, number = self.job.folder, after.round
         keep = partial(_keep, folder, number, rows, stray, self._ids(number))
         if (yield from do(partial(folder.commit, before, after, first=keep))) is None:
             return
         self.plans[number] = plan
         log.info("job %s: round %d submits %d rows again", before.job, number, plan.rows)
-        if number > 2:  # the file just kept holds all that was in these
+        if number > 2:  # the files just kept replace those of the round before
             yield from do(partial(folder.discard, rows_name(number - 2), stray_name(number - 2)))
 
     def _fill_a_batch(self, chosen: Chosen, ledger: Ledger) -> bool:
-        """Whether there are rows to submit again, and enough of them for a batch of this provider."""
+        """Whether there are rows to submit again, and enough of them for this provider's smallest batch."""
         least = self.provider.limits.min_requests
         if 0 < chosen.rows < least:
             log.warning(
-                "job %s: %d rows could go again, but a batch at %s has at least %d requests; they stay as "
-                "they are", ledger.job, chosen.rows, self.provider.name, least,
+                "job %s: %d rows could be submitted again, but a batch at %s needs at least %d requests; "
+                "they keep their outcomes", ledger.job, chosen.rows, self.provider.name, least,
             )  # fmt: skip
         return chosen.rows >= least
 
     def _ids(self, number: int) -> Path:
-        """Where the ids of a round that is being opened are written."""
+        """The scratch file for the ids of a round that is being opened."""
         return self.scratch / f"next-{ids_name(number)}"
 
     def _choose(self, ledger: Ledger, gathered: Gathered) -> Chosen:
-        """Decide which rows go again, and write down their ids."""
+        """Decide which rows are submitted again, and write their ids to a scratch file."""
         ended = gathered.ended
         cancelled = [one for one, batch in ended if batch and batch.status is BatchStatus.CANCELLED]
         allowed = budget(self.job, ledger, {batch.status for _, batch in ended if batch})
@@ -257,7 +275,7 @@ class Attempt:
             theirs = files.enter_context(self._fetched(ids_name(ledger.round)).open("rb"))
             rows = files.enter_context(gathered.rows.open("rb"))
             out = files.enter_context(self._ids(ledger.round + 1).open("wb"))
-            return choose(rows, ids, part_of(theirs, cancelled), allowed, out)
+            return choose(rows, ids, ids_of_shards(theirs, cancelled), allowed, out)
 
     def _choose_landed(self, ledger: Ledger, allowed: Budget) -> Chosen:
         with (
@@ -274,17 +292,19 @@ class Attempt:
         number = ledger.round + 1
         plan = yield from do(partial(self._plan, ledger, number, self._ids(number)))
         if plan.rows != chosen.rows:
-            raise JobError(f"job {ledger.job}: {ids_name(1)} does not hold the custom_ids of the input")
+            raise JobError(
+                f"job {ledger.job}: {self.job.folder / ids_name(1)} does not hold the custom_ids of the input"
+            )
         return plan
 
     def _plan(self, ledger: Ledger, number: int, ids: Path) -> Plan:
-        """Plan the rows of these ids, for a round after the input was validated.
+        """Plan a later round, of the rows with these ids.
 
-        The lines are copied: a round may hold single lines from all over the input.
+        Their lines are copied to a scratch file, since they may be scattered all over the input.
         """
         content = self.scratch / f"content-{number}.jsonl"
         why = f"job {ledger.job}: rows could not be submitted again: the input"
-        then = "while the job ran; what was answered so far can be collected"
+        then = "while the job ran; the results so far can still be collected"
         try:
             source, opened = open_input(self.job, ledger, self.scratch)
         except InputChangedError as error:
@@ -303,7 +323,7 @@ class Attempt:
                     only=map(orjson.loads, wanted),
                     shard_requests=ledger.shard_requests,
                 )
-        except InputError as error:  # it was valid when it was first read
+        except InputError as error:  # the input was valid when it was first read
             raise InputChangedError(f"{why} {source} was changed {then}") from error
         if fingerprint(self.job, self.provider, plan.digest, ledger.restarts) != ledger.fingerprint:
             raise InputChangedError(f"{why} {source} (or the job's options) was changed {then}")
@@ -311,7 +331,7 @@ class Attempt:
 
 
 def _copies(folder: JobFolder, scratch: Path) -> tuple[Path, Path]:
-    """Copies of what has landed: all rows, and the stray lines."""
+    """Copy the landed rows and stray lines into the scratch folder."""
     copies = scratch / "rows.copy", scratch / "stray.copy"
     for name, copy in zip(("results.jsonl", "stray.jsonl"), copies, strict=True):
         with copy.open("wb") as target:
@@ -322,7 +342,7 @@ def _copies(folder: JobFolder, scratch: Path) -> tuple[Path, Path]:
 
 
 def _keep(folder: JobFolder, number: int, rows: Path, stray: Path, ids: Path) -> None:
-    """Write down what round `number` builds on, before the ledger says that there is such a round."""
+    """Keep the files that round `number` builds on, before the ledger says that there is such a round."""
     folder.put(rows, rows_name(number - 1))
     folder.put(ids, ids_name(number))
     if stray.stat().st_size:

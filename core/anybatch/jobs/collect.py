@@ -1,4 +1,4 @@
-"""Collection: the results of a job's batches, landed in the order of its input, and the account of them."""
+"""Collection: download the results of a job's batches, and land them in input order with a report."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from ..rows.downloads import Fetched, fetch
 from ..rows.merge import Index, merge
 from ..rows.results import landed_line
 from ..rows.tally import Tally
-from .job import job_metadata, never_submitted
+from .job import job_metadata, never_submitted_error
 from .landing import Ended, Gathered, land, submission_of
 from .ledger import ShardRecord
-from .lookup import unnoted
-from .lost import WAYS_OUT, lost_error, lost_row, present
-from .rounds import fold, ids_name, is_covered, part_of, rows_name, stray_name
+from .lookup import unrecorded_batches
+from .lost import WAYS_OUT, lost_error, lost_row, retrieve_or_lost
+from .rounds import fold, ids_name, ids_of_shards, is_covered, rows_name, stray_name
 from .shard import Transition, next_transition
 
 if TYPE_CHECKING:
@@ -47,20 +47,20 @@ log = logging.getLogger(__name__)
 
 
 def collect(job: Job, provider: Provider) -> Flow[Report]:
-    """Land the results of a job whose batches have all ended; the report of one that has landed already.
+    """Land the results of a job whose batches have all ended, and return its report.
 
-    Of a job that was stopped, the rows that no batch has answered are cancelled.
-
-    Raises BatchNotCompleteError, and BatchFailedError where the provider refused a whole batch.
+    If the job has landed before, this returns the existing report. In a stopped job, rows without a result
+    are `cancelled`. Raises BatchNotCompleteError if a batch still runs, and BatchFailedError if the provider
+    refused a batch as a whole.
     """
     folder = job.folder
     ledger = yield from do(folder.read)
     if ledger is None or ledger.job != job.identity:
-        raise never_submitted(job)
+        raise never_submitted_error(job)
     if ledger.landed_at is not None and (report := (yield from do(folder.read_report))) is not None:
         return report
     if ledger.stopped_at is not None and ledger.is_untouched:
-        raise never_submitted(job)
+        raise never_submitted_error(job)
     ended = yield from ended_round(job, provider, ledger)
     try:
         with (yield from do(folder.scratch)) as scratch:
@@ -70,24 +70,31 @@ def collect(job: Job, provider: Provider) -> Flow[Report]:
         now = yield from do(folder.read)
         if now is None or now.landed_at == ledger.landed_at or submission_of(now) != submission_of(ledger):
             raise
-        return (yield from collect(job, provider))  # another attempt has landed, and tidied up
+        # Another attempt has landed the job and removed the files that this one was reading.
+        return (yield from collect(job, provider))
 
 
 def ended_round(
     job: Job, provider: Provider, ledger: Ledger, seen: Sequence[Batch] = ()
 ) -> Flow[list[Ended]]:
-    """The batches of the current round in their final state; `seen` is what they were a moment ago."""
+    """Return the shards of the current round with their batches, all in a final state.
+
+    `seen` are batches that were retrieved a moment ago, and need not be retrieved again.
+    """
     ended: list[Ended] = []
     known = {batch.id: batch for batch in seen}
     for record in ledger.current:
         if record.batch_id is not None:
-            batch = known.get(record.batch_id) or (yield from present(job, provider, ledger, record))
+            batch = known.get(record.batch_id) or (yield from retrieve_or_lost(job, provider, ledger, record))
             if batch is None:
                 ended.append((record, None))
             elif is_refused(provider, batch):
                 if is_covered(job, ledger) and ledger.stopped_at is None:
-                    raise batch_failed(batch, record)
-                log.warning("job %s: lands without it: %s", ledger.job, batch_failed(batch, record))
+                    raise batch_failed_error(batch, record)
+                log.warning(
+                    "job %s lands without shard %d: %s",
+                    ledger.job, record.shard, batch_failed_error(batch, record),
+                )  # fmt: skip
             elif not batch.status.is_terminal:
                 raise BatchNotCompleteError(batch.id, batch.status, provider=provider.name)
             else:
@@ -101,8 +108,8 @@ def ended_round(
 
 
 def _may_stay_without(job: Job, provider: Provider, ledger: Ledger, record: ShardRecord) -> Flow[bool]:
-    """Whether a shard has no batch, and needs none: its rows stay as they were before this round, or are
-    cancelled, since the job was stopped."""
+    """Whether a shard without a batch needs none: its rows keep the outcomes of earlier rounds, or are
+    cancelled since the job was stopped."""
     if ledger.stopped_at is None:
         buys_lost = record.round == ledger.lost_round and job.on_lost == "resubmit"
         if record.round == 1 or buys_lost:
@@ -110,10 +117,10 @@ def _may_stay_without(job: Job, provider: Provider, ledger: Ledger, record: Shar
     if record.tries:
         if next_transition(record, "", time.time(), job.lease) is Transition.LEAVE:
             return False
-        if (yield from unnoted(job, provider, ledger, record, job_metadata(job, provider))):
+        if (yield from unrecorded_batches(job, provider, ledger, record, job_metadata(job, provider))):
             return False
         log.warning(
-            "job %s: shard %d of round %d lands without a batch: the create left none",
+            "job %s: shard %d of round %d lands without results: its create left no batch",
             ledger.job, record.shard, record.round,
         )  # fmt: skip
     return True
@@ -122,9 +129,9 @@ def _may_stay_without(job: Job, provider: Provider, ledger: Ledger, record: Shar
 def gather(
     job: Job, provider: Provider, ledger: Ledger, ended: Sequence[Ended], scratch: Path
 ) -> Flow[Gathered]:
-    """Download a round that has ended, and put all rows together as they stand now.
+    """Download the results of a round that has ended, and write all rows of the job to a scratch folder.
 
-    Raises where result files are lost or not complete, and `Job.on_lost` says "fail".
+    Raises BatchLostError or ServerError if result files are lost or incomplete and `Job.on_lost` is "fail".
     """
     gathered, folder = Gathered(scratch, [], Tally(unexpected=ledger.unexpected)), job.folder
     with ExitStack() as files:
@@ -142,7 +149,7 @@ def gather(
                 index = partial(Index, custom_ids=ids, provider=provider, endpoint=ledger.endpoint)
                 fetched = yield from fetch(provider, batch, scratch, index, sent=record.rows)
                 if fetched.loss is not None:
-                    _weigh_loss(job, record, fetched.loss)
+                    _accept_loss(job, record, fetched.loss)
                 gathered.ended.append((record, fetched.batch))
                 yield from do(partial(merged.add, ids, fetched))
     if ledger.round > 1:
@@ -150,19 +157,19 @@ def gather(
     return gathered
 
 
-def _weigh_loss(job: Job, record: ShardRecord, loss: AnyBatchError) -> None:
-    """Raise what is lost, unless the job goes on without it."""
+def _accept_loss(job: Job, record: ShardRecord, loss: AnyBatchError) -> None:
+    """Raise an error for lost results, unless `Job.on_lost` lets the job continue without them."""
     if job.on_lost == "fail":
         if isinstance(loss, NotFoundError):
             what = f"a result file of batch {record.batch_id} is gone ({loss.message})"
             raise lost_error(job, record, what, loss) from loss
-        loss.message += f". If they stay so: {WAYS_OUT}"
+        loss.message += f". If they stay incomplete: {WAYS_OUT}"
         raise loss
-    log.warning("job %s: %s; on_lost=%r, so the job goes on without", job.identity, loss, job.on_lost)
+    log.warning("job %s: %s; on_lost=%r, so the job continues without them", job.identity, loss, job.on_lost)
 
 
 class _Merged:
-    """The rows of one round in the order of its ids, as they come, a shard at a time."""
+    """Writes the rows of one round in the order of its ids, shard by shard."""
 
     def __init__(
         self, gathered: Gathered, folder: JobFolder, ledger: Ledger, provider: Provider, files: ExitStack
@@ -177,80 +184,86 @@ class _Merged:
         self._row = 0
 
     def add(self, custom_ids: list[str], fetched: Fetched[Index]) -> None:
+        """Write the rows of a shard from its result files, and remove those."""
         lost = lost_row(fetched.loss.message) if fetched.loss is not None else None
         merge(fetched.found, custom_ids, fetched.batch.status, self._out, self._stray, self._tally, lost=lost)
         for path in fetched.paths:
             path.unlink()
 
     def add_lost(self, record: ShardRecord) -> None:
-        """The rows of a shard whose batch is lost."""
+        """Write the rows of a shard whose batch is lost."""
         error = lost_row(f"batch {record.batch_id} is gone.")
         for custom_id in self.ids_of(record):
             self._tally.counts[Outcome.MISSING] += 1
             self._out.write(landed_line(Row(custom_id, Outcome.MISSING, None, error)))
 
     def add_stopped(self, record: ShardRecord) -> None:
-        """The rows of a shard that has no results, since the job was stopped."""
-        error = RowError("job_stopped", "The job was stopped before this was answered.")
+        """Write the rows of a shard that has no results since the job was stopped."""
+        error = RowError("job_stopped", "The job was stopped before this request was answered.")
         for custom_id in self.ids_of(record):
             self._tally.counts[Outcome.CANCELLED] += 1
             self._out.write(landed_line(Row(custom_id, Outcome.CANCELLED, None, error)))
 
     def ids_of(self, record: ShardRecord) -> list[str]:
-        ids = [orjson.loads(one) for one in part_of(self._ids, [record], self._row)]
+        """Read the custom_ids of the next shard."""
+        ids = [orjson.loads(one) for one in ids_of_shards(self._ids, [record], self._row)]
         self._row = record.first_row + record.rows
         if len(ids) < record.rows:
-            raise JobError(f"{ids_name(record.round)} is shorter than the ledger says")
+            raise JobError(f"{ids_name(record.round)} holds fewer custom_ids than the ledger counts rows")
         return ids
 
 
 def _fold(gathered: Gathered, folder: JobFolder, number: int, later: Path) -> None:
-    """Put the rows of round `number` in among those of the rounds before."""
+    """Merge the rows of round `number` with those of the rounds before."""
     records = [record for record, _ in gathered.ended]
     with ExitStack() as files:
         try:
             rows = files.enter_context((folder / rows_name(number - 1)).open("rb"))
         except FileNotFoundError:
             raise LedgerConflictError(
-                f"{rows_name(number - 1)} was removed, or another attempt has gone on with the job"
+                f"{folder / rows_name(number - 1)} is gone: it was removed, or another attempt has moved the "
+                "job on"
             ) from None
         ids = files.enter_context((folder / ids_name(1)).open("rb"))
-        later_ids = part_of(files.enter_context((folder / ids_name(number)).open("rb")), records)
+        later_ids = ids_of_shards(files.enter_context((folder / ids_name(number)).open("rb")), records)
         out = files.enter_context(gathered.rows.open("wb", buffering=1 << 20))
         fold(rows, ids, files.enter_context(later.open("rb")), later_ids, out, gathered.tally)
 
 
 def is_refused(provider: Provider, batch: Batch) -> bool:
-    """Whether a batch failed as a whole, and has answered nothing."""
+    """Whether the provider refused a batch as a whole, so that it has no results."""
     return batch.status is BatchStatus.FAILED and provider.results(batch) is Results.NONE
 
 
 def ended_batch(provider: Provider, batch_id: str) -> Flow[Batch]:
-    """A batch that has ended and has results. Raises BatchNotCompleteError, and BatchFailedError."""
+    """Retrieve a batch that has ended.
+
+    Raises BatchNotCompleteError if it still runs, and BatchFailedError if it was refused as a whole.
+    """
     batch = yield from provider.retrieve(batch_id)
     if not batch.status.is_terminal:
         raise BatchNotCompleteError(batch.id, batch.status, provider=provider.name)
     if is_refused(provider, batch):
-        raise batch_failed(batch)
+        raise batch_failed_error(batch)
     return batch
 
 
-def batch_failed(batch: Batch, record: ShardRecord | None = None) -> BatchFailedError:
-    """The provider's reasons for refusing a batch, with the lines of the job's input they speak of."""
+def batch_failed_error(batch: Batch, record: ShardRecord | None = None) -> BatchFailedError:
+    """Build the error for a refused batch: the provider's reasons, with the lines of the job's input."""
     first_row = record.first_row if record else 0
-    # A later round holds some lines of the input only: their numbers in it say nothing to a reader.
-    told = record is None or record.round == 1
+    # A later round's file holds only some lines of the input: its line numbers would mislead the reader.
+    is_whole_input = record is None or record.round == 1
     problems = [
         Problem(
-            first_row + problem.line if told and problem.line is not None else None,
+            first_row + problem.line if is_whole_input and problem.line is not None else None,
             problem.param,
             f"{problem.message or 'no message'}" + (f" ({problem.code})" if problem.code else ""),
         )
         for problem in iter_problems(batch.errors)
     ]
     return BatchFailedError(
-        "the provider refused the batch; running the job again submits it anew"
-        + ("" if told else ", and with a lower max_rounds lands what there is"),
+        "the provider refused the batch; running the job again submits its rows again"
+        + ("" if is_whole_input else ", and running it with a lower max_rounds lands the results so far"),
         problems=problems,
         provider=batch.provider,
         batch_id=batch.id,

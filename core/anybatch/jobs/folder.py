@@ -1,4 +1,4 @@
-"""The folder of a job, on disk or in an object store: how its files are read, written and kept whole."""
+"""A job's folder, on disk or in an object store: atomic writes, and compare-and-swap of the ledger."""
 
 from __future__ import annotations
 
@@ -35,7 +35,12 @@ _TEMPORARY = re.compile(r"\.[\w-]+\.jsonl?\.[0-9a-f]{32}")
 
 
 class JobFolder:
-    """A job's folder, on disk or in an object store."""
+    """A job's folder, on disk or in an object store.
+
+    Attributes:
+        path: The folder.
+        local: The same folder as a local path; None if it is in an object store.
+    """
 
     def __init__(self, path: UPath) -> None:
         self.path = path
@@ -45,15 +50,23 @@ class JobFolder:
         return self.path / name
 
     def read(self) -> Ledger | None:
-        """The ledger as it stands now; None where the job has none yet."""
+        """Read the ledger.
+
+        Returns:
+            The ledger, or None if the folder holds none yet.
+
+        Raises:
+            LedgerConflictError: `job.json` cannot be read, or another version of anybatch wrote it.
+        """
         text = self._read("job.json")
         if text is None:
             return None
-        if (wrong := _unfit(text)) is not None:
+        if (wrong := _version_problem(text)) is not None:
             raise LedgerConflictError(f"{self / 'job.json'} {wrong}")
         return self._validated("job.json", Ledger, text)
 
     def read_report(self) -> Report | None:
+        """Read the report, or None if there is none; LedgerConflictError if it cannot be read."""
         text = self._read("report.json")
         return None if text is None else self._validated("report.json", Report, text)
 
@@ -68,21 +81,29 @@ class JobFolder:
             return model.model_validate_json(text)
         except ValidationError as error:
             raise LedgerConflictError(
-                f"{self / name} is not one that anybatch wrote: {error.errors()[0]['msg']}"
+                f"{self / name} is not a file that anybatch wrote: {error.errors()[0]['msg']}"
             ) from None
 
     def commit(
         self, before: Ledger | None, after: Ledger, *, first: Callable[[], None] | None = None
     ) -> Ledger | None:
-        """Write `after` if the ledger still is `before`; None where another attempt has written meanwhile.
+        """Replace the ledger `before` by `after`, unless another attempt has written it in the meantime.
 
-        `first` is called once that is certain, before the write. On a local disk this is a compare-and-swap
-        under a lock; in an object store the first write is exclusive where the store can, later ones are
-        compared right before they are written, and once more after `first`, which may take long there.
+        On a local disk this is a compare-and-swap under a lock. In an object store the first write is
+        exclusive if the store supports that; later writes compare right before they write, and once more
+        after `first`, which may take long there.
+
+        Args:
+            before: The ledger that must still be in place; None if there must be none.
+            after: The ledger to write; its revision is set here.
+            first: Called once `before` is confirmed, before the write.
+
+        Returns:
+            The ledger as written, or None if another attempt was faster.
         """
         after = after.model_copy(update={"revision": before.revision + 1 if before else 1})
         with self.locked():
-            # Not the revision alone: it begins anew when a ledger is deleted.
+            # Compare the whole ledger: the revision alone starts again at 1 after a ledger was deleted.
             if self.read() != before:
                 return None
             if first is not None:
@@ -95,9 +116,9 @@ class JobFolder:
         return after
 
     def replace(self, name: str, data: bytes) -> None:
-        """Write a small file so that readers see the old one or the new one, never a part; under the lock."""
+        """Write a small file atomically; the caller holds the lock."""
         if self.local is None:
-            (self.path / name).write_bytes(data)  # an object appears whole
+            (self.path / name).write_bytes(data)  # object stores write whole objects
             return
         temporary = self._temporary(self.local, name)
         with temporary.open("wb") as file:
@@ -105,7 +126,7 @@ class JobFolder:
         self._rename(temporary, self.local / name)
 
     def put(self, source: Path, name: str) -> None:
-        """Move a local file into the folder under this name, at once or not at all; under the lock."""
+        """Move a local file into the folder atomically, under this name. The caller holds the lock."""
         if self.local is None:
             self.path.fs.put_file(str(source), (self.path / name).path)
             return
@@ -115,21 +136,21 @@ class JobFolder:
 
     @staticmethod
     def _rename(temporary: Path, path: Path) -> None:
-        """Give a file its name so that it keeps it, and its content, whatever becomes of the machine.
+        """Rename a file so that its name and content survive a crash of the machine.
 
-        A claim that is lost after its create was sent would let the next attempt create a second batch.
+        If a claim were lost after its create was sent, the next attempt would create a second batch.
         """
-        _to_disk(temporary)
+        _fsync(temporary)
         temporary.replace(path)
-        with contextlib.suppress(OSError):  # some network file systems know no such thing of a folder
-            _to_disk(path.parent)
+        with contextlib.suppress(OSError):  # some network file systems cannot fsync a folder
+            _fsync(path.parent)
 
     @staticmethod
     def _temporary(folder: Path, name: str) -> Path:
         return folder / f".{name}.{uuid.uuid4().hex}"
 
     def fetch(self, name: str, scratch: Path) -> Path:
-        """A file of the folder as one on this machine's disk: itself, or a copy in `scratch`."""
+        """Return a file of the folder as a local file: the file itself, or a copy in `scratch`."""
         if self.local is not None:
             return self.local / name
         copy = scratch / f"{name}.fetched"
@@ -138,9 +159,9 @@ class JobFolder:
         return copy
 
     def scratch(self) -> Scratch:
-        """A temporary folder; beside the results where they are local, so that landing is a rename.
+        """Make a temporary folder; inside a local job folder, so that landing is a rename.
 
-        What attempts that were killed have left here is removed on the way. Waits for the lock.
+        This waits for the lock, and first removes what killed attempts have left behind.
         """
         if self.local is None:
             return Scratch(Path(tempfile.mkdtemp(prefix=_SCRATCH)))
@@ -153,13 +174,15 @@ class JobFolder:
     def _sweep(folder: Path) -> None:
         names = {path.name for path in folder.iterdir()}
         for name in names:
-            if _TEMPORARY.fullmatch(name):  # whoever writes one holds the lock, as we do now
+            # Only a killed attempt leaves these: writers hold the lock, which is ours now.
+            if _TEMPORARY.fullmatch(name):
                 (folder / name).unlink()
         for name in {name.removesuffix(_LOCK) for name in names if name.startswith(_SCRATCH)}:
-            with contextlib.suppress(BlockingIOError):  # in use
+            with contextlib.suppress(BlockingIOError):  # its owner is alive
                 Scratch(folder / name, _open_lock(_guard(folder / name), wait=False)).remove()
 
     def discard(self, *names: str) -> None:
+        """Remove files of the folder; those that are not there are ignored."""
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 (self.path / name).unlink()
@@ -170,13 +193,13 @@ class JobFolder:
             file.fs.pipe_file(file.path, data, mode="create")
         except FileExistsError:
             return False
-        except (NotImplementedError, TypeError, ValueError):  # a store that cannot
+        except (NotImplementedError, TypeError, ValueError):  # the store has no exclusive create
             file.write_bytes(data)
         return True
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other attempts from writing; an object store has no such thing."""
+        """Hold the lock that keeps other attempts from writing; an object store has none."""
         if self.local is None:
             yield
             return
@@ -189,13 +212,13 @@ class JobFolder:
 
 
 class Scratch:
-    """A temporary folder, as a context manager; a file beside it is locked while its owner lives."""
+    """A temporary folder as a context manager; a lock file beside it shows that its owner is alive."""
 
     def __init__(self, path: Path, guard: int | None = None) -> None:
         self.path, self._guard = path, guard
 
     def remove(self) -> None:
-        """Remove it, and whatever is in it; not to be done again."""
+        """Remove the folder with its content. Call this only once: it closes the lock."""
         remove_scratch(self.path)
         if self._guard is not None:
             os.close(self._guard)
@@ -208,7 +231,7 @@ class Scratch:
 
 
 def remove_scratch(path: Path) -> None:
-    """Remove a temporary folder and its guard; again does nothing."""
+    """Remove a temporary folder and its lock file; do nothing if they are gone."""
     shutil.rmtree(path, ignore_errors=True)
     _guard(path).unlink(missing_ok=True)
 
@@ -218,14 +241,14 @@ def _guard(scratch: Path) -> Path:
 
 
 def _open_lock(path: Path, *, wait: bool = True) -> int:
-    """A file descriptor that holds the lock until it is closed.
+    """Lock a file; return a descriptor that holds the lock until it is closed.
 
-    Raises BlockingIOError if somebody else has it, and we do not wait. The lock is on a file that is open for
-    writing: on NFS one on a folder is known to its own host only.
+    Raises BlockingIOError if another process holds it and `wait` is false. The file is opened for writing: on
+    NFS, other hosts do not see a lock on a folder.
     """
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except PermissionError:  # another user's; on a local disk this is as good
+    except PermissionError:  # another user's file; on a local disk a read-only descriptor locks it as well
         handle = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -235,7 +258,7 @@ def _open_lock(path: Path, *, wait: bool = True) -> int:
     return handle
 
 
-def _to_disk(path: Path) -> None:
+def _fsync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -243,23 +266,23 @@ def _to_disk(path: Path) -> None:
         os.close(handle)
 
 
-def _unfit(text: bytes) -> str | None:
-    """Why this version cannot go on with a ledger, if it cannot."""
+def _version_problem(text: bytes) -> str | None:
+    """Return why this version of anybatch cannot continue with a ledger, or None if it can."""
     try:
         version = orjson.loads(text)["version"]
     except (ValueError, TypeError, KeyError):
-        return "is not one that anybatch wrote"
+        return "is not a file that anybatch wrote"
     if version == VERSION:
         return None
-    versions = f"(ledger version {version}, here it is {VERSION})"
+    versions = f"(its ledger version is {version}, this one's {VERSION})"
     if isinstance(version, int) and version > VERSION:
         return (
-            f"was written by a newer anybatch {versions}: use that version here as well; to go on with this "
-            "one might pay twice"
+            f"was written by a newer anybatch {versions}: use that version here as well; continuing with "
+            "this one might pay twice"
         )
     return (
         f"was written by an older anybatch {versions}: let that version finish the job, or give the job "
-        "another folder, where it is submitted, and paid for, anew"
+        "another folder, where it is submitted and paid for again"
     )
 
 

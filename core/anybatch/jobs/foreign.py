@@ -1,7 +1,7 @@
-"""Landing of batches that no job of ours has made: all that is known of them is their ids.
+"""Landing of batches that no job has created: all we know of them is their ids.
 
-Their rows land as a job's do, whole or not at all, but for two things: they come in the provider's order, and
-a row that no line speaks of is counted and has no line, since its custom_id is not known.
+Their rows land like a job's, whole or not at all, with two differences: they come in the provider's order,
+and a row without a result line is counted but has no line in `results.jsonl`, since its custom_id is unknown.
 """
 
 from __future__ import annotations
@@ -42,15 +42,30 @@ def land_batches(
     identity: str | None = None,
     price: tuple[float, float] | None = None,
 ) -> Flow[Report]:
-    """Land the rows of ended batches, batch after batch, in place of what the folder has.
+    """Land the rows of ended batches, batch after batch, replacing what the folder holds.
 
-    Raises BatchNotCompleteError and BatchFailedError before anything is fetched, ConfigurationError where the
-    folder is a job's, and what is lost, as a job does: then nothing is replaced.
+    Args:
+        provider: The account that has the batches.
+        batch_ids: Their ids; repeated ones count once.
+        folder: Where to land.
+        endpoint: Their endpoint, for providers that do not report it.
+        identity: The name of the job in the report; by default the folder's path.
+        price: USD per million input tokens and per million output tokens, if the provider reports no cost.
+
+    Returns:
+        The report.
+
+    Raises:
+        ConfigurationError: There is no batch id, or the folder belongs to a job.
+        BatchNotCompleteError: A batch still runs.
+        BatchFailedError: The provider refused a batch as a whole.
+        NotFoundError: There is no such batch, or its result file is gone.
+        ServerError: Result files stayed incomplete. After any error the folder is as it was.
     """
     if not batch_ids:
-        raise ConfigurationError("there is no batch to land")
+        raise ConfigurationError("batch_ids: there is no batch to land; pass at least one id")
     if (ledger := (yield from do(folder.read))) is not None:
-        # A job lands its results itself, and a part of them is not to replace them.
+        # These rows may be only a part of the job's results, and must not replace them.
         raise ConfigurationError(f"{folder.path} holds job {ledger.job!r}; give `output` a folder of its own")
     batches = []
     for batch_id in dict.fromkeys(batch_ids):
@@ -92,7 +107,7 @@ def _put(folder: JobFolder, gathered: Gathered, report: Report) -> None:
 
 
 class _Landing:
-    """The rows of one batch after the other, as they are written."""
+    """Writes the rows of one batch after the other."""
 
     def __init__(self, gathered: Gathered, files: ExitStack) -> None:
         self._gathered, self.rows = gathered, 0
@@ -105,16 +120,19 @@ class _Landing:
         merge(found, ids, batch.status, self._out, self._stray, tally)
         total = _total(batch)
         rows = max(total, len(ids)) if total else len(ids) + found.unclear
-        # A line whose id cannot be read is a row all the same, if there are as many.
+        # A line whose id cannot be read counts as a row, as long as the batch has that many rows.
         nameless = min(found.unclear, rows - len(ids))
         for _ in range(nameless):
-            problem = RowError(UNDECODABLE, "The line of this row cannot be read; it is in stray.jsonl.")
+            problem = RowError(UNDECODABLE, "This row's line cannot be read; it is kept in stray.jsonl.")
             self._out.write(landed_line(Row("", Outcome.FAILED, None, problem)))
         tally.counts[Outcome.FAILED] += nameless
         tally.unexpected -= nameless
         if unmentioned := rows - len(ids) - nameless:
             tally.counts[unanswered("", batch.status).outcome] += unmentioned
-            log.warning("batch %s: %d rows are in none of its files and have no line", batch.id, unmentioned)
+            log.warning(
+                "batch %s: %d rows are not in its result files, and so have no line in results.jsonl",
+                batch.id, unmentioned,
+            )  # fmt: skip
         record = ShardRecord(
             shard=len(self._gathered.ended), first_row=self.rows, rows=rows, batch_id=batch.id
         )

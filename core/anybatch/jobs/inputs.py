@@ -1,4 +1,4 @@
-"""The input of a job: where it lies, validated and split, and opened once more for a later round."""
+"""The input of a job: validated and split into shards, and opened again for a later round."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from upath import UPath
 from ..errors import ConfigurationError, InputChangedError
 from ..paths import is_path, local_path, open_path
 from ..rows.planning import Plan, make_plan
-from ..rows.sources import check_path, iter_requests, no_request
+from ..rows.sources import check_path, iter_requests, why_no_request
 from .job import fingerprint
 from .ledger import Ledger, Step
 
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SPOOL = "requests.jsonl"
-"""The file of request lines that were given as objects, in a scratch folder and in the job's own."""
+"""The file of request lines that were passed as objects, in a scratch folder and in the job's folder."""
 
 
 def input_text(source: JobInput) -> str | None:
-    """Where the input lies, if that is a path, and not an address that may hold a secret."""
+    """Return the path or URL of the input, to be kept in the ledger; None if it may hold a secret."""
     if not is_path(source):
         return None
     path = open_path(source).absolute()
-    # A path object leaves out what is not of its path: of a URL of FTP, the host.
+    # A path object may drop parts of a URL, such as the host of an FTP URL: keep the user's text.
     text = source if isinstance(source, str) and "://" in source else str(path)
     if local_path(path) is None and any(may_hold_secret(part) for part in text.split("::")):
         return None
@@ -42,7 +42,7 @@ def input_text(source: JobInput) -> str | None:
 
 
 def may_hold_secret(url: str) -> bool:
-    """Whether a URL may name a password, or be signed; before an @ Airflow writes a connection's id."""
+    """Whether a URL may hold a password or a signature. Airflow's URLs name a connection before the @."""
     scheme, _, rest = url.partition("://")
     user, at, _ = rest.rpartition("@")
     if scheme.lower() in ("http", "https"):
@@ -51,7 +51,7 @@ def may_hold_secret(url: str) -> bool:
 
 
 def prepare(job: Job, provider: Provider, scratch: Path) -> Plan | None:
-    """Validate and split the input. None where the input is gone but the job was submitted before."""
+    """Validate the input and split it; return None if it is gone, but no longer needed."""
     source = job.input
     if is_path(source):
         path = open_path(source)
@@ -63,17 +63,17 @@ def prepare(job: Job, provider: Provider, scratch: Path) -> Plan | None:
         before = ledger if ledger is not None and ledger.job == job.identity else None
         plan = _planned(job, provider, path, scratch, before.shard_requests if before else job.shard_requests)
         if before is not None and before.shard_requests != job.shard_requests:
-            mark = fingerprint(job, provider, plan.digest, restarts(job, before))
-            if mark != before.fingerprint:  # another submission, which is split as it says now
+            wanted = fingerprint(job, provider, plan.digest, restarts(job, before))
+            if wanted != before.fingerprint:  # a new submission takes the new shard_requests
                 plan = _planned(job, provider, path, scratch, job.shard_requests)
         return plan
     except FileNotFoundError:
-        if ledger is None or not _is_settled(ledger):
-            raise ConfigurationError(f"no input at {path}") from None
-        log.warning("input %s is gone; going on with the batches on record", path)
+        if ledger is None or not _input_no_longer_needed(ledger):
+            raise ConfigurationError(f"input: there is no file {path}") from None
+        log.warning("input %s is gone; continuing with the batches that were submitted before", path)
         return None
     except IsADirectoryError:
-        raise ConfigurationError(f"input {path} is a folder, not a JSONL file") from None
+        raise ConfigurationError(f"input: {path} is a folder, not a JSONL file") from None
 
 
 def _planned(job: Job, provider: Provider, path: UPath, scratch: Path, shard_requests: int | None) -> Plan:
@@ -97,39 +97,41 @@ def _planned(job: Job, provider: Provider, path: UPath, scratch: Path, shard_req
         )
 
 
-def _is_settled(ledger: Ledger) -> bool:
-    """Whether the input is needed no more: every row has had its batch, or is to have none."""
+def _input_no_longer_needed(ledger: Ledger) -> bool:
+    """Whether every row of the input has a batch, or the job was stopped so that it needs none."""
     all_created = all(record.step is Step.CREATED for record in ledger.of_round(1))
     return all_created or (ledger.stopped_at is not None and not ledger.is_untouched)
 
 
 def _spool_requests(requests: object, path: Path) -> Path:
-    """Write request objects down: they are read again for a later round, and may not come twice."""
+    """Write request objects to a file: an iterator yields them once, and later rounds need them again."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for number, request in enumerate(iter_requests(requests), start=1):
-            if (wrong := no_request(request)) is not None:
-                raise ConfigurationError(f"request {number} {wrong}")
+            if (wrong := why_no_request(request)) is not None:
+                raise ConfigurationError(f"input: request {number} {wrong}")
             try:
                 file.write(json.dumps(dict(request), ensure_ascii=False, allow_nan=False) + "\n")
             except (TypeError, ValueError) as error:
-                raise ConfigurationError(f"request {number} does not go into JSON: {error}") from None
+                raise ConfigurationError(
+                    f"input: request {number} cannot be written as JSON: {error}"
+                ) from None
     return path
 
 
 def restarts(job: Job, ledger: Ledger | None) -> tuple[str, ...]:
-    """All values of `Job.restart` so far: the last one is in force, and none of them restarts once more."""
+    """Return all values of `Job.restart` so far; only a new one restarts the job."""
     before = ledger.restarts if ledger else ()
     return before if job.restart is None or job.restart in before else (*before, job.restart)
 
 
 class InputGoneError(InputChangedError):
-    """The input is not where it was; not raised where nobody has said where that is."""
+    """The input's path is known, but there is no file any more."""
 
 
 def open_input(job: Job, ledger: Ledger, scratch: Path) -> tuple[str, BinaryIO]:
-    """The input, opened once more, and where it was found; `scratch` is where `prepare` may have put it.
+    """Open the input again; return its path and the open file. `scratch` is where `prepare` may have put it.
 
-    Raises InputChangedError where it is nowhere, InputGoneError where it is not in the place that is known.
+    Raises InputGoneError if its path is known but holds no file, InputChangedError if its path is not known.
     """
     kind: type[InputChangedError] = InputChangedError
     if is_path(job.input):
@@ -144,8 +146,8 @@ def open_input(job: Job, ledger: Ledger, scratch: Path) -> tuple[str, BinaryIO]:
         except Exception as error:
             if "@" not in ledger.input:
                 raise
-            # A connection of Airflow's, perhaps, which only the job's own path object knows how to use.
-            log.warning("job %s: %s cannot be opened here: %s", ledger.job, ledger.input, error)
+            # It may name a connection of Airflow's, which only the operator's own path object can use.
+            log.warning("job %s: input %s cannot be opened here: %s", ledger.job, ledger.input, error)
     for path in (UPath(scratch / SPOOL), job.folder / SPOOL):
         with suppress(FileNotFoundError):
             return _opened(path)

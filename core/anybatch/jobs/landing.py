@@ -1,4 +1,4 @@
-"""Landing: the rows of a job put in place with their report, whole or not at all."""
+"""Landing: put a job's results and report in place, whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
-from ..errors import (
-    LedgerConflictError,
-)
+from ..errors import LedgerConflictError
 from ..flow import Flow, do
 from ..models import Batch, BatchRecord, Outcome, Report
 from ..rows.tally import Tally
 from .folder import remove_scratch
 from .inputs import SPOOL
 from .ledger import ShardRecord
-from .rounds import account_of, rows_name, stray_name
+from .rounds import record_of_batch, rows_name, stray_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,33 +26,38 @@ if TYPE_CHECKING:
     from .ledger import Ledger
 
 Ended: TypeAlias = "tuple[ShardRecord, Batch | None]"
-"""A shard and its batch in its final state; None where that is lost, and the job goes on without it."""
+"""A shard and its batch in a final state; None if the batch is lost and the job continues without it."""
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """All rows of a job as they stand once a round has ended, put together in a scratch folder."""
+    """All rows of a job as of the end of a round, in a scratch folder."""
 
     scratch: Path
     ended: list[Ended]
     tally: Tally
 
     @property
-    def accounts(self) -> list[BatchRecord]:
-        """The batches of the round that has ended, as the report tells of them."""
-        return [account_of(record, batch) for record, batch in self.ended]
+    def batch_records(self) -> list[BatchRecord]:
+        """The batches of the round, as the report describes them."""
+        return [record_of_batch(record, batch) for record, batch in self.ended]
 
     @property
     def rows(self) -> Path:
+        """The file of all rows, in input order."""
         return self.scratch / "results.jsonl"
 
     @property
     def stray(self) -> Path:
+        """The file of all stray lines."""
         return self.scratch / "stray.jsonl"
 
 
 def land(job: Job, provider: Provider, ledger: Ledger, gathered: Gathered) -> Flow[Report]:
-    """Land, unless another attempt has landed the same batches by now, or has gone on with the job."""
+    """Land the rows and return the report; if another attempt has landed the same batches, return its report.
+
+    Raises LedgerConflictError if another attempt has moved the job on.
+    """
     folder, report = job.folder, make_report(job, provider, ledger, gathered)
     while True:
         done = ledger.model_copy(update={"landed_at": report.finished_at})
@@ -65,7 +68,7 @@ def land(job: Job, provider: Provider, ledger: Ledger, gathered: Gathered) -> Fl
         now = yield from do(folder.read)
         if now is None or submission_of(now) != submission_of(ledger):
             raise LedgerConflictError(
-                f"job {ledger.job} was submitted anew by another attempt meanwhile; nothing was landed"
+                f"another attempt has submitted job {ledger.job} again in the meantime; nothing was landed"
             )
         if now.landed_at is not None and (theirs := (yield from do(folder.read_report))) is not None:
             return theirs
@@ -73,27 +76,28 @@ def land(job: Job, provider: Provider, ledger: Ledger, gathered: Gathered) -> Fl
 
 
 def submission_of(ledger: Ledger) -> object:
-    """What must be the same still for the same results to be right."""
+    """The facts that must be unchanged for the gathered results to be valid."""
     return ledger.fingerprint, [(record.round, record.batch_id, record.tries) for record in ledger.shards]
 
 
 def put(folder: JobFolder, gathered: Gathered, report: Report) -> None:
-    """Results first, then the report: whoever sees the report finds the results complete; under the lock."""
+    """Put results and report in place; the caller holds the lock.
+
+    The report comes last, so that a process that sees the report finds complete results.
+    """
     folder.put(gathered.rows, "results.jsonl")
     if gathered.stray.stat().st_size:
         folder.put(gathered.stray, "stray.jsonl")
     else:
-        folder.discard("stray.jsonl")  # an earlier landing's
+        folder.discard("stray.jsonl")  # of an earlier landing
     folder.replace("report.json", report.model_dump_json(indent=1).encode())
-    # Now, not later: once the job is noted as landed nobody looks for what a kill has left.
+    # Remove the scratch folder before the ledger says "landed": after that, nobody cleans up after a kill.
     if folder.local is not None:
         remove_scratch(gathered.scratch)
 
 
 def remove_leftovers(job: Job, landed: Ledger) -> None:
-    """Remove what nothing needs any more: the rows of earlier rounds, which are in the results, and the
-    request lines.
-    """
+    """Remove the files of earlier rounds, whose rows are in the results, and the request lines."""
     folder = job.folder
     names = [name(number) for number in range(1, landed.round) for name in (rows_name, stray_name)]
     if job.keep_requests != "always" and landed.input is None:
@@ -105,7 +109,7 @@ def remove_leftovers(job: Job, landed: Ledger) -> None:
 
 
 def make_report(job: Job, provider: Provider, ledger: Ledger, gathered: Gathered) -> Report:
-    """The account of a job from its rows."""
+    """Build the report of a job from its rows."""
     return report_of(
         gathered,
         job=job.identity,
@@ -133,7 +137,7 @@ def report_of(
     rounds: int = 1,
     before: Sequence[BatchRecord] = (),
 ) -> Report:
-    """The account of rows that were gathered, after those of the batches `before`."""
+    """Build the report of gathered rows; `before` are the batches of earlier rounds."""
     now, tally = time.time(), gathered.tally
     return Report(
         job=job,
@@ -149,6 +153,6 @@ def report_of(
         finished_at=now,
         duration_s=round(now - started_at, 3),
         rounds=rounds,
-        batches=(*before, *gathered.accounts),
+        batches=(*before, *gathered.batch_records),
         results=results,
     )

@@ -1,23 +1,25 @@
-"""The durable record of a job, and the folder that holds it.
+"""The ledger: the durable record of a job, and the files beside it.
 
-The ledger is what makes a second attempt re-attach instead of paying again: every step is written down before
-the next one is taken. It holds ids, hashes and counts; never a prompt, never a key.
+An attempt records every step in the ledger before it takes the next one, so a later attempt re-attaches to
+the batches instead of paying for them again. The ledger holds ids, hashes and counts, but no prompt and no
+key.
+
+A job's folder holds:
 
     job.json        the ledger
-    ids.jsonl       the custom_ids in input order, one JSON string a line
-    requests.jsonl  the request lines, where they were given as objects and not as a file; how long they stay
-                    is for `Job.keep_requests` to say
+    ids.jsonl       the custom_ids in input order, one JSON string per line
+    requests.jsonl  the request lines, if they were passed as objects; `Job.keep_requests` says how long
     results.jsonl   the rows in input order
-    stray.jsonl     result lines that no request asked for, if there were any
-    report.json     the account; it is the last word once the ledger says that the job has landed
+    stray.jsonl     result lines that match no request, if there are any
+    report.json     the report; final once the ledger says that the job has landed
 
-and where rows were submitted again, in rounds:
+and, if rows were submitted again in later rounds:
 
-    ids-<n>.jsonl    the custom_ids of round n, from the second on, in input order
-    round-<n>.jsonl  all rows as they stood when round n had ended; kept while a later round builds on it
-    stray-<n>.jsonl  the stray lines up to then, if there were any
+    ids-<n>.jsonl    the custom_ids of round n (n >= 2), in input order
+    round-<n>.jsonl  all rows as of the end of round n; kept while a later round builds on it
+    stray-<n>.jsonl  the stray lines as of the end of round n, if there are any
 
-On a local disk an empty `.lock` lies beside them.
+On a local disk the folder also holds an empty file `.lock`.
 """
 
 from __future__ import annotations
@@ -31,29 +33,42 @@ from ..models import BatchRecord, BatchStatus
 __all__ = ["VERSION", "Ledger", "ShardRecord", "Step"]
 
 VERSION = 2
-"""The form of the ledger: a job is gone on with by a version of anybatch that writes the same."""
+"""The ledger's format version. Only a version of anybatch that writes the same format continues a job."""
 
 
 class Step(StrEnum):
-    """How far a shard has come; each is written to the ledger before the next begins."""
+    """How far a shard has come. Each step is recorded in the ledger before the next one begins."""
 
     PLANNED = "planned"
     UPLOADED = "uploaded"
-    CREATING = "creating"  # a create is about to be sent, or was; the batch may exist
+    CREATING = "creating"  # a create was sent, or is about to be: the batch may exist
     CREATED = "created"
 
 
 class ShardRecord(BaseModel):
-    """One shard of a round: the rows from `first_row` on of what that round submits.
+    """One shard of a round, and how far it has come. Times are unix seconds.
 
-    `round` counts from 1, `tries` the creates from this file that may have left a batch: above 0
-    before the batch is known, or above 1 after, there may be one that no attempt has heard of. `ended` is the
-    batch as the report tells of it, noted when a later round is opened. `cancelling_at` is when we first saw
-    the batch being cancelled, `gone_at` when the provider first knew no such batch, in unix seconds. `dead`
-    counts the batches of it that were refused as a whole, after each of which it gets another.
+    Attributes:
+        shard: The shard's number in its round, from 0.
+        round: The round, from 1.
+        first_row: The number of its first row among the rows of the round, from 0.
+        rows: The number of its rows.
+        step: How far it has come.
+        tries: The number of creates from this file that may have left a batch. If it is above 0 while
+            `batch_id` is None, or above 1 otherwise, there may be a batch that no attempt knows of.
+        file_id: The uploaded input file.
+        batch_id: The shard's batch.
+        attempt: The attempt that is creating the batch, or has created it.
+        creating_at: When that attempt claimed the create.
+        status: The batch's status when it was recorded.
+        ended: The batch as the report describes it, recorded when a later round is opened.
+        cancelling_at: When an attempt first saw the batch being cancelled.
+        gone_at: When the provider first answered 404 for the batch.
+        dead: The number of its batches that the provider refused as a whole; each was replaced.
     """
 
-    model_config = ConfigDict(frozen=True, defer_build=True, extra="allow")  # a later version's stay
+    # Keep the members that a later version has added.
+    model_config = ConfigDict(frozen=True, defer_build=True, extra="allow")
 
     shard: int
     round: int = 1
@@ -63,37 +78,54 @@ class ShardRecord(BaseModel):
     tries: int = 0
     file_id: str | None = None
     batch_id: str | None = None
-    attempt: str | None = None  # who is creating …
-    creating_at: float | None = None  # … since when, unix seconds
+    attempt: str | None = None
+    creating_at: float | None = None
     status: BatchStatus | None = None
     ended: BatchRecord | None = None
     cancelling_at: float | None = None
     gone_at: float | None = None
     dead: int = 0
 
-    def anew(self) -> ShardRecord:
-        """The same shard without its batch, which is dead."""
+    def without_batch(self) -> ShardRecord:
+        """Return the shard as planned again, after the provider refused its batch as a whole."""
         return ShardRecord(
             shard=self.shard, round=self.round, first_row=self.first_row, rows=self.rows, dead=self.dead + 1
         )
 
 
 class Ledger(BaseModel):
-    """What is known of a job.
+    """Everything recorded about a job. Times are unix seconds.
 
-    `revision` grows with every write. `submission` counts those with other input or options in this folder,
-    from 1. `shards` are those of all rounds. `replaced` holds what was begun with earlier input, until all of
-    its batches are known and cancelled. `input` is where the input lies, if that was a path; `restarts` are
-    the values of `Job.restart` so far; `shard_requests` is that of the first submission, by which every later
-    attempt splits the input alike. `stopped_at` is when the job was stopped, `max_rounds` what it was last
-    submitted with: only with more of them do its rows go again after that.
-
-    Of rounds: `recoveries` is how often this attempt has submitted rows of cancelled batches or lost answers
-    again, `recovery_rounds` counts the rounds that were opened for nothing else, `lost_round` is the last one
-    that was opened for lost answers, too, and `unexpected` counts the stray lines of the rounds before.
+    Attributes:
+        version: The ledger's format version.
+        revision: A number that grows with every write.
+        submission: Which submission to this folder this is, from 1; other input or options make a new one.
+        job: The job's identity.
+        fingerprint: The sha256 of everything that decides what is sent.
+        provider: The provider's name.
+        api_base: The account's base URL, and its settings that are not secret.
+        endpoint: The endpoint of the requests.
+        rows: The number of rows.
+        created_at: When the job was first submitted.
+        shards: The shards of all rounds.
+        landed_at: When the results landed.
+        replaced: The ledgers of earlier submissions with other input, until all their batches are known and
+            cancelled.
+        input: The path of the input, if it was passed as a path.
+        restarts: The values of `Job.restart` so far.
+        stopped_at: When a person stopped the job.
+        max_rounds: The value the job was last submitted with. After a stop, rows are submitted again only
+            with a higher one.
+        recovery_rounds: The number of rounds that only resubmitted rows of cancelled batches or lost results.
+        recoveries: How often the current attempt has resubmitted such rows.
+        unexpected: The number of stray lines in earlier rounds.
+        lost_round: The last round that resubmitted lost results, perhaps among other rows.
+        shard_requests: The value of the first submission. Later attempts use it, so that they split the input
+            the same way.
     """
 
-    model_config = ConfigDict(frozen=True, defer_build=True, extra="allow")  # a later version's stay
+    # Keep the members that a later version has added.
+    model_config = ConfigDict(frozen=True, defer_build=True, extra="allow")
 
     version: int = VERSION
     revision: int = 0
@@ -120,21 +152,22 @@ class Ledger(BaseModel):
 
     @property
     def batch_ids(self) -> list[str]:
+        """The ids of all batches that are known."""
         return [record.batch_id for record in self.shards if record.batch_id]
 
     @property
     def is_untouched(self) -> bool:
-        """Whether nothing was uploaded yet: what is needed of the input may not have been written down."""
+        """Whether nothing was uploaded yet; the files that later steps need may not be written either."""
         return self.round == 1 and all(record.step is Step.PLANNED for record in self.shards)
 
     @property
     def is_submitted(self) -> bool:
-        """Whether every row of the current round has had its batch."""
+        """Whether every shard of the current round has a batch."""
         return all(record.step is Step.CREATED for record in self.current)
 
     @property
     def round(self) -> int:
-        """The current round: 1, or more where rows were submitted again."""
+        """The current round, from 1; later ones resubmit rows."""
         return max((record.round for record in self.shards), default=1)
 
     @property
@@ -143,14 +176,16 @@ class Ledger(BaseModel):
         return self.of_round(self.round)
 
     def of_round(self, number: int) -> tuple[ShardRecord, ...]:
+        """Return the shards of one round."""
         return tuple(record for record in self.shards if record.round == number)
 
     def latest(self, record: ShardRecord) -> ShardRecord | None:
-        """What this ledger says of the shard that another one spoke of."""
+        """Return this ledger's record of the same shard, or None if it has none."""
         same = (new for new in self.shards if (new.shard, new.round) == (record.shard, record.round))
         return next(same, None)
 
     def with_shard(self, record: ShardRecord) -> Ledger:
+        """Return the ledger with this record in place of the same shard's old one."""
         shards = tuple(
             record if (old.shard, old.round) == (record.shard, record.round) else old for old in self.shards
         )

@@ -1,4 +1,4 @@
-"""Batches that creates of a shard may have left: looked for, called off, or told of to a person."""
+"""Find batches that creates of a shard have left unrecorded: cancel them, or describe them to a person."""
 
 from __future__ import annotations
 
@@ -29,24 +29,26 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def call_off(job: Job, provider: Provider, batch: Batch) -> Flow[Batch]:
-    """Cancel a batch that is not to be, if it still runs."""
+def cancel_unwanted(job: Job, provider: Provider, batch: Batch) -> Flow[Batch]:
+    """Cancel a batch that the job does not want (any more), if it still runs."""
     if batch.status.is_terminal or batch.status is BatchStatus.CANCELLING:
         return batch
     if provider.traits.cancel is Cancel.NONE:
         log.warning(
-            "job %s: batch %s is not to go on, but %s cannot cancel", job.identity, batch.id, provider.name
-        )
+            "job %s: batch %s is no longer wanted, but runs on: %s cannot cancel batches",
+            job.identity, batch.id, provider.name,
+        )  # fmt: skip
         return batch
-    log.warning("job %s: cancelling batch %s, which is not to go on", job.identity, batch.id)
+    log.warning("job %s: cancelling batch %s, which is no longer wanted", job.identity, batch.id)
     return (yield from provider.cancel(batch.id))
 
 
 def shard_key(ledger: Ledger, record: ShardRecord) -> str:
-    """The handle of a shard's create: the same whenever it is repeated from the same upload, and no other's.
+    """Return the idempotency key of a shard's create.
 
-    It is no other job's with the same input, nor that of a batch of this shard that is dead, or was given up
-    with other input in between: "already exists" means that this create has made it.
+    The key is the same whenever the create is repeated from the same upload. It differs for another job with
+    the same input, for the batch that replaces a refused one, and after other input was submitted in between:
+    so "already exists" always means that this very create has made the batch.
     """
     facts = [ledger.job, ledger.fingerprint, ledger.submission, record.round, record.shard, record.dead,
              record.file_id]  # fmt: skip
@@ -54,12 +56,12 @@ def shard_key(ledger: Ledger, record: ShardRecord) -> str:
 
 
 def sought_batch(ledger: Ledger, record: ShardRecord, metadata: Mapping[str, str]) -> Sought:
-    """By what a shard's batch is recognised."""
+    """Return the facts by which a shard's batch is recognised in a listing."""
     marks = shard_metadata(metadata, record, len(ledger.of_round(record.round)))
     return Sought(record.file_id, marks, shard_key(ledger, record), ledger.endpoint, record.rows)
 
 
-def unnoted(
+def unrecorded_batches(
     job: Job,
     provider: Provider,
     ledger: Ledger,
@@ -67,15 +69,16 @@ def unnoted(
     metadata: Mapping[str, str],
     why: str = "",
 ) -> Flow[list[Batch]]:
-    """The batches that creates of this shard have left beside the one on record, if they may have.
+    """Find the batches that creates of this shard may have left beside the recorded one.
 
-    Raises OrphanError where there may be one, the provider cannot be asked, and the job does not accept it.
+    Raises OrphanError if there may be one, the provider offers no way to look for it, and `Job.on_orphan` is
+    "fail".
     """
     if record.tries <= (record.batch_id is not None):
         return []
     sought = sought_batch(ledger, record, metadata)
     if provider.can_look(sought):
-        # A create that was begun just now may be slow rather than lost.
+        # A create that has begun just now may be slow rather than lost: look several times.
         recent = bool(why) or abs(time.time() - (record.creating_at or 0)) < job.lease
         search = look if recent and record.batch_id is None else find
         try:
@@ -84,7 +87,7 @@ def unnoted(
             if record.batch_id is None and job.on_orphan == "fail":
                 error.message += (
                     f", and a create of {record.rows} rows of job {job.identity} may have left one. A later "
-                    "attempt looks again; on_orphan='resubmit' takes it that there is none"
+                    "attempt looks again; on_orphan='resubmit' assumes that there is none"
                 )
                 raise
             others = []
@@ -95,14 +98,14 @@ def unnoted(
 
 
 def _orphan(job: Job, provider: Provider, ledger: Ledger, record: ShardRecord, why: str) -> Flow[OrphanError]:
-    """What to tell the person who has to look."""
+    """Build the error that tells a person where to look, and for what."""
     name, began = provider.name, record.creating_at or ledger.created_at
     try:
         candidates = yield from created_since(provider, began)
-    except APIError as error:  # it may be down, which is how this began
+    except APIError as error:  # the provider may be down, which may be why the create got no answer
         candidates, unread = [], f"its list of batches could not be read: {error.message}. "
     else:
-        unread = "none is listed now. "
+        unread = "none is listed now. "  # the sentence that is shown without candidates
     seen = ", ".join(
         f"{batch.id} ({batch.request_counts.total if batch.request_counts else '?'} requests)"
         for batch in candidates
@@ -110,7 +113,7 @@ def _orphan(job: Job, provider: Provider, ledger: Ledger, record: ShardRecord, w
     )
     since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(began))
     return OrphanError(
-        f"a batch of {record.rows} requests may be running at {name} unknown to job {job.identity}: "
+        f"a batch of {record.rows} requests may be running at {name} that job {job.identity} does not know: "
         f"{why or 'an attempt ended while it was creating the batch'}. {name} offers no way to look a batch "
         f"up by what it was made from. Check its batches created since {since} "
         f"(anybatch.list_batches({name!r})); "

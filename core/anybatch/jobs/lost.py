@@ -1,9 +1,10 @@
-"""A batch of a job that the provider has lost, or never finishes cancelling: what `Job.on_lost` decides.
+"""Lost batches: a batch that the provider no longer knows, or never finishes cancelling.
 
-One dead batch must not lock the others' paid rows. Gone is what answers 404 for a quarter of an hour while
-the same account answers for something else of the job: where nothing answers, the key is another account's,
-and that is an error whatever the job says. The ledger notes since when, and nothing more: each attempt asks
-again, so that a batch which comes back is taken, and decides by the `on_lost` that it was given.
+One lost batch must not keep the paid rows of the others from landing; `Job.on_lost` decides what happens. A
+batch is lost if it answers 404 for 15 minutes while the same account still finds another batch or file of the
+job. If it finds none of them, the key probably belongs to another account, which is an error whatever
+`on_lost` says. The ledger records only since when a batch has been gone: each attempt asks the provider
+again, so a batch that comes back is used, and applies its own `on_lost`.
 """
 
 from __future__ import annotations
@@ -26,31 +27,32 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# How long a batch may be in cancelling before it counts as lost, seconds; real ones take ten minutes.
+# Seconds that a batch may be cancelling before it counts as lost; OpenAI takes up to ten minutes.
 STUCK_AFTER = 3600.0
 LOOK_EVERY = 30.0
-_ASK_MOST = 5  # other batches that are asked for
+_ASK_MOST = 5  # how many of the job's other batches are tried
 
 RESULTS_LOST = "results_lost"
-"""The error code of rows whose answers the provider has lost."""
+"""The error code of rows whose results the provider has lost."""
 
 WAYS_OUT = (
-    "on_lost='land' lands the job's other rows and leaves these `missing`, on_lost='resubmit' buys these "
-    "rows again, Job.restart submits the input once more"
+    "on_lost='land' lands the job's other rows and reports these as `missing`, on_lost='resubmit' pays for "
+    "these rows again, and Job.restart submits the input once more"
 )
 
 
-class AwayError(NotFoundError):
-    """A batch answers 404, but not for long enough to be gone; the ledger says since when."""
+class MaybeLostError(NotFoundError):
+    """A batch answers 404, but not yet for long enough to count as lost; the ledger says since when."""
 
 
-def present(
+def retrieve_or_lost(
     job: Job, provider: Provider, ledger: Ledger, record: ShardRecord, *, patient: bool = True
 ) -> Flow[Batch | None]:
-    """The batch on record as it stands; None where it is lost, and the job may go on without it.
+    """Retrieve a shard's batch; return None if it is lost and the job may continue without it.
 
-    Raises BatchLostError where it may not, and NotFoundError where nothing of this account answers. A batch
-    that answers 404 is asked for until it is back or gone, or, if not `patient`, raises AwayError at once.
+    Raises BatchLostError if it may not, and NotFoundError if the account finds nothing else of the job
+    either. While a batch answers 404, this asks again until it is back or lost; unless `patient`, it raises
+    MaybeLostError instead.
     """
     assert record.batch_id is not None
     try:
@@ -60,12 +62,12 @@ def present(
     if batch.status is not BatchStatus.CANCELLING:
         return batch
     if record.cancelling_at is None:
-        yield from note(job, ledger, record, cancelling_at=time.time())
+        yield from update_shard(job, ledger, record, cancelling_at=time.time())
         return batch
     if time.time() - record.cancelling_at < STUCK_AFTER:
         return batch
     since = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(record.cancelling_at))
-    _go_without(job, record, f"batch {batch.id} has been cancelling since {since}")
+    _accept_without(job, record, f"batch {batch.id} has been cancelling since {since}")
     return None
 
 
@@ -75,12 +77,12 @@ def _gone(
     since = record.gone_at
     if since is None:
         since = time.time()
-        yield from note(job, ledger, record, gone_at=since)
+        yield from update_shard(job, ledger, record, gone_at=since)
     if not (yield from _account_answers(provider, ledger, record)):
         raise NotFoundError(
-            f"{error.message.rstrip('.')}, and nothing else of the job answers: the key may be that of "
-            "another account or project. If the batch is gone for good, Job.restart submits the input once "
-            "more",
+            f"{error.message.rstrip('.')}, and nothing else of the job was found either: the key may belong "
+            "to another account or project. If it does not, the batch is lost, and Job.restart submits the "
+            "input once more",
             code=error.code,
             batch_id=record.batch_id,
             status_code=error.status_code,
@@ -88,7 +90,9 @@ def _gone(
         ) from error
     while (left := since + GONE_AFTER - time.time()) > 0:
         if not patient:
-            raise AwayError(error.message, batch_id=record.batch_id, status_code=error.status_code) from error
+            raise MaybeLostError(
+                error.message, batch_id=record.batch_id, status_code=error.status_code
+            ) from error
         yield from sleep(min(LOOK_EVERY, left))
         try:
             batch: Batch = yield from provider.retrieve(record.batch_id or "")
@@ -96,21 +100,21 @@ def _gone(
             error = again
         else:
             return batch
-    _go_without(job, record, f"batch {record.batch_id} is gone ({error.message})", error)
+    _accept_without(job, record, f"batch {record.batch_id} is gone ({error.message})", error)
     return None
 
 
-def _go_without(job: Job, record: ShardRecord, what: str, cause: APIError | None = None) -> None:
+def _accept_without(job: Job, record: ShardRecord, what: str, cause: APIError | None = None) -> None:
     if job.on_lost == "fail":
         raise lost_error(job, record, what, cause) from cause
     log.warning(
-        "job %s: %s; on_lost=%r, so the job goes on without the results of its %d rows",
+        "job %s: %s; on_lost=%r, so the job continues without the results of its %d rows",
         job.identity, what, job.on_lost, record.rows,
     )  # fmt: skip
 
 
 def lost_error(job: Job, record: ShardRecord, what: str, cause: APIError | None = None) -> BatchLostError:
-    """What to tell where results are lost, and the job does not accept that."""
+    """Build the error for lost results, if `Job.on_lost` is "fail"."""
     return BatchLostError(
         f"job {job.identity}: {what}, and with it the results of {record.rows} rows. {WAYS_OUT}",
         batch_id=record.batch_id,
@@ -120,14 +124,14 @@ def lost_error(job: Job, record: ShardRecord, what: str, cause: APIError | None 
 
 
 def lost_row(reason: object) -> RowError:
-    """What the rows say whose results are lost."""
-    return RowError(RESULTS_LOST, f"The provider has lost the answer: {reason}")
+    """Return the error of rows whose results are lost."""
+    return RowError(RESULTS_LOST, f"The provider has lost the result: {reason}")
 
 
 def _account_answers(provider: Provider, ledger: Ledger, record: ShardRecord) -> Flow[bool]:
-    """Whether the provider answers for another batch of this job, or for the file that this one was made of.
+    """Whether the account finds another batch of this job, or the input file of this one.
 
-    That the account lists any batches proves nothing: another account has some, too.
+    Listing the account's batches would prove nothing: another account has batches, too.
     """
     others = [one.batch_id for one in ledger.shards if one.batch_id and one.batch_id != record.batch_id]
     for batch_id in others[-_ASK_MOST:]:
@@ -139,11 +143,11 @@ def _account_answers(provider: Provider, ledger: Ledger, record: ShardRecord) ->
     return record.file_id is not None and (yield from provider.has_file(record.file_id))
 
 
-def note(job: Job, ledger: Ledger, record: ShardRecord, **update: object) -> Flow[None]:
-    """Write down something about a shard's batch, unless it has another one by now."""
+def update_shard(job: Job, ledger: Ledger, record: ShardRecord, **update: object) -> Flow[None]:
+    """Record facts about a shard's batch in the ledger, unless the shard has another batch by now."""
     while True:
-        noted = record.model_copy(update=update)
-        if (yield from do(partial(job.folder.commit, ledger, ledger.with_shard(noted)))) is not None:
+        updated = record.model_copy(update=update)
+        if (yield from do(partial(job.folder.commit, ledger, ledger.with_shard(updated)))) is not None:
             return
         now = yield from do(job.folder.read)
         theirs = now.latest(record) if now is not None and now.fingerprint == ledger.fingerprint else None

@@ -1,12 +1,12 @@
 """The options of a job and of waiting for it, each declared once: name, type, default, choices, a sentence.
 
-Signatures stay explicit where people read them (`Job`, `run_job`, the operators, `@batch_asset`, the
-component) and repeat names and defaults; `tests/test_options.py` fails where one of them differs from this
-table. The command line's parser, the component's descriptions and `docs/options.md` are made from it.
+Signatures that people read (`Job`, `run_job`, the operators, `@batch_asset`, the component) stay explicit and
+repeat names and defaults; `tests/test_options.py` fails if one of them differs from this table. The command
+line's parser, the component's descriptions and `docs/options.md` are generated from it.
 
-To add an option: add it here, then to each signature that the test names.
+To add an option, add it here, then to each signature that the test names.
 
-Nothing but the standard library is imported: a DAG file imports this module at every parse.
+This module imports only the standard library, since a DAG file imports it at every parse.
 """
 
 from __future__ import annotations
@@ -43,36 +43,43 @@ OnPartial: TypeAlias = Literal["keep", "fail"]
 OnTimeout: TypeAlias = Literal["leave", "cancel", "land_partial"]
 
 DEFAULT_TIMEOUT = 26 * 3600.0
-"""Seconds for the batches of a round: the usual completion window, and what a provider needs to write the
-files of a batch that has ended."""
+"""Seconds to wait for the batches of a round: the usual completion window of 24 hours, and two hours for the
+provider to write the result files of a batch that has ended."""
 
 
 class Part(Enum):
     """What an option belongs to."""
 
-    ACCOUNT = "account"  # who is asked, and with which credentials
-    JOB = "job"  # what is to be done: the fields of `Job`
+    ACCOUNT = "account"  # provider, base URL, credentials and settings
+    JOB = "job"  # what to submit: the fields of `Job`
     RUN = "run"  # how long to wait, and which results are good enough: the keywords of `Client.run`
-    TABLE = "table"  # how requests are made of a table's rows: the arguments of `build_requests`
+    TABLE = "table"  # how to build requests from a table's rows: the arguments of `build_requests`
 
 
-class Mark(Enum):
-    """What stands in place of a default."""
+class Placeholder(Enum):
+    """A value of `Option.default` or `Option.in_pipelines` that is not itself a default."""
 
     REQUIRED = "required"
     SAME = "same"
 
 
-REQUIRED: Final = Mark.REQUIRED
+REQUIRED: Final = Placeholder.REQUIRED
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
     """One option.
 
-    `type` is the type as signatures write it, and None in place of an empty mapping is the same default.
-    `in_fingerprint` says that another value makes another job: what was submitted before with the same
-    identity is replaced. `in_pipelines` is the default in Airflow and Dagster, where it is not `default`.
+    Attributes:
+        name: The name, the same in every signature.
+        type: The type as signatures write it.
+        default: The default; a signature may write None for an empty mapping.
+        part: What the option belongs to.
+        text: One sentence for the docs, the command line's help and the component's descriptions.
+        choices: The allowed values, if they are few.
+        in_fingerprint: Whether another value makes another job, which replaces what was submitted before
+            under the same identity.
+        in_pipelines: The default in Airflow and Dagster, if it differs from `default`.
     """
 
     name: str
@@ -82,15 +89,16 @@ class Option:
     text: str
     choices: tuple[str, ...] = ()
     in_fingerprint: bool = False
-    in_pipelines: Any = Mark.SAME
+    in_pipelines: Any = Placeholder.SAME
 
     @property
     def pipeline_default(self) -> Any:
-        return self.default if self.in_pipelines is Mark.SAME else self.in_pipelines
+        """The default in Airflow and Dagster."""
+        return self.default if self.in_pipelines is Placeholder.SAME else self.in_pipelines
 
 
 OPTIONS: Final[tuple[Option, ...]] = (
-    # --- the account: it is in the fingerprint, but for the key, which may be rotated while a batch runs
+    # --- the account: all of it but the key is in the fingerprint; keys are rotated while batches run
     Option(
         "provider", "str", REQUIRED, Part.ACCOUNT,
         "Name of the provider, such as openai, anthropic or local.",
@@ -98,60 +106,59 @@ OPTIONS: Final[tuple[Option, ...]] = (
     ),
     Option(
         "api_key", "str | None", None, Part.ACCOUNT,
-        "The provider's key; left out, it is read from the provider's environment variable.",
+        "The provider's API key; if left out, it is read from the provider's environment variable.",
     ),
     Option(
         "api_base", "str | None", None, Part.ACCOUNT,
-        "Address of the provider's API, where it is not the usual one; for local, "
-        "sqlite:///absolute/path.db.",
+        "Base URL of the provider's API, if it is not the usual one; for local, sqlite:///absolute/path.db.",
         in_fingerprint=True,
     ),
     Option(
         "client_args", "Mapping[str, Any]", {}, Part.ACCOUNT,
-        "Arguments of the HTTP client: timeout, proxy, verify, headers and others.",
+        "Arguments for the HTTP client (httpx), such as timeout, proxy, verify or headers.",
     ),
     Option(
         "settings", "Mapping[str, str]", {}, Part.ACCOUNT,
-        "What the provider's account has beside key and address, by name, such as a region or a project; "
-        "left out, each is read from the provider's environment variable, where secret ones belong.",
+        "The account's other settings by name, such as a region or a project; a setting that is left out is "
+        "read from the provider's environment variable, which is the place for secret ones.",
         in_fingerprint=True,
     ),
     # --- the job
     Option(
         "input", "JobInput", REQUIRED, Part.JOB,
-        "The request lines: a JSONL file (a path or fsspec URL), or in Python an iterable of request "
+        "The request lines: a JSONL file (a path or fsspec URL) or, in Python, an iterable of request "
         "objects.",
         in_fingerprint=True,
     ),
     Option(
         "output", "str | os.PathLike[str] | UPath", REQUIRED, Part.JOB,
-        "The job's own folder, a path or fsspec URL, for its record and its results; the same folder "
+        "The job's own folder (a path or fsspec URL) for its ledger, results and report; the same folder "
         "continues the same job.",
     ),
     Option(
         "endpoint", "str", "/v1/chat/completions", Part.JOB,
-        "Endpoint of the requests: OpenAI's path, translated for providers that speak otherwise, or the "
-        "provider's own.",
+        "Endpoint of every request: OpenAI's path, translated for providers with another API, or the "
+        "provider's own path.",
         in_fingerprint=True,
     ),
     Option(
         "id", "str | None", None, Part.JOB,
-        "The job's identity: the same identity is the same job, which is never paid for twice; left out, it "
-        "is the location of the output.",
+        "The job's identity, by default the location of the output; the same identity is the same job, which "
+        "is never paid for twice.",
     ),
     Option(
         "model", "str | None", None, Part.JOB,
-        "Model of all requests that name none themselves.",
+        "Model of every request whose body names none.",
         in_fingerprint=True,
     ),
     Option(
         "completion_window", "str", "24h", Part.JOB,
-        "How long the provider may take, in the provider's own words.",
+        "How long the provider may take, as the provider writes it.",
         in_fingerprint=True,
     ),
     Option(
         "metadata", "Mapping[str, str]", {}, Part.JOB,
-        "Strings to put on every batch at the provider, beside anybatch's own.",
+        "Strings put on every batch at the provider, beside anybatch's own.",
     ),
     Option(
         "options", "Mapping[str, Any]", {}, Part.JOB,
@@ -160,106 +167,105 @@ OPTIONS: Final[tuple[Option, ...]] = (
     ),
     Option(
         "on_orphan", "OnOrphan", "fail", Part.JOB,
-        "What to do where a create got no answer and the provider offers no way to look for the batch: fail, "
-        "or resubmit, and perhaps pay for both.",
+        "What to do if a create got no answer and the provider offers no way to look for its batch: fail, or "
+        "resubmit and risk paying for both.",
         choices=get_args(OnOrphan),
     ),
     Option(
         "on_changed", "OnChanged", "cancel_and_resubmit", Part.JOB,
-        "What to do where the job was submitted before with other input or options: replace what was "
-        "submitted (cancel_and_resubmit), or fail.",
+        "What to do if the job was submitted before with other input or options: cancel_and_resubmit, which "
+        "replaces what was submitted, or fail.",
         choices=get_args(OnChanged),
     ),
     Option(
         "on_untranslatable", "OnUntranslatable", "fail", Part.JOB,
-        "What to do with a parameter that the provider has no word for: fail and name its line, or drop it.",
+        "What to do with a parameter that has no counterpart in the provider's API: fail and name its line, "
+        "or drop it.",
         choices=get_args(OnUntranslatable),
         in_fingerprint=True,
     ),
     Option(
         "on_lost", "OnLost", "fail", Part.JOB,
-        "What to do where a batch or a result file is gone at the provider, or shorter than the provider "
-        "counts: fail, land the other rows, or resubmit, which buys the lost rows again, also after "
-        "they have landed as missing.",
+        "What to do if the provider has lost a batch or a result file, or a result file holds fewer rows "
+        "than the provider counts: fail, land the other rows, or resubmit, which pays for the lost rows "
+        "again, even if they have already landed as missing.",
         choices=get_args(OnLost),
     ),
     Option(
         "shard_requests", "int | None", None, Part.JOB,
-        "How many requests one batch may hold at most, below the provider's own limit; in force from the "
-        "job's first submission on.",
+        "The most requests in one batch, if lower than the provider's own limit; the value of the job's "
+        "first submission applies to all later ones.",
     ),
     Option(
         "keep_requests", "KeepRequests", "until_landed", Part.JOB,
-        "How long request lines that were given as objects stay in the job's folder, prompts and all: until "
-        "each has its batch, after which a later round needs them once more, until the job has landed, or "
-        "always.",
+        "How long requests that were passed as objects stay in the job's folder, with their prompts: "
+        "until_submitted (a later round then needs them passed again), until_landed, or always.",
         choices=get_args(KeepRequests),
     ),
     Option(
         "max_rounds", "int", 1, Part.JOB,
-        "How often a row may be submitted: with 2 and more, rows that expired, went missing or failed in a "
-        "way that may pass are submitted again.",
+        "How often a row may be submitted: with 2 or more, rows that expired, are missing or failed with an "
+        "error that may be temporary are submitted again.",
     ),
     Option(
         "restart", "str | None", None, Part.JOB,
-        "Any text: the same input is submitted once more, once for each such text, and what still runs of "
-        "the job is cancelled.",
+        "Any text: each new text submits the same input once more and cancels what still runs of the job.",
         in_fingerprint=True,
     ),
     Option(
         "lease", "float", 90.0, Part.JOB,
-        "For how many seconds a create that another attempt has begun is left to that attempt.",
+        "Seconds for which a create that another attempt has begun is left to that attempt.",
     ),
     Option(
         "price", "tuple[float, float] | None", None, Part.JOB,
-        "USD for a million input tokens and for a million output tokens, where the provider does not tell "
-        "the cost.",
+        "USD per million input tokens and per million output tokens, for providers that do not report the "
+        "cost.",
     ),
     # --- waiting, and what is good enough
     Option(
         "timeout", "float | timedelta | None", None, Part.RUN,
-        "How long to wait, in seconds: plain Python and the command line count from now on, Airflow and "
-        "Dagster from the creation of each round's batches.",
+        "How long to wait, in seconds: in Python and on the command line from the start of the call, in "
+        "Airflow and Dagster from the creation of each round's batches.",
         in_pipelines=DEFAULT_TIMEOUT,
     ),
     Option(
         "deadline", "float | None", None, Part.RUN,
-        "The moment at which the waiting ends, in unix seconds; in place of timeout.",
+        "When to stop waiting, in unix seconds; used instead of timeout.",
     ),
     Option(
         "on_progress", "OnProgress | None", None, Part.RUN,
-        "A function that is called with the batch at each new status or count.",
+        "A function called with the batch whenever its status or counts change.",
     ),
     Option(
         "on_timeout", "OnTimeout", "leave", Part.RUN,
-        "What becomes of batches that have not ended in time: leave them running, cancel them, or "
+        "What to do with batches that have not ended in time: leave them running, cancel them, or "
         "land_partial, which cancels them and lands what they have finished.",
         choices=get_args(OnTimeout),
     ),
     Option(
         "on_partial", "OnPartial", "keep", Part.RUN,
-        "What to do where rows have no result after the last round: keep the results, if max_failed_ratio "
-        "accepts them, or fail once they have landed.",
+        "What to do if rows have no result after the last round: keep the results, provided "
+        "max_failed_ratio accepts them, or fail once they have landed.",
         choices=get_args(OnPartial),
     ),
     Option(
         "max_failed_ratio", "float", 1.0, Part.RUN,
-        "Share of rows without a result above which the job counts as failed, once its results have landed; "
-        "Airflow and Dagster, where it is left out, count it as failed if no row succeeded.",
+        "Share of rows without a result above which the job fails, once its results have landed; in Airflow "
+        "and Dagster, if it is left out, the job fails only if no row succeeded.",
         in_pipelines=None,
     ),
-    # --- requests made of a table: another prompt makes other input
+    # --- requests built from a table: another prompt makes another input
     Option(
         "prompt", "Prompt", REQUIRED, Part.TABLE,
-        "The prompt for each row of a table: a template in which {column} stands for the row's value, never "
-        "Jinja, or a function of the row.",
+        "The prompt for each row of a table: a template in which {column} is replaced by the row's value "
+        "(this is not Jinja), or a function of the row.",
         in_fingerprint=True,
-        in_pipelines=None,  # where it is left out, the input holds requests
+        in_pipelines=None,  # without it, the input holds request lines
     ),
     Option(
         "id_column", "str | Callable | None", None, Part.TABLE,
-        "The column that holds the rows' ids, or a function of the row; left out, the ids are row-1, row-2 "
-        "and so on, which are only as stable as the table's order.",
+        "The column that holds each row's id, or a function of the row; if left out, ids are row-1, row-2 "
+        "and so on, and stay the same only while the table keeps its order.",
         in_fingerprint=True,
     ),
     Option(
@@ -269,7 +275,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
     ),
     Option(
         "body", "Mapping[str, Any]", {}, Part.TABLE,
-        "The other parameters of every request, such as max_tokens.",
+        "Further parameters of every request, such as max_tokens.",
         in_fingerprint=True,
     ),
 )  # fmt: skip
@@ -278,20 +284,44 @@ _BY_NAME = {one.name: one for one in OPTIONS}
 
 
 def option(name: str) -> Option:
-    """An option by its name; KeyError if there is none."""
+    """Return the option of this name.
+
+    Args:
+        name: The option's name.
+
+    Returns:
+        Its row of the table.
+
+    Raises:
+        KeyError: There is no such option.
+    """
     return _BY_NAME[name]
 
 
 def options_of(*parts: Part) -> Iterator[Option]:
-    """The options that belong to these parts, in the table's order."""
+    """Return the options of these parts.
+
+    Args:
+        parts: The parts whose options are wanted.
+
+    Returns:
+        Their rows, in the table's order.
+    """
     return (one for one in OPTIONS if one.part in parts)
 
 
 def wrong_choice(name: str, value: object) -> str | None:
-    """What to say of a value that is none of an option's choices; None if it is one of them.
+    """Check a value against an option's choices.
 
-    Each caller raises it as the error that is its users' own: `Job` a ConfigurationError, the operator a
+    Each caller raises the message as the error its users expect: `Job` a ConfigurationError, the operator a
     ValueError while the DAG is parsed, the asset Dagster's error for definitions.
+
+    Args:
+        name: The option's name.
+        value: The value to check.
+
+    Returns:
+        The error message, or None if the value is one of the choices.
     """
     known = _BY_NAME[name].choices
-    return None if value in known else f"{name}: {' or '.join(map(repr, known))}, not {value!r}"
+    return None if value in known else f"{name}: must be {' or '.join(map(repr, known))}, not {value!r}"

@@ -1,7 +1,7 @@
-"""What follows from how a job stands, decided once for plain Python, Airflow and Dagster.
+"""Policies, decided once for plain Python, Airflow and Dagster.
 
-How long to wait for a batch, what becomes of one that is late, whether what has landed is good enough.
-Nothing here asks or changes anything.
+How long to wait for a batch, what to do with one that is late, whether landed results are good enough: pure
+functions, without any effect.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..states import BatchStatus, Outcome
 
-# What these policies decide by, declared with the other options, is theirs to give as well.
+# Declared with the other options; exported here for callers of these policies.
 from .options import DEFAULT_TIMEOUT as DEFAULT_TIMEOUT
 from .options import OnPartial as OnPartial
 from .options import OnTimeout as OnTimeout
@@ -31,22 +31,22 @@ __all__ = [
     "OnPartial",
     "OnTimeout",
     "batches_in_words",
-    "began_before",
-    "believed",
     "counts_in_words",
     "deadline_of",
     "deadlines_of",
     "next_move",
+    "plausible",
     "rows_problem",
+    "waiting_since",
 ]
 
 CANCEL_TIME = 3600.0
-"""Seconds that a provider may take to end a batch that it was asked to cancel."""
+"""Seconds that a provider may take to end a batch after it was asked to cancel it."""
 FIRST_LOOK = 300.0
-"""Seconds more where `on_lost` may do without a batch that never ends its cancelling: the job counts that
-hour from its own first look at it, which is a little later."""
-# A provider's time that is further than this from our own note of the submission is not believed, seconds.
-_BELIEVED = 7 * 86_400.0
+"""Additional seconds if `on_lost` may continue without a batch that never finishes cancelling: the job counts
+`CANCEL_TIME` from its own first look at that batch, which is a little later."""
+# Seconds by which a provider's time may differ from the ledger's time of the submission and still be used.
+_PLAUSIBLE = 7 * 86_400.0
 
 
 class Move(Enum):
@@ -54,14 +54,24 @@ class Move(Enum):
 
     LAND = auto()  # nothing is left to wait for
     WAIT = auto()
-    LEAVE = auto()  # the deadline has passed: give up, the batches run on …
-    CANCEL = auto()  # … or are cancelled, and the next attempt submits the rest again
-    STOP = auto()  # … or are cancelled for good, and what they have finished lands
-    GIVE_UP = auto()  # they were stopped, and have not ended in time
+    LEAVE = auto()  # late: give up, and leave the batches running
+    CANCEL = auto()  # late: give up and cancel; the next attempt submits unfinished rows again
+    STOP = auto()  # late: stop the job, then land what its batches have finished
+    GIVE_UP = auto()  # the job was stopped, and its batches did not end in time
 
 
 def next_move(standing: Standing, deadlines: Mapping[str, float], on_timeout: OnTimeout, now: float) -> Move:
-    """The next step. `deadlines` are those of the batches that run (`deadlines_of`), by their ids."""
+    """Decide the next step of a job.
+
+    Args:
+        standing: The state of the job.
+        deadlines: The deadline of each running batch by its id, unix seconds (`deadlines_of`).
+        on_timeout: What to do once the earliest deadline has passed.
+        now: The time, unix seconds.
+
+    Returns:
+        The next step.
+    """
     if standing.is_over:
         return Move.LAND
     if min(deadlines.values(), default=math.inf) > now:
@@ -74,10 +84,20 @@ def next_move(standing: Standing, deadlines: Mapping[str, float], on_timeout: On
 def deadlines_of(
     standing: Standing, timeout: float, began: float, *, outlasts_lost: bool = False
 ) -> dict[str, float]:
-    """Until when to wait for each batch that runs, unix seconds; `began` is when the waiting did.
+    """Return the deadline of each running batch.
 
-    `timeout` seconds after its creation, whoever asks and when. Those of a job that was stopped have an hour
-    from then on; `outlasts_lost`: and a little more, since `on_lost` may do without them.
+    A batch's deadline is `timeout` seconds after its creation, the same for every attempt that asks. The
+    batches of a stopped job have `CANCEL_TIME` from the stop.
+
+    Args:
+        standing: The state of the job.
+        timeout: Seconds to wait after a batch's creation.
+        began: When the waiting began, unix seconds.
+        outlasts_lost: Whether to wait `FIRST_LOOK` longer for batches that are being cancelled, since
+            `on_lost` may continue without them.
+
+    Returns:
+        For each batch id, the deadline in unix seconds.
     """
     ending = CANCEL_TIME + (FIRST_LOOK if outlasts_lost else 0.0)
     if standing.stopped_at is not None:
@@ -86,30 +106,37 @@ def deadlines_of(
 
 
 def deadline_of(batch: Batch, standing: Standing, timeout: float, began: float, ending: float) -> float:
-    """Until when to wait for one batch.
+    """Return the deadline of one batch, in unix seconds.
 
-    One that is being cancelled has time for that, so that a new attempt, which needs its finished rows, is
-    not stopped by a deadline that is over. Where the provider tells no times, or none that can be, its
-    creation is when it was noted here, and its cancelling when that was first seen, or the waiting began:
-    else nothing would ever be late.
+    A batch that is being cancelled gets `ending` seconds for that, so that a past deadline does not stop a
+    new attempt, which needs the rows that the batch has finished. If the provider reports no plausible times,
+    the ledger's times count, or the beginning of the wait: otherwise no batch would ever be late.
     """
-    noted = standing.submitted.get(batch.id, standing.created_at)
-    deadline = believed(batch.created_at, noted, began) + timeout
+    recorded = standing.submitted.get(batch.id, standing.created_at)
+    deadline = plausible(batch.created_at, recorded, began) + timeout
     if batch.status is BatchStatus.CANCELLING:
         since = standing.cancelling.get(batch.id)
-        return max(deadline, believed(batch.cancelling_at, since, began) + ending)
+        return max(deadline, plausible(batch.cancelling_at, since, began) + ending)
     return deadline
 
 
-def believed(told: float | None, noted: float | None, began: float) -> float:
-    """A provider's time, or what was noted here in its place."""
-    if told is not None and (noted is None or abs(told - noted) < _BELIEVED):
-        return float(told)
-    return began if noted is None else noted
+def plausible(reported: float | None, recorded: float | None, began: float) -> float:
+    """Return the provider's time if it is plausible, else the ledger's, else the beginning of the wait."""
+    if reported is not None and (recorded is None or abs(reported - recorded) < _PLAUSIBLE):
+        return float(reported)
+    return began if recorded is None else recorded
 
 
-def began_before(was_late: bool, now: float) -> float:
-    """When a waiting began that has ended just now: if it was too long, an hour ago or more."""
+def waiting_since(was_late: bool, now: float) -> float:
+    """Return when a wait that has ended just now began at the latest, in unix seconds.
+
+    Args:
+        was_late: Whether the wait ended at its deadline: then it has lasted for `CANCEL_TIME` or longer.
+        now: The time, unix seconds.
+
+    Returns:
+        A value for the `began` of `deadlines_of`.
+    """
     return now - CANCEL_TIME if was_late else now
 
 
@@ -120,10 +147,17 @@ def rows_problem(
     *,
     invalid: int = 0,
 ) -> str | None:
-    """Why results that have landed are not good enough, None if they are; without rows they always are.
+    """Decide whether landed results are good enough. Results without any row always are.
 
-    `invalid` counts rows that succeeded with an answer that is not what was asked for. Without
-    `max_failed_ratio` it takes one row that succeeded.
+    Args:
+        report: The report of the job.
+        on_partial: Whether to accept rows without a result at all.
+        max_failed_ratio: The accepted share of rows without a result; None accepts any share, as long as one
+            row succeeded.
+        invalid: How many of the succeeded rows have an answer of the wrong form; they count as failed.
+
+    Returns:
+        Why the results are not good enough, or None if they are.
     """
     succeeded = report.counts.get(Outcome.SUCCEEDED, 0) - invalid
     failed = report.rows - succeeded
@@ -144,7 +178,7 @@ def rows_problem(
 
 
 def counts_in_words(report: Report, invalid: int = 0) -> str:
-    """How the rows ended: "98 succeeded, 2 failed"."""
+    """Describe how the rows ended: "98 succeeded, 2 failed"."""
     counts = {outcome.value: count for outcome, count in report.counts.items()}
     if invalid:
         counts[Outcome.SUCCEEDED.value] -= invalid
@@ -153,5 +187,5 @@ def counts_in_words(report: Report, invalid: int = 0) -> str:
 
 
 def batches_in_words(batches: Iterable[Batch]) -> str:
-    """Which batch is how far: "b1 is in_progress, b2 is completed"."""
+    """Describe the status of each batch: "b1 is in_progress, b2 is completed"."""
     return ", ".join(f"{batch.id} is {batch.status.value}" for batch in batches)

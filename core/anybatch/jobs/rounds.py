@@ -1,7 +1,7 @@
-"""Rounds of re-submission: which rows go again, and how their later outcomes fold into the earlier ones.
+"""Rounds: which rows are submitted again, and how their new outcomes are merged with the old ones.
 
-A round's rows are a part of the input's, in the same order; so files are folded and searched side by side, in
-constant memory.
+A round's rows are a part of the input's rows, in the same order, so files are merged side by side in constant
+memory.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ if TYPE_CHECKING:
     from .job import Job
     from .ledger import Ledger
 
-# How often rows of cancelled batches and lost answers are submitted again in one attempt: somebody may insist
-# on cancelling, and a provider on losing.
+# How often one attempt resubmits rows of cancelled batches and lost results: otherwise a person who keeps
+# cancelling, or a provider that keeps losing, would make it resubmit without end.
 MAX_RECOVERIES = 2
 
 
 def ids_name(number: int) -> str:
-    """The file of a round's custom_ids, in a job's folder."""
+    """The name of the file with a round's custom_ids, in a job's folder."""
     return f"ids-{number}.jsonl" if number > 1 else "ids.jsonl"
 
 
 def rows_name(number: int) -> str:
-    """The file of all rows as they stood when a round had ended."""
+    """The name of the file with all rows as of the end of a round."""
     return f"round-{number}.jsonl"
 
 
 def stray_name(number: int) -> str:
-    """The file of the stray lines up to then."""
+    """The name of the file with all stray lines as of the end of a round."""
     return f"stray-{number}.jsonl"
 
 
-def part_of(ids: Iterable[bytes], records: Iterable[ShardRecord], row: int = 0) -> Iterator[bytes]:
-    """The ids of these shards out of those of their round, of which the first to come is that of `row`."""
+def ids_of_shards(ids: Iterable[bytes], records: Iterable[ShardRecord], row: int = 0) -> Iterator[bytes]:
+    """Yield the ids of these shards from those of their round; the next id read is that of row `row`."""
     lines = iter(ids)
     for record in records:
         start = record.first_row - row
@@ -60,7 +60,7 @@ def part_of(ids: Iterable[bytes], records: Iterable[ShardRecord], row: int = 0) 
 
 
 def worth_repeating(row: Row) -> bool:
-    """Whether the same request may be answered if it is sent again."""
+    """Whether the row may succeed if the same request is sent again."""
     match row.outcome:
         case Outcome.EXPIRED | Outcome.MISSING | Outcome.CANCELLED:
             return True
@@ -72,37 +72,42 @@ def worth_repeating(row: Row) -> bool:
 
 def _may_pass(status: int | None, code: str | None) -> bool:
     if status is None and code is not None and re.fullmatch(r"[45]\d\d", code):
-        status = int(code)  # some servers call an error by its HTTP status
+        status = int(code)  # some servers send the HTTP status as the error code
     return classify(error_of(status, code)("", code=code, status_code=status)).row_again
 
 
 def is_lost(row: Row) -> bool:
-    """Whether the provider has lost the answer, which may have been paid for."""
+    """Whether the provider has lost the row's result, which may have been paid for."""
     return row.outcome is Outcome.MISSING and row.error is not None and row.error.code == RESULTS_LOST
 
 
 class Budget(NamedTuple):
-    """What may be submitted again: rows that ended badly, rows of batches that were cancelled, and rows whose
-    results the provider has lost."""
+    """Which rows may be submitted again.
+
+    Attributes:
+        repeat: Rows that expired, are missing, or failed with an error that may be temporary.
+        cancelled: Rows of cancelled batches.
+        lost: Rows whose results the provider has lost.
+    """
 
     repeat: bool
     cancelled: bool
     lost: bool = False
 
-    def covers(self, row: Row, *, dead: bool) -> bool:
-        """Whether this row goes again; `dead`: its batch was cancelled, and not just the row."""
+    def covers(self, row: Row, *, batch_cancelled: bool) -> bool:
+        """Whether this row may be submitted again, given whether its whole batch was cancelled."""
         if is_lost(row):
             return self.lost
         if row.outcome is Outcome.CANCELLED:
-            return dead and self.cancelled
+            return batch_cancelled and self.cancelled
         return self.repeat and worth_repeating(row)
 
 
 def budget(job: Job, ledger: Ledger, statuses: Collection[BatchStatus]) -> Budget:
-    """What may be submitted again once the batches of the current round have ended like this.
+    """Decide what may be submitted again, given the final statuses of the current round's batches.
 
-    Rounds for cancelled batches and lost results alone do not count against `max_rounds`. Of a job that was
-    stopped nothing, unless it has landed so and is submitted with more rounds than before.
+    Rounds that only replace cancelled batches and lost results do not count against `max_rounds`. A stopped
+    job submits nothing again, unless it has landed and `max_rounds` is now higher.
     """
     if ledger.stopped_at is not None and (ledger.landed_at is None or job.max_rounds <= ledger.max_rounds):
         return Budget(repeat=False, cancelled=False)
@@ -114,12 +119,12 @@ def budget(job: Job, ledger: Ledger, statuses: Collection[BatchStatus]) -> Budge
 
 
 def is_covered(job: Job, ledger: Ledger) -> bool:
-    """Whether the current round is within `max_rounds`, which may have been lowered since it was opened."""
+    """Whether the current round is within `max_rounds`; a new attempt may have lowered that."""
     return ledger.round - ledger.recovery_rounds <= job.max_rounds
 
 
 class Chosen(NamedTuple):
-    """How many rows go again, and how many of them only because their batch was cancelled or lost."""
+    """How many rows are submitted again, and how many of them were cancelled with their batch, or lost."""
 
     rows: int = 0
     cancelled: int = 0
@@ -127,35 +132,41 @@ class Chosen(NamedTuple):
 
 
 def choose(
-    rows: Iterable[bytes], ids: Iterable[bytes], dead: Iterable[bytes] | None, allowed: Budget, out: BinaryIO
+    rows: Iterable[bytes],
+    ids: Iterable[bytes],
+    cancelled_ids: Iterable[bytes] | None,
+    allowed: Budget,
+    out: BinaryIO,
 ) -> Chosen:
-    """Write the ids of the rows that go again.
+    """Write the ids of the rows that are submitted again.
 
-    `rows` are landed lines, `ids` their ids; `dead`, in the same order, the ids of the rows whose batch was
-    cancelled (None: any may be). Raises JobError where the lines are not the rows of these ids.
+    `rows` are landed lines and `ids` their ids. `cancelled_ids` are the ids of the rows whose batch was
+    cancelled, in the same order; None counts every row as such. Raises JobError if `rows` and `ids` differ.
     """
     chosen = cancelled = lost = 0
     try:
-        for custom_id, raw, is_dead in _beside(rows, ids, dead):
+        for custom_id, raw, batch_cancelled in _paired(rows, ids, cancelled_ids):
             if landed_outcome(raw) is Outcome.SUCCEEDED:
                 continue
             row = parse_landed(raw)
             if row.custom_id != orjson.loads(custom_id):
-                raise ValueError(f"a row is {row.custom_id!r} in place of {custom_id.decode().strip()}")
-            if allowed.covers(row, dead=is_dead):
+                raise ValueError(
+                    f"a row's custom_id is {row.custom_id!r} instead of {custom_id.decode().strip()}"
+                )
+            if allowed.covers(row, batch_cancelled=batch_cancelled):
                 out.write(custom_id)
                 chosen += 1
                 cancelled += row.outcome is Outcome.CANCELLED
                 lost += is_lost(row)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise JobError(f"the rows of earlier rounds are not as they were written: {error}") from None
+        raise JobError(f"the files of earlier rounds were changed, or do not match: {error}") from None
     return Chosen(chosen, cancelled, lost)
 
 
-def _beside(
+def _paired(
     rows: Iterable[bytes], ids: Iterable[bytes], some: Iterable[bytes] | None
 ) -> Iterator[tuple[bytes, bytes, bool]]:
-    """The id and line of each row, and whether its id is among `some` (None: each is)."""
+    """Yield each row's id and line, and whether its id is among `some` (None means that every id is)."""
     others = iter(some or ())
     wanted = next(others, None)
     for custom_id, raw in zip(ids, rows, strict=True):
@@ -165,7 +176,7 @@ def _beside(
         yield custom_id, raw, found or some is None
 
 
-# --- their later outcomes --------------------------------------------------------------------------------
+# --- their new outcomes ----------------------------------------------------------------------------------
 
 
 def fold(
@@ -176,15 +187,15 @@ def fold(
     out: BinaryIO,
     tally: Tally,
 ) -> None:
-    """Write all rows as they stand after one more round: a success wins, else the latest outcome.
+    """Write all rows as of the end of one more round: a success wins over any other outcome, then the latest.
 
-    All are landed lines in input order. `tally` is that of the later rows; in the end it counts every row
-    once, and the tokens of both. Raises JobError where the lines are not the rows of these ids.
+    `rows` and `later` are landed lines in input order. `tally` is that of the later rows; at the end it
+    counts every row once, and the tokens of all rounds. Raises JobError if lines and ids differ.
     """
     tally.counts.clear()
     new = iter(later)
     try:
-        for _, raw, again in _beside(rows, ids, later_ids):
+        for _, raw, again in _paired(rows, ids, later_ids):
             answer = next(new) if again else raw
             outcome = landed_outcome(raw)
             if outcome is Outcome.SUCCEEDED:
@@ -196,14 +207,14 @@ def fold(
             tally.counts[outcome] += 1
             out.write(answer)
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
-        raise JobError(f"the rows of earlier rounds are not as they were written: {error!r}") from None
+        raise JobError(f"the files of earlier rounds were changed, or do not match: {error!r}") from None
 
 
 # --- the ledger ------------------------------------------------------------------------------------------
 
 
-def account_of(record: ShardRecord, batch: Batch | None) -> BatchRecord:
-    """A batch that has ended, or is lost (None), as the report tells of it."""
+def record_of_batch(record: ShardRecord, batch: Batch | None) -> BatchRecord:
+    """Return a batch as the report describes it; `batch` is None if the provider has lost it."""
     if batch is None:
         return BatchRecord(
             id=record.batch_id or "",
@@ -228,7 +239,7 @@ def account_of(record: ShardRecord, batch: Batch | None) -> BatchRecord:
 
 
 def records_of(plan: Plan, number: int = 1) -> tuple[ShardRecord, ...]:
-    """The shards of a round of which nothing has been done."""
+    """Return the records of a planned round's shards, none of which is uploaded yet."""
     return tuple(
         ShardRecord(shard=shard, round=number, first_row=part.first_row, rows=part.rows)
         for shard, part in enumerate(plan.shards)
@@ -244,14 +255,14 @@ def next_round(
     *,
     counts: bool = False,
 ) -> Ledger:
-    """The ledger with one more round, of these shards.
+    """Return the ledger with one more round of these shards.
 
-    `ended` are the batches before, with so many stray lines. `counts`: somebody has asked for it, so that it
-    counts against `max_rounds`, whatever its rows are.
+    `ended` are the batches of the round before and `unexpected` its stray lines. `counts` says that the user
+    asked for the round, so that it counts against `max_rounds` even if it only replaces cancelled batches.
     """
-    accounts = {(account.shard, account.round): account for account in ended}
+    batches = {(batch.shard, batch.round): batch for batch in ended}
     before = tuple(
-        record.model_copy(update={"ended": accounts.get((record.shard, record.round), record.ended)})
+        record.model_copy(update={"ended": batches.get((record.shard, record.round), record.ended)})
         for record in ledger.shards
     )
     recovered = chosen.cancelled + chosen.lost

@@ -1,4 +1,4 @@
-"""A whole job in one call: what `Client.run` and `AsyncClient.run` decide between two waits, and do."""
+"""A whole job in one call: the decisions and the loop of `Client.run` and `AsyncClient.run`."""
 
 from __future__ import annotations
 
@@ -29,12 +29,20 @@ if TYPE_CHECKING:
     from .standing import Standing
 
 OnProgress: TypeAlias = "Callable[[Batch], None]"
-"""Called with the batch at each new status or count."""
+"""Called with the batch whenever its status or counts change."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One call of `run`: `end` is the caller's deadline, in unix seconds; None waits without one."""
+    """One call of `run`.
+
+    Attributes:
+        job: The job.
+        end: The caller's deadline, in unix seconds; None waits without one.
+        on_timeout: What to do with batches that have not ended by then.
+        on_partial: What to do if rows have no result after the last round.
+        max_failed_ratio: The accepted share of rows without a result.
+    """
 
     job: Job
     end: float | None = None
@@ -48,7 +56,7 @@ class Run:
                 raise ConfigurationError(wrong)
 
     def next(self, standing: Standing) -> Move:
-        """What to do now."""
+        """Decide the next step."""
         end = math.inf if self.end is None else self.end
         if standing.stopped_at is not None:
             end = standing.stopped_at + CANCEL_TIME
@@ -56,9 +64,9 @@ class Run:
         return next_move(standing, deadlines, self.on_timeout, time.time())
 
     def wait_until(self, standing: Standing) -> float | None:
-        """When to look at the job as a whole again, whatever its batches do.
+        """Return when to resume the job even if its batches still run, in unix seconds; None means never.
 
-        A batch that is lost, or never ends being cancelled, may be done without: that is decided on the way.
+        With `on_lost` other than "fail", resuming is what decides to continue without a lost batch.
         """
         end = self.end if standing.stopped_at is None else standing.stopped_at + CANCEL_TIME
         looks = [one for one in (end, standing.come_back_at) if one is not None]
@@ -67,46 +75,49 @@ class Run:
         return min(looks, default=None)
 
     def may_pass_over(self, error: AnyBatchError) -> bool:
-        """Whether the job goes on after a wait that ended so: what is late is for `on_timeout` to decide, and
-        what is gone for `on_lost`."""
+        """Whether the job continues after a wait that failed like this.
+
+        `on_timeout` decides about late batches, and `on_lost` about batches that are gone.
+        """
         if isinstance(error, DeadlineExceededError):
             is_late = self.end is not None and time.time() >= self.end
             return self.on_timeout != "leave" or not is_late
         return isinstance(error, NotFoundError) and self.job.on_lost != "fail"
 
     def after(self, standing: Standing, ended: Sequence[Batch]) -> Standing | None:
-        """The job's standing once these batches have ended; None where the job has to be asked for it.
+        """Return the job's standing once these batches have ended; None if only resuming it can tell.
 
-        It is not, where no rows may be submitted again: that would cost a request for each batch.
+        If no rows can be submitted again, the job need not be resumed, which saves one request per batch.
         """
-        asks = self.job.max_rounds > 1 or self.job.on_lost != "fail" or len(ended) < len(standing)
-        if asks or any(batch.status is BatchStatus.CANCELLED for batch in ended):
+        resumes = self.job.max_rounds > 1 or self.job.on_lost != "fail" or len(ended) < len(standing)
+        if resumes or any(batch.status is BatchStatus.CANCELLED for batch in ended):
             return None
         return replace(standing, batches=tuple(ended))
 
     def late(self, standing: Standing) -> DeadlineExceededError:
-        """What to raise where the deadline has passed."""
+        """Build the error for a deadline that has passed."""
         done = "it is left running" if self.on_timeout == "leave" else "it was cancelled"
         if standing.stopped_at is not None:
             done = "it was cancelled, and has not ended within an hour"
         running = standing.running
         return DeadlineExceededError(
-            f"job {self.job.identity} had not ended at the deadline: {batches_in_words(running)}; {done}",
+            f"job {self.job.identity} had not ended at the deadline: {batches_in_words(running)}; {done}. "
+            "Run the job again to wait for the same batches",
             batch_id=running[0].id if running else None,
         )
 
     def judged(self, report: Report) -> Report:
-        """The report, if it is good enough; raises RowsLackingError."""
+        """Return the report if the results are good enough; otherwise raise RowsLackingError."""
         if problem := rows_problem(report, self.on_partial, self.max_failed_ratio):
             raise RowsLackingError(f"{problem}; results in {report.results}", report=report)
         return report
 
 
-# --- the loop, once for each client: they differ in how they wait, and so cannot be one flow --------------
+# --- the loop, once per client: the two differ in how they wait, so it cannot be a flow --------------------
 
 
 class Verbs(Protocol):
-    """What a run asks of `Client`."""
+    """The methods of `Client` that a run needs."""
 
     def submit(self, job: Job) -> Standing: ...
     def resume(self, job: Job) -> Standing: ...
@@ -117,7 +128,7 @@ class Verbs(Protocol):
 
 
 class AsyncVerbs(Protocol):
-    """What a run asks of `AsyncClient`."""
+    """The methods of `AsyncClient` that a run needs."""
 
     async def submit(self, job: Job) -> Standing: ...
     async def resume(self, job: Job) -> Standing: ...
@@ -130,7 +141,7 @@ class AsyncVerbs(Protocol):
 
 
 def run_through(client: Verbs, run: Run, pause: float, on_progress: OnProgress | None) -> Report:
-    """Submit, wait, collect; `pause` is the seconds before a batch that answers 404 is looked for again."""
+    """Submit a job, wait for it, collect it; wait `pause` seconds before resuming after a 404."""
     standing = client.submit(run.job)
     while True:
         match run.next(standing):
@@ -149,7 +160,7 @@ def run_through(client: Verbs, run: Run, pause: float, on_progress: OnProgress |
 
 
 async def arun_through(client: AsyncVerbs, run: Run, pause: float, on_progress: OnProgress | None) -> Report:
-    """`run_through`, awaited."""
+    """`run_through` for `AsyncClient`; the batches are waited for concurrently."""
     standing = await client.submit(run.job)
     while True:
         match run.next(standing):
@@ -205,7 +216,7 @@ async def _after_awaits(
         async with asyncio.TaskGroup() as group:
             waits = [group.create_task(wait(batch)) for batch in standing.running]
     except ExceptionGroup as errors:
-        # One wait that fails ends the others; callers expect the error itself, as from `Client.run`.
+        # One failed wait ends the others. Callers expect its error, as from `Client.run`, and not a group.
         raise errors.exceptions[0] from None
     ended = [one for one in (task.result() for task in waits) if one is not None]
     before = [batch for batch in standing if batch.status.is_terminal]
@@ -214,6 +225,5 @@ async def _after_awaits(
 
 
 def _pause_after(error: AnyBatchError, pause: float) -> float:
-    """Seconds before the job is asked for after a wait that was passed over: what answered 404 may be there
-    at the next look."""
+    """Return the seconds to wait before resuming a job after a failed wait: a 404 may be temporary."""
     return pause if isinstance(error, NotFoundError) else 0.0

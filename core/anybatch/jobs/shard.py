@@ -1,17 +1,18 @@
-"""How one shard comes to its batch, once, whoever else is trying and wherever an attempt has died.
+"""Get one batch for one shard, exactly once, despite concurrent attempts and crashes at any point.
 
     PLANNED ── upload ──> UPLOADED ── claim ──> CREATING ── create ──> CREATED
                              ^                     │
                              └── lease over, or ───┘
                                  create unanswered
 
-Only the attempt that has moved the ledger to CREATING sends a create. A claim is not renewed: an attempt
-that is stopped for longer than its lease loses it, and may still create. Then the ledger decides which batch
-stays, each attempt cancels its own where it is not the one, and every later attempt looks for what those that
-died have left. So there may be two batches for a moment, but never one that nobody knows of.
+Only the attempt that has moved the ledger to CREATING (its claim) sends a create. A claim is never extended:
+an attempt that is suspended for longer than its lease loses the claim, and may still send its create. Then
+the ledger decides which batch stays, each attempt cancels its own batch if it is not that one, and every
+later attempt looks for batches that dead attempts have left. So there may be two batches for a moment, but
+never one that goes unnoticed.
 
-Once the ledger says that the job was stopped, nothing is uploaded or created any more: a shard that has a
-batch keeps it, cancelled by whoever sees it next, and one that has none stays without.
+Once the ledger says that the job is stopped, nothing is uploaded or created any more. A shard that has a
+batch keeps it, and the next attempt that sees the batch cancels it; a shard without a batch stays without.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ from ..providers.finding import find, oldest
 from ..providers.traits import Results
 from .job import shard_metadata
 from .ledger import Ledger, ShardRecord, Step
-from .lookup import call_off, shard_key, sought_batch, unnoted
-from .lost import note, present
+from .lookup import cancel_unwanted, shard_key, sought_batch, unrecorded_batches
+from .lost import retrieve_or_lost, update_shard
 from .rounds import is_covered
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LEASE_POLL = 2.0
-# How long another attempt's write may take to show in a store without compare-and-swap, seconds.
+# Seconds until another attempt's write is visible in a store without compare-and-swap.
 _WRITE_TIME = 1.0
 
 
@@ -66,12 +67,12 @@ class Transition(Enum):
     UPLOAD = auto()
     CREATE = auto()
     ATTACH = auto()
-    RELEASE = auto()  # the attempt that was creating has died
-    LEAVE = auto()  # another attempt is creating right now
+    RELEASE = auto()  # the attempt that was creating the batch has died
+    LEAVE = auto()  # another attempt is creating the batch right now
 
 
 def next_transition(record: ShardRecord, attempt: str, now: float, lease: float) -> Transition:
-    """The next step for a shard, from what the ledger says of it."""
+    """Return the next step for a shard from its record in the ledger; `now` and `lease` are in seconds."""
     match record.step:
         case Step.PLANNED:
             return Transition.UPLOAD
@@ -80,29 +81,30 @@ def next_transition(record: ShardRecord, attempt: str, now: float, lease: float)
         case Step.CREATED:
             return Transition.ATTACH
         case Step.CREATING:
-            # A claim from the future comes from a clock that is wrong: it is waited for no longer.
+            # A claim from further in the future comes from a wrong clock: it must not be waited for longer.
             claimed = abs(now - (record.creating_at or 0)) < lease
             return Transition.LEAVE if claimed and record.attempt != attempt else Transition.RELEASE
 
 
 @dataclass
 class Submission:
-    """Brings one shard to its batch: reads the ledger, takes one step, writes the ledger, again.
+    """Gets the batch of one shard: read the ledger, take one step, write the ledger, repeat.
 
-    None where the job was stopped before there was one, or goes on without one that is lost. Not `patient`,
-    it raises AwayError for a batch that answers 404, before it is sure that this is gone.
+    `run` returns None if the job was stopped before the shard had a batch, or if its batch is lost and the
+    job continues without it. Unless `patient`, it raises MaybeLostError at the first 404 instead of waiting
+    to see whether the batch is really gone.
     """
 
     job: Job
     provider: Provider
-    plan_of: Callable[[Ledger, int], Flow[Plan]]  # what a round submits
-    shard: ShardRecord  # as it was when we began
+    plan_of: Callable[[Ledger, int], Flow[Plan]]  # the plan of a round
+    shard: ShardRecord  # as recorded when this began
     metadata: Mapping[str, str]
     attempt: str
     fingerprint: str
-    resubmit_failed_batch: bool = True  # whether a batch that failed as a whole is submitted anew
+    resubmit_failed_batch: bool = True  # whether to replace a batch that failed as a whole
     patient: bool = True
-    unanswered: str = ""  # what became of a create of ours that got no answer
+    unanswered: str = ""  # the error of this attempt's own create, if that got no answer
 
     def run(self) -> Flow[Batch | None]:
         self._is_lost = False
@@ -110,12 +112,12 @@ class Submission:
             ledger = yield from read_ledger(self.job, self.fingerprint)
             record = self._mine(ledger)
             if ledger.stopped_at is not None and record.step in (Step.PLANNED, Step.UPLOADED):
-                if not (found := (yield from self._traces(ledger, record))):
+                if not (found := (yield from self._unrecorded(ledger, record))):
                     return None
                 yield from self._record(ledger, found)
                 continue
             if ledger.landed_at is not None and record.batch_id is None:
-                raise LedgerConflictError(f"job {ledger.job} was landed by another attempt meanwhile")
+                raise LedgerConflictError(f"another attempt has landed job {ledger.job} in the meantime")
             batch: Batch | None = None
             match next_transition(record, self.attempt, time.time(), self.job.lease):
                 case Transition.UPLOAD:
@@ -134,8 +136,8 @@ class Submission:
 
     def _mine(self, ledger: Ledger) -> ShardRecord:
         record = ledger.latest(self.shard)
-        if record is None:  # the ledger was removed, and begun anew
-            raise replaced_meanwhile(self.job)
+        if record is None:  # the ledger was removed and created again
+            raise replaced_error(self.job)
         return record
 
     def _commit(self, ledger: Ledger, record: ShardRecord) -> Flow[Ledger | None]:
@@ -146,7 +148,8 @@ class Submission:
         shard = plan.shards[record.shard] if record.shard < len(plan.shards) else None
         if shard is None or (shard.first_row, shard.rows) != (record.first_row, record.rows):
             raise LedgerConflictError(
-                f"job {self.job.identity} was split into batches by another version; give it another folder"
+                f"another version of anybatch split job {self.job.identity} into other batches; give the job "
+                "another folder"
             )
         return plan, shard
 
@@ -157,7 +160,7 @@ class Submission:
         yield from self._commit(ledger, record.model_copy(update={"step": Step.UPLOADED, "file_id": file_id}))
 
     def _create(self, ledger: Ledger, record: ShardRecord) -> Flow[Batch | None]:
-        if found := (yield from self._traces(ledger, record)):
+        if found := (yield from self._unrecorded(ledger, record)):
             return (yield from self._record(ledger, found))
         plan, shard = yield from self._planned(ledger, record)
         if (claimed := (yield from self._claim(ledger, record))) is None:
@@ -172,13 +175,13 @@ class Submission:
             yield from self._commit(claimed, _released(self._mine(claimed)))
             if self.unanswered:
                 raise CreateOutcomeUnknownError(
-                    f"two creates got no answer ({self.unanswered}; {error.message}); the next attempt looks "
-                    "for their batches again before it creates another"
+                    f"two creates got no answer ({self.unanswered}; {error.message}); run the job again: the "
+                    "next attempt looks for their batches before it creates another"
                 ) from error
             self.unanswered = error.message
             return None
         kept = yield from self._record(claimed, [batch])
-        return kept if not record.tries else None  # else look again for doubles
+        return kept if not record.tries else None  # after earlier creates, look for duplicates once more
 
     def _new_batch(
         self, ledger: Ledger, record: ShardRecord, plan: Plan, shard: Shard, *, key: str
@@ -194,7 +197,7 @@ class Submission:
         )
 
     def _claim(self, ledger: Ledger, record: ShardRecord) -> Flow[Ledger | None]:
-        """Become the one attempt that creates, or None. From here on the batch may exist."""
+        """Become the only attempt that creates, or return None. From here on the batch may exist."""
         update = {
             "step": Step.CREATING,
             "attempt": self.attempt,
@@ -204,15 +207,15 @@ class Submission:
         claimed = yield from self._commit(ledger, record.model_copy(update=update))
         if claimed is None or self.job.folder.local is not None:
             return claimed
-        # Where writes can overwrite each other, the last one has the claim.
-        yield from let_writes_show()
+        # In a store where writes can overwrite each other, the last writer has the claim.
+        yield from wait_for_writes()
         return claimed if (yield from do(self.job.folder.read)) == claimed else None
 
     def _leave(self, ledger: Ledger, record: ShardRecord) -> Flow[Batch | None]:
         sought = sought_batch(ledger, record, self.metadata)
         found: list[Batch] = []
         if self.provider.can_look(sought):
-            with suppress(IncompleteListingError):  # the other attempt may yet tell
+            with suppress(IncompleteListingError):  # the other attempt may still record its batch
                 found = yield from find(self.provider, sought, since=ledger.created_at)
         if found:
             return (yield from self._record(ledger, found))
@@ -220,7 +223,7 @@ class Submission:
         return None
 
     def _record(self, ledger: Ledger, found: Sequence[Batch]) -> Flow[Batch | None]:
-        """Write a batch down, and cancel its doubles; None where another attempt has written one by now."""
+        """Record a batch and cancel its duplicates; return None if another attempt has recorded one."""
         kept, record = oldest(found), self._mine(ledger)
         file_id, stays = record.file_id, kept.id
         created = {"step": Step.CREATED, "batch_id": kept.id, "status": kept.status}
@@ -236,28 +239,28 @@ class Submission:
             ledger = now
         for batch in found:
             if batch.id != stays:
-                yield from call_off(self.job, self.provider, batch)
+                yield from cancel_unwanted(self.job, self.provider, batch)
         if done is None:
             return None
         log.info(
             "job %s: batch %s for %d rows (shard %d of %d, round %d)", self.job.identity, kept.id,
             record.rows, record.shard + 1, len(ledger.of_round(record.round)), record.round,
         )  # fmt: skip
-        if done.stopped_at is not None or done.landed_at is not None:  # while it was being created
-            return (yield from call_off(self.job, self.provider, kept))
+        if done.stopped_at is not None or done.landed_at is not None:  # during the create
+            return (yield from cancel_unwanted(self.job, self.provider, kept))
         return kept
 
-    def _traces(self, ledger: Ledger, record: ShardRecord) -> Flow[list[Batch]]:
+    def _unrecorded(self, ledger: Ledger, record: ShardRecord) -> Flow[list[Batch]]:
         why = f"its create got no answer ({self.unanswered})" if self.unanswered else ""
-        return (yield from unnoted(self.job, self.provider, ledger, record, self.metadata, why))
+        return (yield from unrecorded_batches(self.job, self.provider, ledger, record, self.metadata, why))
 
     def _attach(self, ledger: Ledger, record: ShardRecord) -> Flow[Batch | None]:
-        batch = yield from present(self.job, self.provider, ledger, record, patient=self.patient)
+        batch = yield from retrieve_or_lost(self.job, self.provider, ledger, record, patient=self.patient)
         if batch is None:
             self._is_lost = True
             return None
-        for double in (yield from self._traces(ledger, record)):
-            yield from call_off(self.job, self.provider, double)
+        for duplicate in (yield from self._unrecorded(ledger, record)):
+            yield from cancel_unwanted(self.job, self.provider, duplicate)
         if ledger.stopped_at is not None:
             return (yield from self._stopped(ledger, record, batch))
         is_ours = record.attempt == self.attempt
@@ -265,37 +268,39 @@ class Submission:
             return batch
         if self.provider.results(batch) is not Results.NONE or not is_covered(self.job, ledger):
             return batch
-        # It was refused as a whole and cost nothing; what was wrong may have passed (quota, a full queue).
-        log.warning("job %s: batch %s had failed; submitting again", self.job.identity, batch.id)
-        yield from self._commit(ledger, record.anew())
+        # The provider refused it as a whole, so it cost nothing; the reason may be gone (quota, full queue).
+        log.warning(
+            "job %s: batch %s had failed as a whole; submitting its rows again", self.job.identity, batch.id
+        )
+        yield from self._commit(ledger, record.without_batch())
         return None
 
     def _stopped(self, ledger: Ledger, record: ShardRecord, batch: Batch) -> Flow[Batch]:
-        """Cancel the batch of a job that was stopped; what never ends being cancelled counts from now on."""
-        batch = yield from call_off(self.job, self.provider, batch)
+        """Cancel the batch of a stopped job, and record since when it is being cancelled."""
+        batch = yield from cancel_unwanted(self.job, self.provider, batch)
         if batch.status is BatchStatus.CANCELLING and record.cancelling_at is None:
-            yield from note(self.job, ledger, record, cancelling_at=time.time())
+            yield from update_shard(self.job, ledger, record, cancelling_at=time.time())
         return batch
 
 
-def let_writes_show() -> Flow[None]:
-    """Wait as long as another attempt's write may take, in a store where the last one of several stays."""
+def wait_for_writes() -> Flow[None]:
+    """Wait until another attempt's write is visible, in a store without compare-and-swap."""
     yield from sleep(_WRITE_TIME)
 
 
 def read_ledger(job: Job, fingerprint: str) -> Flow[Ledger]:
-    """The ledger as it is now; LedgerConflictError where it is not this submission's any more."""
+    """Read the ledger; raise LedgerConflictError if it no longer belongs to this submission."""
     ledger = yield from do(job.folder.read)
     if ledger is None:
         raise LedgerConflictError(f"{job.folder.path / 'job.json'} was removed while the job was running")
     if ledger.fingerprint != fingerprint:
-        raise replaced_meanwhile(job)
+        raise replaced_error(job)
     return ledger
 
 
-def replaced_meanwhile(job: Job) -> LedgerConflictError:
+def replaced_error(job: Job) -> LedgerConflictError:
     return LedgerConflictError(
-        f"job {job.identity} was submitted with other input by another attempt meanwhile"
+        f"another attempt has submitted job {job.identity} with other input in the meantime"
     )
 
 
@@ -304,8 +309,8 @@ def _released(record: ShardRecord) -> ShardRecord:
 
 
 def _refused(record: ShardRecord, error: AnyBatchError) -> ShardRecord:
-    """A shard whose create was refused: no batch exists, and the next attempt may simply try again."""
+    """Return the record of a shard whose create was refused: no batch exists, so it may be tried again."""
     if record.file_id is None or not isinstance(error, BadRequestError | NotFoundError):
         return record
-    # The file may be what was wrong: gone, or expired.
+    # The uploaded file may be the reason (gone or expired): upload it again.
     return record.model_copy(update={"step": Step.PLANNED, "file_id": None, "tries": 0})

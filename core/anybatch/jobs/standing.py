@@ -1,4 +1,4 @@
-"""What a job stands at between two steps: the value that `submit`, `resume` and `stop` return."""
+"""The state of a job between two steps: what `submit`, `resume` and `stop` return."""
 
 from __future__ import annotations
 
@@ -13,13 +13,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Standing(Sequence["Batch"]):
-    """The batches of a job's current round as they stand; as a sequence it is those batches.
+    """The state of a job's current round; as a sequence, the batches of that round.
 
-    `held` counts the shards that wait for room at the provider. `come_back_at` is when to go on even if no
-    batch has ended by then, `stopped_at` when the job was ended for good, `created_at` when it was first
-    submitted, all in unix seconds. `submitted` and `cancelling` say for each batch id when that was noted
-    here: a provider's own times may be absent, or wrong. `landed`: the results are in place, and nothing is
-    left to be done.
+    All times are unix seconds.
+
+    Attributes:
+        batches: The batches of the current round, as last seen.
+        held: The number of shards that are not submitted yet because the provider has no room for them.
+        come_back_at: When to resume the job even if no batch has ended by then.
+        landed: Whether the results are in place and nothing is left to do.
+        stopped_at: When a person stopped the job.
+        created_at: When the job was first submitted.
+        submitted: For each batch id, when the ledger recorded its create. The provider's own time may be
+            absent or wrong.
+        cancelling: For each batch id, when the ledger first recorded that it was being cancelled.
     """
 
     batches: tuple[Batch, ...] = ()
@@ -33,7 +40,15 @@ class Standing(Sequence["Batch"]):
 
     @classmethod
     def of(cls, ledger: Ledger, batches: Sequence[Batch]) -> Standing:
-        """What the ledger and the batches, as they were just seen, come to."""
+        """Build the standing from the ledger and the batches as last seen.
+
+        Args:
+            ledger: The job's ledger.
+            batches: The batches of its current round.
+
+        Returns:
+            The standing of the job.
+        """
         noted = [(record.batch_id, record) for record in ledger.current if record.batch_id is not None]
         return cls(
             batches=tuple(batches),
@@ -51,7 +66,7 @@ class Standing(Sequence["Batch"]):
 
     @property
     def is_over(self) -> bool:
-        """Whether there is nothing to wait for: what there is can be collected."""
+        """Whether there is nothing left to wait for, so that the results can be collected."""
         return not self.running and not self.held and self.come_back_at is None
 
     @overload

@@ -1,4 +1,4 @@
-"""Reading an account's listing from page to page, and when it says that a batch is not there."""
+"""Read an account's listing page by page, and decide when it proves that a batch does not exist."""
 
 from __future__ import annotations
 
@@ -12,17 +12,23 @@ if TYPE_CHECKING:
     from ..models import Batch, Page
 
 CLOCK_SKEW = 900.0
-"""Seconds that our clock and a provider's may differ where a listing is read back to a point in time."""
+"""Seconds by which a provider's clock may differ from ours, when a listing is read back to some time."""
 MOST_PAGES = 1000
-"""Pages of one reading: 100,000 batches at a hundred a page, or a listing without end."""
+"""The most pages of one reading (100,000 batches at 100 a page), since some servers' listings never end."""
 
 
 class Reading:
-    """Follows one listing; `after` is what the next page is to be asked for, until it `is_over`.
+    """The state of reading one listing.
 
-    It is over at the end of the listing, at a page that reaches back to before `since` (unix seconds), after
-    `most_pages`, and where there is no way to read on. Absence is concluded from a reading alone that
-    `is_complete`: a batch that goes unnoticed would be bought again.
+    Reading ends with the listing, at a page that reaches back to before `since` (unix seconds), after
+    `most_pages`, or if there is no way to read on. Only a complete reading proves that a batch does not
+    exist: a batch that goes unnoticed would be paid for again.
+
+    Attributes:
+        after: The cursor of the next page; None for the first page.
+        pages: The number of pages read.
+        is_over: Whether reading has ended.
+        is_complete: Whether it reached the end of the listing, or `since`.
     """
 
     def __init__(self, since: float = -math.inf, most_pages: int = MOST_PAGES) -> None:
@@ -33,9 +39,9 @@ class Reading:
         self._seen: set[str] = set()
 
     def take(self, page: Page) -> Sequence[Batch]:
-        """Take up the page that was asked for; those of its batches that no page before had.
+        """Record the next page, and return those of its batches that were on no page before.
 
-        An empty page is no end if it leads on.
+        An empty page does not end the listing if it has a cursor.
         """
         self.pages += 1
         new = [batch for batch in page if batch.id not in self._seen]
@@ -49,23 +55,24 @@ class Reading:
 
     @property
     def is_cut(self) -> bool:
-        """Whether there is more, or may be, and the provider has shown no way to read on."""
+        """Whether there are, or may be, more batches, but the provider offers no way to read on."""
         return self.is_over and not self.is_complete and self.pages < self._most
 
 
 def reaches(page: Sequence[Batch], since: float) -> bool:
-    """Whether a page goes back to before that time, in the order of a listing: the newest first.
+    """Whether a page, sorted newest first, reaches back to before a time (unix seconds).
 
-    A single odd time among others does not end a listing.
+    A page that is not sorted does not, so that a single wrong time does not end a listing.
     """
     times = [batch.created_at for batch in page if batch.created_at is not None]
     return bool(times) and times[-1] < since and times == sorted(times, reverse=True)
 
 
 class Batches(Iterator["Batch"]):
-    """The batches of a listing, each once, the newest first; a page is asked for when that before is used up.
+    """An iterator over the batches of a listing, each once, newest first; it requests pages when needed.
 
-    `reading` says how far it has come, and in the end whether that was all.
+    Attributes:
+        reading: How far it has come, and at the end whether the listing was complete.
     """
 
     def __init__(self, ask: Callable[[str | None], Page], reading: Reading) -> None:
@@ -73,7 +80,11 @@ class Batches(Iterator["Batch"]):
         self._batches = (batch for page in self.pages() for batch in page)
 
     def pages(self) -> Iterator[Sequence[Batch]]:
-        """The same, a page at a time."""
+        """Yield the same batches page by page.
+
+        Yields:
+            The new batches of each page.
+        """
         while not self.reading.is_over:
             yield self.reading.take(self._ask(self.reading.after))
 
@@ -82,14 +93,18 @@ class Batches(Iterator["Batch"]):
 
 
 class AsyncBatches(AsyncIterator["Batch"]):
-    """`Batches`, awaited."""
+    """The asynchronous `Batches`."""
 
     def __init__(self, ask: Callable[[str | None], Awaitable[Page]], reading: Reading) -> None:
         self.reading, self._ask = reading, ask
         self._batches = self._flat()
 
     async def pages(self) -> AsyncIterator[Sequence[Batch]]:
-        """The same, a page at a time."""
+        """Yield the same batches page by page.
+
+        Yields:
+            The new batches of each page.
+        """
         while not self.reading.is_over:
             yield self.reading.take(await self._ask(self.reading.after))
 

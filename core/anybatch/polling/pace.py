@@ -1,4 +1,4 @@
-"""How often to look at waiting batches, and how: decisions that touch nothing."""
+"""How often to poll waiting batches, and how: pure decisions."""
 
 from __future__ import annotations
 
@@ -23,39 +23,39 @@ __all__ = [
     "utc",
 ]
 
-FEW = 8  # this many are not worth a listing
-PATIENCE = 3  # pages that may bring less than they cost before a listing is given up
-LONGEST_PAUSE = 3600.0  # seconds; a Retry-After beyond that is not believed
-LASTING = 300.0  # seconds after which trouble that lasts is worth a second line in the log
+FEW = 8  # so many batches are retrieved one by one, not read off a listing
+PATIENCE = 3  # a listing is given up once it has cost so many pages more than it has found batches
+LONGEST_PAUSE = 3600.0  # seconds; a longer Retry-After is cut to this
+LASTING = 300.0  # seconds after which continuing trouble gets a second line in the log
 
 
 def next_interval(age: float, first: float, most: float, roll: float) -> float:
-    """Seconds until the next look at a batch of this age, so that its end is noticed within a tenth of it.
+    """Return the seconds until the next poll of a batch: a tenth of its age, between `first` and `most`.
 
-    `roll` in [0, 1) is the jitter, of a tenth either way.
+    `roll`, a random number in [0, 1), adds jitter of up to a tenth either way.
     """
     return min(most, max(first, age / 10)) * (0.9 + 0.2 * roll)
 
 
 def before_deadline(interval: float, left: float, first: float) -> float:
-    """Shorten the interval so that the last look comes one `first` before the deadline, `left` s from now."""
+    """Shorten an interval so that the last poll comes `first` s before the deadline, which is in `left` s."""
     return min(interval, left - first) if left > 2 * first else interval
 
 
 def listing_pays(soon: int, newer: int, page_size: int) -> bool:
-    """Whether to page through the listing instead of retrieving each.
+    """Whether paging through the listing costs fewer calls than retrieving each batch.
 
-    `newer` waiting batches are at least as new as the oldest that is due, so that many entries have to be
-    read, at the very least; `soon` of them are due now or soon, so that many calls are saved.
+    `newer` waiting batches are at least as new as the oldest that is due, so at least so many entries must be
+    read. `soon` of them are due now or soon, so so many calls are saved.
     """
     return soon > FEW and page_size > 1 and 2 * math.ceil(newer / page_size) <= soon
 
 
 def plan_sweep(places: Sequence[int], page_size: int) -> int:
-    """How many of the batches that are due soon to read off the listing; the others are retrieved.
+    """Return how many of the batches that are due soon to read off the listing; the others are retrieved.
 
-    `places` are theirs, from 1 and ascending, among all waiting batches with the newest first. One that is
-    far down does not keep those at the top from being read together.
+    `places` are their positions among all waiting batches, newest first, from 1 and ascending. A batch far
+    down the listing does not prevent reading those at the top together.
     """
     return next(
         (many for many in range(len(places), FEW, -1) if listing_pays(many, places[many - 1], page_size)), 0
@@ -73,9 +73,9 @@ def keep_listing(
 ) -> bool:
     """Whether the next page is worth its call; `found` waiting batches were seen so far.
 
-    Never more pages than `budget`, what retrieving each would cost, and of those that bring nothing no more
-    than a few, or a tenth of what could still be saved: so little is lost on an account full of other
-    people's batches, or on a listing without end.
+    At most `budget` pages are read, which is what retrieving each batch would cost. Of pages that show no
+    waiting batch, only a few are read, or a tenth of the calls that could still be saved: this bounds the
+    waste on an account full of other batches, or on a listing without end.
     """
     if not missing or pages >= budget or page_oldest < wanted_oldest - CLOCK_SKEW:
         return False
@@ -83,12 +83,12 @@ def keep_listing(
 
 
 def pause_after(failure: Exception | None, interval: float) -> float:
-    """Seconds until the next look: an interval, or longer where what failed was told to."""
+    """Return the seconds until the next poll: the interval, or the longer pause that a failure asks for."""
     return max(interval, min(getattr(failure, "retry_after", None) or 0.0, LONGEST_PAUSE))
 
 
 def utc(moment: float) -> str:
-    """A time in unix seconds for a person to read; a provider's may be any number."""
+    """Format a time (unix seconds) for a person; a provider's time may be any number."""
     try:
         return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     except (OverflowError, ValueError, OSError):
@@ -96,7 +96,7 @@ def utc(moment: float) -> str:
 
 
 class Trouble:
-    """Decides which failures get a line in the log: the first of a series, then ever fewer while it lasts."""
+    """Decides which failures are logged: the first of a series, then at ever longer intervals."""
 
     __slots__ = ("_last", "_next", "_since")
 
@@ -104,7 +104,10 @@ class Trouble:
         self._since = self._last = self._next = -math.inf
 
     def lasts(self, now: float, calm: float) -> float | None:
-        """Seconds the series has lasted if it is worth a line now; `calm` seconds without failure end it."""
+        """Record a failure; return how long the series has lasted (seconds) if it is to be logged, else None.
+
+        `calm` seconds without a failure end a series.
+        """
         if now - self._last > calm:
             self._since, self._next = now, now + LASTING
         elif now >= self._next:

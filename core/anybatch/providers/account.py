@@ -1,4 +1,4 @@
-"""Whose batches they are: provider, base URL, key and settings."""
+"""Accounts: a provider with base URL, key and settings."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Provider, base URL, credentials and settings: what polling and connection pools are shared by.
+    """A provider with base URL, credentials and settings; waits for one account share polls and connections.
 
-    `key` names the account without telling its secrets: safe in logs, and equal in every process. `place`
-    says whose batches they are, and stays when a key is rotated.
+    Attributes:
+        provider: The provider's name.
+        api_base: The base URL.
+        api_key: The key, if there is one.
+        settings: The other settings by name, such as a region; the values of secret ones hide themselves.
     """
 
     provider: str
@@ -34,6 +37,7 @@ class Account:
 
     @property
     def key(self) -> str:
+        """A name of the account that reveals no secret: safe in logs, and the same in every process."""
         secret = self.api_key.get_secret_value() if self.api_key else ""
         facts = [self.provider, self.api_base, secret]
         facts += [f"{name}={value}" for name, value in sorted(self.settings.items())]
@@ -41,37 +45,40 @@ class Account:
 
     @property
     def place(self) -> str:
-        """The base URL, and behind it the settings that are no secrets."""
+        """The base URL followed by the settings that are not secret; it does not change with the key."""
         shown = {name: value for name, value in self.settings.items() if not isinstance(value, Key)}
         return " ".join([self.api_base, *(f"{name}={value}" for name, value in sorted(shown.items()))])
 
 
 def resolve_account(name: str, spec: AccountSpec, given: Given) -> Account:
-    """The account from the arguments, else from the provider's environment variables.
+    """Build an account from what the user passed and, for the rest, from environment variables.
 
-    Raises ConfigurationError, MissingKeyError, and UnknownOptionError for settings that there are not.
+    Raises MissingKeyError if there is no key, UnknownOptionError for unknown settings, and ConfigurationError
+    if something else is missing or invalid.
     """
     base = given.api_base or _from_env(spec.base_env)
     base = (spec.read_base(base) if base and spec.read_base else base) or spec.api_base
     if not base:
         hint = f", or set {', '.join(spec.base_env)}" if spec.base_env else ""
-        raise ConfigurationError(f"{name}: api_base is missing; give it{hint}", provider=name)
+        raise ConfigurationError(f"{name}: api_base is missing; pass it{hint}", provider=name)
     if not base.startswith(("http://", "https://", "sqlite://")):
         raise ConfigurationError(f"{name}: api_base must be an http(s) URL, not {base!r}", provider=name)
-    # Keys that were read from a file often end in its newline.
+    # Keys that were read from a file often end with a newline.
     key = Key((given.api_key or _from_env(spec.key_env) or "").strip())
     if not key and spec.needs_key:
         raise MissingKeyError(
-            f"{name}: no API key; give api_key, or set {', '.join(spec.key_env)}", provider=name
+            f"{name}: no API key; pass api_key, or set {', '.join(spec.key_env)}", provider=name
         )
     if not (key.isascii() and key.isprintable()):
-        raise ConfigurationError(f"{name}: the API key holds characters that no key has", provider=name)
+        raise ConfigurationError(
+            f"{name}: the API key contains characters that cannot be part of a key", provider=name
+        )
     settings = _settings(name, spec, given.settings)
     return Account(name, base.rstrip("/"), SecretStr(key) if key else None, settings)
 
 
 def check_settings(name: str, spec: AccountSpec, given: Mapping[str, str | None]) -> None:
-    """Raise UnknownOptionError for settings that this account does not have; it names those it has."""
+    """Raise UnknownOptionError for settings that the provider does not have; it names those that it has."""
     known = [setting.name for setting in spec.settings]
     if unknown := sorted(set(given) - set(known)):
         raise UnknownOptionError(
@@ -88,7 +95,7 @@ def _settings(name: str, spec: AccountSpec, given: Mapping[str, str | None]) -> 
             found[setting.name] = Key(value) if setting.secret else value
         elif setting.is_required:
             hint = f", or set {', '.join(setting.env)}" if setting.env else ""
-            raise ConfigurationError(f"{name}: {setting.name} is missing; give it{hint}", provider=name)
+            raise ConfigurationError(f"{name}: {setting.name} is missing; pass it{hint}", provider=name)
     return MappingProxyType(found)
 
 

@@ -1,8 +1,8 @@
 """Anthropic's Message Batches: requests travel inside the create, results come as one stream of lines.
 
-With OpenAI's chat endpoint the lines are translated both ways (`messages.py`); with `/v1/messages` they are
-Anthropic's own and stay untouched. A batch carries neither metadata nor name, so a create whose answer was
-lost cannot be looked up. Source: Anthropic API reference, "Message Batches".
+With OpenAI's chat endpoint, lines are translated both ways (`messages.py`); with `/v1/messages` they are
+Anthropic's own and stay unchanged. A batch carries neither metadata nor a name, so the batch of a create
+without an answer cannot be looked up. Source: Anthropic API reference, "Message Batches".
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 CHAT, NATIVE = "/v1/chat/completions", "/v1/messages"
 
-# The last version under which sampling parameters are accepted inside batches.
+# The last API version that accepts sampling parameters inside batches.
 _VERSION = "2023-06-01"
 
 
 class MessagesCodec(Codec):
-    """Requests as `{"custom_id", "params"}`, results by their type."""
+    """Anthropic's lines: requests are `{"custom_id", "params"}`, results have a type."""
 
     def encode(self, line: Mapping[str, Any], endpoint: str, *, drop: bool = False) -> Mapping[str, Any]:
         body = line["body"]
@@ -78,7 +78,7 @@ class Anthropic(Provider):
             key_header="x-api-key",
             key_prefix="",
         ),
-        limits=Limits(requests=100_000, bytes=250_000_000),  # 256 MB less the envelope
+        limits=Limits(requests=100_000, bytes=250_000_000),  # 256 MB minus room for the envelope
         endpoints=frozenset({CHAT, NATIVE}),
         windows=(DEFAULT_WINDOW,),
         metadata=None,
@@ -112,7 +112,7 @@ class Anthropic(Provider):
         answer = yield from get(self.url("/v1/messages/batches"), {"limit": limit, "after_id": after})
         batches = [parse_batch(raw) for raw in entries_of(answer)]
         last = answer.get("last_id") or (batches[-1].id if batches else None)
-        return page_of(batches, after=after, limit=limit, said=answer.get("has_more"), cursor=last)
+        return page_of(batches, after=after, limit=limit, has_more=answer.get("has_more"), cursor=last)
 
     def results(self, batch: Batch) -> Results:
         if batch.raw.get("results_url"):
@@ -120,17 +120,17 @@ class Anthropic(Provider):
         return Results.NOT_YET if batch.status is BatchStatus.COMPLETED else Results.NONE
 
     def download(self, batch: Batch, folder: Path) -> Flow[list[Path]]:
-        # Not `results_url` itself: behind a gateway it is Anthropic's own, where this key is worth nothing.
+        # Do not use `results_url`: behind a gateway it is Anthropic's own host, which does not know this key.
         url = self.url("/v1/messages/batches/{}/results", batch.id)
         return (yield from download_files(folder, batch.id, [url]))
 
     def delete_files(self, batch: Batch, *, only_input: bool = False) -> Flow[None]:
-        if not only_input:  # the results are part of the batch, and go with it
+        if not only_input:  # deleting the batch deletes its results, which are a part of it
             yield from delete(self.url("/v1/messages/batches/{}", batch.id))
 
 
 def parse_batch(raw: dict[str, Any]) -> Batch:
-    """A message batch as a batch. All counts but `processing` are 0 until it has ended."""
+    """Parse a message batch. All counts but `processing` are 0 until it has ended."""
     counts = raw.get("request_counts") or {}
     count = {
         name: counts.get(name) or 0 for name in ("processing", "succeeded", "errored", "canceled", "expired")

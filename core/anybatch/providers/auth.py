@@ -1,8 +1,7 @@
-"""To whom an account's credentials are shown: its own hosts, and nobody else.
+"""Authentication per host: an account's credentials go to its own hosts, and to no other.
 
-Signed URLs, result URLs and redirects elsewhere carry their own permission and must not see a key. A
-provider's `auth()` returns a HostAuth; the flow asks its `trusts` before it sends the caller's own headers
-anywhere.
+Signed URLs and redirects to other hosts carry their own permission, and must not see a key. A provider's
+`auth()` returns a HostAuth; the drivers ask its `trusts` before they send the user's own headers to a host.
 """
 
 from __future__ import annotations
@@ -16,17 +15,29 @@ if TYPE_CHECKING:
 
 
 class HostAuth(httpx.Auth):
-    """Each host's own way of signing: a table of base URL -> auth, and nothing for any other host.
+    """Authenticates each request by its host, and requests to other hosts not at all.
 
-    The ways may be headers, a signature over the body (`requires_request_body`) or tokens that are fetched
-    and renewed: whatever an `httpx.Auth` can do.
+    An auth may send headers, sign the body (`requires_request_body`), or fetch and refresh tokens: anything
+    that an `httpx.Auth` can do.
     """
 
     def __init__(self, hosts: Mapping[str, httpx.Auth]) -> None:
+        """Set up the hosts.
+
+        Args:
+            hosts: The auth for each base URL.
+        """
         self._hosts = {_origin(httpx.URL(base)): auth for base, auth in hosts.items()}
 
     def trusts(self, url: httpx.URL) -> bool:
-        """Whether what identifies the account may be shown there."""
+        """Return whether headers that identify the account may be sent to a URL.
+
+        Args:
+            url: The URL of a request.
+
+        Returns:
+            Whether its origin is one of the account's own hosts.
+        """
         return _origin(url) in self._hosts
 
     def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
@@ -46,9 +57,14 @@ class HostAuth(httpx.Auth):
 
 
 class HeaderAuth(httpx.Auth):
-    """Headers that carry a key."""
+    """Authenticates by headers that carry a key."""
 
     def __init__(self, headers: Mapping[str, str]) -> None:
+        """Set up the headers.
+
+        Args:
+            headers: The headers to add to every request.
+        """
         self._headers = headers
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:

@@ -1,4 +1,4 @@
-"""What a provider is: an account, its facts (`Traits`), its lines (`Codec`), its calls written as flows."""
+"""The provider interface: an account, its facts (`Traits`), its lines (`Codec`), its calls as flows."""
 
 from __future__ import annotations
 
@@ -6,20 +6,17 @@ import copy
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urlsplit
 
-from ..errors import (
-    BadRequestError,
-    ConfigurationError,
-    UnknownOptionError,
-)
+from ..errors import BadRequestError, ConfigurationError, UnknownOptionError
 from ..flow import Flow
 from .account import Account, resolve_account
 from .auth import HeaderAuth, HostAuth
 from .codec import Codec, OpenAICodec
+from .newbatch import NewBatch, Sought
 from .traits import DEFAULT_WINDOW, Cancel, Given, Limits, Lookup, Results, Traits
 
 if TYPE_CHECKING:
@@ -29,7 +26,6 @@ if TYPE_CHECKING:
     import httpx
 
     from ..models import Batch, Page
-    from .content import Content
 
 __all__ = ["DEFAULT_WINDOW", "Limits", "NewBatch", "Provider", "Sought"]
 
@@ -38,54 +34,22 @@ log = logging.getLogger(__name__)
 _NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class NewBatch:
-    """Everything that an upload and a create say.
-
-    `key` is a handle of our own, of letters, digits and hyphens, at most 63: for names, ids and idempotency
-    keys. At the upload it is new each time; at the create it is the same whenever the create of the same
-    shard from the same upload is repeated, and no other's.
-    """
-
-    content: Content
-    endpoint: str
-    completion_window: str = DEFAULT_WINDOW
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
-    models: tuple[str, ...] = ()
-    key: str = ""
-
-    @property
-    def rows(self) -> int:
-        return self.content.rows
-
-    def sought(self, file_id: str | None) -> Sought:
-        """By what this batch is to be recognised, where its create got no answer."""
-        return Sought(file_id, self.metadata, self.key, self.endpoint, self.rows)
-
-
-@dataclass(frozen=True, slots=True)
-class Sought:
-    """A batch that a create may have left: what it was made from, by which it can be told in a listing."""
-
-    file_id: str | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    key: str | None = None
-    endpoint: str | None = None
-    rows: int | None = None
-
-
 class Provider(ABC):
-    """One account at one provider. Subclasses are wire formats; their methods are flows.
+    """One account at one provider. Subclasses are wire formats; their calls are flows.
 
-    A subclass states its `traits` and `codec` and writes the calls; `docs/providers.md` tells how.
+    A subclass states its `traits` and its `codec`, and implements the calls; see `docs/providers.md`.
+
+    Attributes:
+        traits: The facts about the provider.
+        codec: How it writes request lines and result lines.
+        options: The call options in force (`with_options`), for retrieve, cancel, results and download.
+        account: The account.
     """
 
     traits: Traits
     codec: Codec = OpenAICodec()
 
     options: Mapping[str, Any] = _NO_OPTIONS
-    """The call options in force (`with_options`): for retrieve, cancel, results and download."""
 
     def __init__(self, account: Account) -> None:
         self.account = account
@@ -94,36 +58,53 @@ class Provider(ABC):
 
     @classmethod
     def traits_of(cls, name: str) -> Traits:
-        """The facts about the provider of this name, for a class that serves several."""
+        """Return the facts about the provider called `name`, for a class that serves several."""
         return cls.traits
 
     @classmethod
     def open(cls, name: str, given: Given) -> Self:
-        """An account, from what is given and the environment. Raises ConfigurationError, MissingKeyError."""
+        """Open an account from what the user passed and, for the rest, from environment variables.
+
+        Args:
+            name: The provider's name.
+            given: What the user passed.
+
+        Returns:
+            The account.
+
+        Raises:
+            ConfigurationError: Something is missing or invalid; MissingKeyError if it is the key,
+                UnknownOptionError if it is an unknown setting.
+        """
         return cls(resolve_account(name, cls.traits_of(name).account, given))
 
     def auth_headers(self) -> dict[str, str]:
-        """The headers that carry the key."""
+        """Return the headers that carry the key, if there is one."""
         key, spec = self.account.api_key, self.traits.account
         return {spec.key_header: spec.key_prefix + key.get_secret_value()} if key else {}
 
     def auth(self) -> httpx.Auth:
-        """What signs requests: to the account's own host by `auth_headers`, and to no other."""
+        """Return the auth of requests: `auth_headers` for the account's own host, nothing for other hosts."""
         return HostAuth({self.account.api_base: HeaderAuth(self.auth_headers())})
 
     def transport(self) -> httpx.BaseTransport | None:
-        """The transport of a provider that is not on the network, else None."""
+        """Return the transport of a provider that is not on the network; None for HTTP."""
         return None
 
     def atransport(self) -> httpx.AsyncBaseTransport | None:
-        """The same for asynchronous clients."""
+        """Return the same for asynchronous clients."""
         return None
 
     def console_url(self, batch_ids: Sequence[str], pattern: str | None = None) -> str | None:
-        """The page of these batches for a person; None where none is known.
+        """Return the web page that shows batches to a person.
 
-        `pattern` is an account's own, such as `https://gateway.example.com/batches/{batch_id}`. A gateway in
-        front of the provider gets no link to pages that do not show its batches.
+        Args:
+            batch_ids: The ids of the batches.
+            pattern: The account's own page, such as `https://gateway.example.com/batches/{batch_id}`.
+
+        Returns:
+            The address; None if none is known. For another base URL, such as a gateway's, the provider's own
+            pages do not count, since they do not show its batches.
         """
         if not batch_ids:
             return None
@@ -143,38 +124,121 @@ class Provider(ABC):
 
     @abstractmethod
     def upload(self, new: NewBatch) -> Flow[str | None]:
-        """Upload the requests; None where they travel inside the create."""
+        """Upload the requests.
+
+        Args:
+            new: The batch to upload.
+
+        Returns:
+            The id of the uploaded file; None if the requests travel inside the create.
+
+        Raises:
+            APIError: The provider refused the upload, or did not answer.
+        """
 
     @abstractmethod
     def create(self, new: NewBatch, file_id: str | None) -> Flow[Batch]:
-        """Create the batch, once. An APIError may leave open whether it exists (`retry.outcome_unknown`)."""
+        """Create the batch, and send the request only once.
+
+        Args:
+            new: The batch to create.
+            file_id: The uploaded file.
+
+        Returns:
+            The batch.
+
+        Raises:
+            APIError: The provider refused the create, or did not answer; `retry.outcome_unknown` says whether
+                the batch may exist.
+        """
 
     @abstractmethod
     def retrieve(self, batch_id: str) -> Flow[Batch]:
-        """The batch as it stands; `raw` without results, where the answer carries them."""
+        """Retrieve a batch.
+
+        Args:
+            batch_id: Its id.
+
+        Returns:
+            The batch. If the answer carries results, `raw` leaves them out.
+
+        Raises:
+            NotFoundError: There is no such batch in this account.
+            APIError: The call failed for another reason.
+        """
 
     @abstractmethod
     def request_cancel(self, batch_id: str, *, repeat_conflict: bool) -> Flow[Batch]:
-        """Ask the provider to stop; whether a 409 is worth another try is said to `send`."""
+        """Ask the provider to cancel a batch.
+
+        Args:
+            batch_id: Its id.
+            repeat_conflict: Whether to repeat the request after a 409; pass it on to `send` or `post`.
+
+        Returns:
+            The batch, which may still be cancelling.
+
+        Raises:
+            BadRequestError: The batch has ended.
+            APIError: The call failed for another reason.
+        """
 
     @abstractmethod
     def list_page(self, *, after: str | None, limit: int | None, options: Mapping[str, Any]) -> Flow[Page]:
-        """One page of the account's batches, newest first; `after` is the page before's `next_cursor`."""
+        """List one page of the account's batches, newest first.
+
+        Args:
+            after: The `next_cursor` of the page before; None for the first page.
+            limit: The most entries; None for the provider's default.
+            options: The provider's own options.
+
+        Returns:
+            The page.
+
+        Raises:
+            UnknownOptionError: There is no such option.
+            APIError: The call failed.
+        """
 
     @abstractmethod
     def results(self, batch: Batch) -> Results:
-        """Whether an ended batch has results; NONE of a failed one says that it was refused as a whole."""
+        """Return whether an ended batch has results.
+
+        Args:
+            batch: A batch that has ended.
+
+        Returns:
+            READY, NOT_YET or NONE. NONE for a failed batch means that it was refused as a whole.
+        """
 
     @abstractmethod
     def download(self, batch: Batch, folder: Path) -> Flow[list[Path]]:
-        """Write the results that are READY to files in the folder: JSON lines, each with a custom_id.
+        """Download results that are READY to files of JSON lines, which `codec.decode` can decode.
 
-        What the lines are is for `codec.decode` to say. Called again, it starts anew. The helpers in `saving`
-        do most of it.
+        Called again, it starts from the beginning. The helpers in `saving` do most of the work.
+
+        Args:
+            batch: A batch that has results.
+            folder: The folder for the files; `saving.result_file` names them.
+
+        Returns:
+            The files.
+
+        Raises:
+            NotFoundError: A result file is gone.
+            APIError: The download failed for another reason.
         """
 
     def matches(self, batch: Batch, sought: Sought) -> bool:
-        """Whether a batch is the one that is sought; by `traits.lookup`."""
+        """Return whether a batch is the sought one, by `traits.lookup`.
+
+        Args:
+            batch: A batch of the account's listing.
+            sought: What the batch was created from.
+
+        Returns:
+            Whether it matches.
+        """
         if self.traits.lookup in (Lookup.NAME, Lookup.OWN_ID):
             raise NotImplementedError(
                 f"{self.name} finds batches by {self.traits.lookup}: write its `matches`"
@@ -187,14 +251,23 @@ class Provider(ABC):
         )
 
     def has_file(self, file_id: str) -> Flow[bool]:
-        """Whether the account has this uploaded file; False where the provider does not tell."""
+        """Return whether the account has an uploaded file.
+
+        Args:
+            file_id: Its id.
+
+        Returns:
+            Whether it exists; False if the provider offers no way to find out.
+        """
         return False
         yield
 
     def delete_files(self, batch: Batch, *, only_input: bool = False) -> Flow[None]:
-        """Delete what an ended batch has left: its input, and unless `only_input` its results.
+        """Delete the files of an ended batch; it is no error if some are gone already.
 
-        That something is not there any more is no error.
+        Args:
+            batch: A batch that has ended.
+            only_input: Whether to delete only the input file, and keep the results.
         """
         return
         yield
@@ -203,18 +276,21 @@ class Provider(ABC):
 
     @property
     def name(self) -> str:
+        """The provider's name."""
         return self.traits.name
 
     @property
     def limits(self) -> Limits:
+        """What one batch may hold; an account's own limits can be set."""
         return self.traits.limits
 
     @limits.setter
-    def limits(self, limits: Limits) -> None:  # an account of one's own may have others
+    def limits(self, limits: Limits) -> None:
         self.traits = replace(self.traits, limits=limits)
 
     @property
     def poll_seconds(self) -> tuple[float, float]:
+        """The seconds between two polls of a young batch, and of an old one; they can be set."""
         return self.traits.poll_seconds
 
     @poll_seconds.setter
@@ -223,18 +299,38 @@ class Provider(ABC):
 
     @property
     def list_limit(self) -> int:
+        """The most entries in a page of a listing; 0 if a listing is of no use for polling."""
         return self.traits.list_limit
 
     @property
     def base_url(self) -> str:
+        """The address that `url` starts with."""
         return self.account.api_base
 
     def url(self, path: str, *ids: str) -> str:
-        """The address of a path whose `{}` are ids; they are quoted, since some hold a slash."""
+        """Build an address.
+
+        Args:
+            path: A path such as `/batches/{}/cancel`.
+            ids: The ids for its `{}`; they are quoted, since some contain a slash.
+
+        Returns:
+            The address below the base URL.
+        """
         return self.base_url.rstrip("/") + path.format(*(quote(one, safe="") for one in ids))
 
     def with_options(self, options: Mapping[str, Any]) -> Self:
-        """The same account, with options in force for the calls about a batch, or UnknownOptionError."""
+        """Return the same account with options in force for the calls about one batch.
+
+        Args:
+            options: The provider's own options.
+
+        Returns:
+            A copy that applies them.
+
+        Raises:
+            UnknownOptionError: There is no such option.
+        """
         if not options:
             return self
         self.check_options(options, self.traits.call_options, "call")
@@ -249,17 +345,28 @@ class Provider(ABC):
         options: Mapping[str, Any],
         window: str = DEFAULT_WINDOW,
     ) -> None:
-        """Refuse what this provider would refuse, before anything is sent."""
+        """Refuse what the provider would refuse, before anything is sent.
+
+        Args:
+            endpoint: The endpoint of the requests.
+            metadata: The metadata of the batch.
+            options: The provider's own options for the create.
+            window: The completion window.
+
+        Raises:
+            ConfigurationError: The provider does not accept one of them; for an option it is an
+                UnknownOptionError.
+        """
         endpoints, windows = self.traits.endpoints, self.traits.windows
         if endpoints is not None and endpoint not in endpoints:
             raise ConfigurationError(
-                f"{self.name} runs no batches on endpoint {endpoint!r}; it knows {_names(endpoints)}",
+                f"{self.name} runs no batches on endpoint {endpoint!r}; it supports {_names(endpoints)}",
                 provider=self.name,
             )
         if windows is not None and window not in windows:
             known = " or ".join(map(repr, windows))
             raise ConfigurationError(
-                f"completion_window: {self.name} has {known}, not {window!r}", provider=self.name
+                f"completion_window: {self.name} supports {known}, not {window!r}", provider=self.name
             )
         self.check_options(options, self.traits.create_options, "create")
         self._check_metadata(metadata)
@@ -267,7 +374,10 @@ class Provider(ABC):
     def _check_metadata(self, metadata: Mapping[str, str]) -> None:
         if self.traits.metadata is None:
             if metadata:
-                raise ConfigurationError(f"{self.name}: batches carry no metadata", provider=self.name)
+                raise ConfigurationError(
+                    f"metadata: {self.name} does not support metadata on batches; leave it out",
+                    provider=self.name,
+                )
             return
         pairs, key_length, value_length = self.traits.metadata
         if len(metadata) > pairs:
@@ -277,13 +387,22 @@ class Provider(ABC):
         for key, value in metadata.items():
             if not isinstance(value, str) or len(value) > value_length or not 0 < len(key) <= key_length:
                 raise ConfigurationError(
-                    f"metadata {key!r}: keys have 1 to {key_length} characters, "
-                    f"values are text of at most {value_length}",
+                    f"metadata {key!r}: a key must have 1 to {key_length} characters, "
+                    f"a value must be text of at most {value_length}",
                     provider=self.name,
                 )
 
     def check_options(self, given: Mapping[str, Any], known: frozenset[str], what: str) -> None:
-        """Raise UnknownOptionError for options that are not known; the message names those that are."""
+        """Refuse unknown options.
+
+        Args:
+            given: The options that the user passed.
+            known: The names of the known options.
+            what: What they are options of, such as "create", for the message.
+
+        Raises:
+            UnknownOptionError: An option is unknown; the message names the known ones.
+        """
         if unknown := sorted(set(given) - known):
             instead = self.traits.not_options
             hints = [f". {name}: {instead[name]}" for name in unknown if name in instead]
@@ -294,18 +413,29 @@ class Provider(ABC):
             )
 
     def cancel(self, batch_id: str) -> Flow[Batch]:
-        """Ask the provider to stop; a batch that has ended already is returned as it is."""
+        """Cancel a batch.
+
+        Args:
+            batch_id: Its id.
+
+        Returns:
+            The batch, which may still be cancelling; a batch that has ended is returned unchanged.
+
+        Raises:
+            ConfigurationError: The provider cannot cancel batches.
+            APIError: The call failed.
+        """
         if self.traits.cancel is Cancel.NONE:
             raise ConfigurationError(
-                f"{self.name} cannot cancel a batch; it goes on", provider=self.name, batch_id=batch_id
+                f"{self.name} cannot cancel batches; the batch runs on", provider=self.name, batch_id=batch_id
             )
         if self.traits.cancel is Cancel.DESTRUCTIVE:
             batch = yield from self.retrieve(batch_id)
-            if batch.status.is_terminal:  # its results would go, too
+            if batch.status.is_terminal:  # a cancel would delete its results
                 return batch
             log.warning(
-                "batch %s: %s throws away the results of a batch that is cancelled: what it has finished was "
-                "paid for, and is not to be had any more", batch_id, self.name,
+                "batch %s: %s deletes the results of a cancelled batch: the rows that it has finished were "
+                "paid for, and their results are lost", batch_id, self.name,
             )  # fmt: skip
         try:
             return (yield from self.request_cancel(batch_id, repeat_conflict=False))
@@ -315,7 +445,7 @@ class Provider(ABC):
                 return batch
         return (yield from self.request_cancel(batch_id, repeat_conflict=True))
 
-    # --- a create whose answer was lost --------------------------------------------------------------
+    # --- a create without an answer ------------------------------------------------------------------
 
     @property
     def can_find(self) -> bool:
@@ -323,7 +453,14 @@ class Provider(ABC):
         return self.traits.lookup is not Lookup.NONE
 
     def can_look(self, sought: Sought) -> bool:
-        """Whether this batch can be looked up, by what is known of it."""
+        """Return whether a batch can be looked up by what is known of it.
+
+        Args:
+            sought: What the batch was created from.
+
+        Returns:
+            Whether `matches` can recognise it.
+        """
         match self.traits.lookup:
             case Lookup.NONE:
                 return False

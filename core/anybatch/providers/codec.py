@@ -1,4 +1,4 @@
-"""Request lines on their way out, result lines on their way in: pure functions of one line or one shard."""
+"""How a provider writes request lines and result lines: pure functions of one line or one shard."""
 
 from __future__ import annotations
 
@@ -15,43 +15,75 @@ if TYPE_CHECKING:
 
 
 class Codec(ABC):
-    """How a provider writes a request and a result. Nothing in it sends, waits or keeps state.
+    """How a provider writes a request and a result. A codec sends nothing, never waits and keeps no state.
 
-    `verbatim` says that request lines are uploaded byte for byte, so that `encode` is not called;
-    `decodes_as_openai` that a successful result line in OpenAI's shape means what it means there, so that
-    `decode` need not be called for it.
+    Attributes:
+        verbatim: Whether request lines are uploaded byte for byte; then `encode` is not called.
+        decodes_as_openai: Whether a successful result line in OpenAI's shape has OpenAI's meaning; then
+            `decode` is not called for such lines.
     """
 
     verbatim: bool = False
     decodes_as_openai: bool = False
 
     def encode(self, line: Mapping[str, Any], endpoint: str, *, drop: bool = False) -> Mapping[str, Any]:
-        """The uploaded form of one request line.
+        """Return the uploaded form of one request line.
 
-        Raises ValueError for what this provider cannot take (`messages.Untranslatable` names the parameter);
-        with `drop` such parameters are left out.
+        Args:
+            line: The request line, in OpenAI's shape.
+            endpoint: The endpoint of the batch.
+            drop: Whether to leave out parameters that have no counterpart in the provider's API.
+
+        Returns:
+            The line to upload.
+
+        Raises:
+            ValueError: The provider cannot take this line; `messages.Untranslatable` names the parameter.
         """
         return line
 
     @abstractmethod
     def decode(self, record: dict[str, Any], endpoint: str | None) -> Row:
-        """One result line as a row; `raw` is filled in by the caller. Raises ValueError for nonsense."""
+        """Decode one result line.
+
+        Args:
+            record: The parsed line.
+            endpoint: The endpoint of the batch, if it is known.
+
+        Returns:
+            The row; the caller fills in its `raw`.
+
+        Raises:
+            ValueError: The line is not a result of this provider.
+        """
 
     def original_ids(self, custom_ids: Sequence[str]) -> dict[str, str]:
-        """Uploaded id -> custom_id, for ids that had to be changed to fit the provider."""
+        """Map uploaded ids back to custom_ids.
+
+        Args:
+            custom_ids: The custom_ids of a batch.
+
+        Returns:
+            The custom_id for each uploaded id that had to differ from it.
+        """
         return {}
 
     def check_shard(self, lines: Iterable[tuple[int, Mapping[str, Any]]]) -> Iterator[Problem]:
-        """What is wrong with a batch that only all of its lines show, such as rows of different shapes.
+        """Check what only all lines of a batch show together, such as rows of different shapes.
 
-        `lines` are the line numbers of the input with the uploaded form of each; a problem names the line
-        that it is about. A codec that overrides this has each shard read once more while it is planned.
+        A codec that overrides this makes the planner read each shard once more.
+
+        Args:
+            lines: The line number in the input and the uploaded form of each line.
+
+        Yields:
+            The problems, each with the number of its line.
         """
         return iter(())
 
 
 class OpenAICodec(Codec):
-    """OpenAI's lines, sent and taken as they are."""
+    """OpenAI's request and result lines, unchanged."""
 
     verbatim = True
     decodes_as_openai = True
@@ -61,7 +93,7 @@ class OpenAICodec(Codec):
 
 
 class BareCodec(OpenAICodec):
-    """OpenAI's lines without their envelope: `{"custom_id", "body"}`."""
+    """OpenAI's lines with a smaller envelope: `{"custom_id", "body"}`."""
 
     verbatim = False
 

@@ -1,4 +1,4 @@
-"""The providers that speak OpenAI's wire format: one row of data each, their deviations and nothing else."""
+"""The providers that speak OpenAI's wire format: one row of data each, which holds their deviations."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ _RESPONSES = "/v1/responses"
 
 _EXPIRY = frozenset({"input_expires_after", "output_expires_after"})
 
-# As an option of a create it would be missing from the upload, and from whatever asks for the batch later.
-_LITELLM_ROUTE = (
-    "all calls about a batch have to name it: put it into api_base, http://localhost:4000/azure/v1"
-)
+# As an option of the create alone, it would be missing from the upload and from all later calls.
+_LITELLM_ROUTE = "every call about a batch must name it: put it into api_base, http://localhost:4000/azure/v1"
 
 
-def azure_base(given: str) -> str:
-    """Azure names the resource (`https://RESOURCE.openai.azure.com`); its batches live under /openai/v1."""
-    base = given.rstrip("/")
+def azure_base(endpoint: str) -> str:
+    """Return the base URL of an Azure resource (`https://RESOURCE.openai.azure.com`): it adds /openai/v1."""
+    base = endpoint.rstrip("/")
     return base if "/openai" in base else f"{base}/openai/v1"
 
 
@@ -65,7 +63,7 @@ DIALECTS: dict[str, Dialect] = {
             Traits(
                 name="groq",
                 account=AccountSpec("https://api.groq.com/openai/v1", ("GROQ_API_KEY",), ("GROQ_BASE_URL",)),
-                limits=Limits(bytes=100_000_000),  # the guide says 200 MB, the SDK 100 MB
+                limits=Limits(bytes=100_000_000),  # the guide says 200 MB, the SDK says 100 MB
                 list_options=frozenset({"id"}),
                 console=("https://console.groq.com/dashboard/batch", None),
             ),
@@ -204,7 +202,7 @@ DIALECTS: dict[str, Dialect] = {
 
 
 class Compatible(OpenAIFormat):
-    """A row of `DIALECTS`, brought to life for one account."""
+    """An account at a provider of `DIALECTS`."""
 
     @classmethod
     def traits_of(cls, name: str) -> Traits:

@@ -1,4 +1,4 @@
-"""The uploaded form of a shard: byte ranges of a local file, read as one."""
+"""The uploaded form of a shard: byte ranges of a local file, read as one file."""
 
 from __future__ import annotations
 
@@ -21,32 +21,47 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """The uploaded form of one shard: byte ranges of a local file, which must not change meanwhile.
+    """The uploaded form of one shard: byte ranges of a local file, which must not change after validation.
 
-    `mark` is the file's size and modification time when it was validated.
+    Attributes:
+        path: The file.
+        segments: The byte ranges: (start, end).
+        rows: The number of request lines.
+        stamp: The size and modification time of the file when it was validated.
     """
 
     path: Path
     segments: tuple[tuple[int, int], ...]
     rows: int
-    mark: tuple[int, int]
+    stamp: tuple[int, int]
 
     @property
     def size(self) -> int:
+        """The size in bytes."""
         return sum(end - start for start, end in self.segments)
 
     def open(self) -> SegmentReader:
-        if file_mark(self.path) != self.mark:
-            raise JobError(f"{self.path} was changed after it was validated; nothing of it was submitted")
+        """Open the content as one binary file.
+
+        Returns:
+            A seekable file; close it, or use it as a context manager.
+
+        Raises:
+            JobError: The file was changed since it was validated.
+        """
+        if file_stamp(self.path) != self.stamp:
+            raise JobError(
+                f"{self.path} was changed after it was validated; it was not submitted. Run the job again"
+            )
         return SegmentReader(self.path.open("rb", buffering=0), self.segments)
 
 
 class LinesBody(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """The lines of a shard as the elements of a JSON list, streamed from its file; can be sent again."""
+    """A request body with a shard's lines as the elements of a JSON list, streamed; it can be sent again."""
 
     def __init__(self, content: Content, head: bytes, tail: bytes) -> None:
         self._content, self._head, self._tail = content, head, tail
-        # Every line ends in a newline; between two lines it becomes a comma, after the last it goes.
+        # Every line ends in a newline. It becomes a comma between two lines, and is dropped after the last.
         self.size = content.size - 1 + len(head) + len(tail)
 
     def __iter__(self) -> Iterator[bytes]:
@@ -55,7 +70,7 @@ class LinesBody(httpx.SyncByteStream, httpx.AsyncByteStream):
         with self._content.open() as file:
             while left and (block := file.read(min(CHUNK, left))):
                 left -= len(block)
-                yield block.replace(b"\n", b",")  # JSON text holds no bare newline
+                yield block.replace(b"\n", b",")  # a JSON line holds no newline inside
         yield self._tail
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -63,19 +78,19 @@ class LinesBody(httpx.SyncByteStream, httpx.AsyncByteStream):
             yield block
 
 
-def file_mark(path: Path) -> tuple[int, int]:
-    """What changes when a file is written to."""
+def file_stamp(path: Path) -> tuple[int, int]:
+    """Return a file's size and modification time (ns), which change when it is written to."""
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns
 
 
 class SegmentReader(io.RawIOBase):
-    """A read-only file made of ranges of another one."""
+    """A read-only file made of byte ranges of another file."""
 
     def __init__(self, file: io.FileIO, segments: tuple[tuple[int, int], ...]) -> None:
         self._file = file
         self._segments = segments
-        # Where each segment begins in what is read, and where the last one ends.
+        # The position at which each segment begins, and at which the last one ends.
         self._begins = (0, *accumulate(end - start for start, end in segments))
         self._size = self._begins[-1]
         self._position = 0
@@ -95,7 +110,7 @@ class SegmentReader(io.RawIOBase):
         return self._position
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """The next `size` bytes, from as many segments as it takes: many are as short as a line."""
+        """Read `size` bytes, from several segments if necessary: many are as short as one line."""
         if size is None or size < 0:
             return self.readall()
         parts: list[bytes] = []
@@ -106,7 +121,7 @@ class SegmentReader(io.RawIOBase):
             start += self._position - self._begins[number]
             part = os.pread(self._file.fileno(), min(left, end - start), start)
             if not part:
-                raise OSError("the input was cut short while it was being read")
+                raise OSError("the input file was truncated while it was being read")
             parts.append(part)
             self._position += len(part)
             left -= len(part)

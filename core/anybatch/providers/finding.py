@@ -1,4 +1,4 @@
-"""A create whose answer was lost: the batch that it may have left is looked for before another is created."""
+"""Creates without an answer: look for the batch that they may have left before creating another."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ __all__ = ["ASK_AFTER", "create_once", "created_since", "find", "look", "oldest"
 log = logging.getLogger(__name__)
 
 ASK_AFTER = (1.0, 3.0, 9.0)
-"""The pauses before asking again whether a create that got no answer has left a batch, seconds."""
+"""The pauses before each look for the batch of a create that got no answer, in seconds."""
 _DEAD = frozenset({BatchStatus.FAILED, BatchStatus.CANCELLED, BatchStatus.CANCELLING})
 
 
 def find(provider: Provider, sought: Sought, *, since: float) -> Flow[list[Batch]]:
-    """All batches that match, of those created since then (unix seconds).
+    """Find all matching batches among those created since `since` (unix seconds).
 
-    Raises IncompleteListingError where none was found in a listing that could not be read to its end.
+    Raises IncompleteListingError if there is none in a listing that could not be read to its end.
     """
     return (yield from _search(provider, lambda batch: provider.matches(batch, sought), since))
 
 
 def created_since(provider: Provider, since: float) -> Flow[list[Batch]]:
-    """All batches created since then, for a person to judge which one is theirs."""
-    earliest = since - 60
+    """Return all batches created since `since` (unix seconds), for a person to judge which one is theirs."""
+    earliest = since - 60  # the provider's clock may be behind ours
     return (yield from _search(provider, lambda batch: (batch.created_at or 0) >= earliest, since))
 
 
 def look(provider: Provider, sought: Sought, *, since: float) -> Flow[list[Batch]]:
-    """`find`, repeated for a while as long as nothing is there: a create may be slow rather than lost."""
+    """Repeat `find` for some seconds until it finds a batch: a create may be slow rather than lost."""
     found: list[Batch] = []
     for pause in ASK_AFTER:
         yield from sleep(pause)
@@ -51,9 +51,9 @@ def look(provider: Provider, sought: Sought, *, since: float) -> Flow[list[Batch
 
 
 def create_once(provider: Provider, new: NewBatch, file_id: str | None, *, since: float) -> Flow[Batch]:
-    """Create, and where the answer was lost look for the batch before creating it again.
+    """Create a batch; if that gets no answer, look for the batch before creating it again.
 
-    Raises CreateOutcomeUnknownError where the provider offers no way to look.
+    Raises CreateOutcomeUnknownError if the provider offers no way to look.
     """
     try:
         return (yield from provider.create(new, file_id))
@@ -64,8 +64,8 @@ def create_once(provider: Provider, new: NewBatch, file_id: str | None, *, since
     sought = new.sought(file_id)
     if not provider.can_look(sought):
         raise CreateOutcomeUnknownError(
-            f"the create got no answer ({lost.message}), and {provider.name} offers no way to ask whether "
-            "the batch exists; look at the provider's list of batches before creating it again",
+            f"the create got no answer ({lost.message}), and {provider.name} offers no way to find out "
+            "whether the batch exists; check the provider's list of batches before creating it again",
             provider=provider.name,
             status_code=lost.status_code,
             request_id=lost.request_id,
@@ -76,48 +76,48 @@ def create_once(provider: Provider, new: NewBatch, file_id: str | None, *, since
     except APIError as error:
         raise CreateOutcomeUnknownError(
             f"a create got no answer ({lost.message}), and looking for its batch or creating it again "
-            f"failed as well ({error.message}); it was not repeated",
+            f"failed as well ({error.message}); check the provider's list of batches before creating another",
             provider=provider.name,
             status_code=error.status_code,
         ) from error
     try:
-        # The first create may have been slow rather than lost.
-        doubles = found or (yield from find(provider, sought, since=since))
-        return (yield from _keep_one(provider, [batch, *(one for one in doubles if one.id != batch.id)]))
+        # The first create may have been slow rather than lost: look for its batch once more.
+        duplicates = found or (yield from find(provider, sought, since=since))
+        return (yield from _keep_one(provider, [batch, *(one for one in duplicates if one.id != batch.id)]))
     except APIError as error:
-        log.warning("batch %s may have a double that could not be cancelled: %s", batch.id, error)
+        log.warning("batch %s may have a duplicate that could not be cancelled: %s", batch.id, error)
         return batch
 
 
 def oldest(batches: Sequence[Batch]) -> Batch:
-    """The oldest batch that is not dead: the same one for everybody who asks."""
+    """Return the oldest batch that is alive, so that all concurrent attempts keep the same one."""
     return min(batches, key=lambda batch: (batch.status in _DEAD, batch.created_at or 0, batch.id))
 
 
 def _keep_one(provider: Provider, batches: Sequence[Batch]) -> Flow[Batch]:
-    """Keep the oldest batch, and cancel its doubles."""
+    """Keep the oldest batch, and cancel its duplicates."""
     kept = oldest(batches)
-    for double in batches:
-        if double.id != kept.id and not double.status.is_terminal:
-            yield from provider.cancel(double.id)
+    for duplicate in batches:
+        if duplicate.id != kept.id and not duplicate.status.is_terminal:
+            yield from provider.cancel(duplicate.id)
     return kept
 
 
-def _search(provider: Provider, is_meant: Callable[[Batch], bool], since: float) -> Flow[list[Batch]]:
-    """The account's batches that are meant, of all that were created since then (unix seconds).
+def _search(provider: Provider, is_match: Callable[[Batch], bool], since: float) -> Flow[list[Batch]]:
+    """Return the matching batches among all that the account has created since `since` (unix seconds).
 
-    That there is none is concluded from a listing alone that was read to its end, or back to batches older
-    than that: a batch that goes unnoticed would be bought again. Else IncompleteListingError.
+    Only a listing that was read to its end, or back to older batches, proves that there is none: otherwise
+    this raises IncompleteListingError, since a batch that goes unnoticed would be paid for again.
     """
     found: dict[str, Batch] = {}
     reading, limit = Reading(since), provider.list_limit or 100
     while not reading.is_over:
         page = yield from provider.list_page(after=reading.after, limit=limit, options={})
-        found |= {batch.id: batch for batch in reading.take(page) if is_meant(batch)}
+        found |= {batch.id: batch for batch in reading.take(page) if is_match(batch)}
     if found or reading.is_complete:
         return list(found.values())
     raise IncompleteListingError(
-        f"{provider.name}'s list of batches could not be read to its end ({reading.pages} pages were): a "
-        "batch that was not in it may exist all the same",
+        f"{provider.name}'s list of batches could not be read to its end (only {reading.pages} pages): a "
+        "batch may exist although it was not in those",
         provider=provider.name,
     )

@@ -1,4 +1,4 @@
-"""Keys on their way through function arguments, where a traceback could show them."""
+"""Keep keys out of tracebacks, which show function arguments."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ R = TypeVar("R")
 
 
 class Key(str):
-    """A key that does not show itself: error trackers print the locals of every frame."""
+    """A key whose repr hides it: error trackers print the local variables of every frame."""
 
     __slots__ = ()
 
@@ -23,7 +23,7 @@ class Key(str):
 
 
 def hides_key(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a function see its keyword `api_key` as a Key."""
+    """Decorate a function so that it receives its keyword `api_key` as a Key."""
     if inspect.iscoroutinefunction(function):
 
         @wraps(function)

@@ -1,4 +1,4 @@
-"""The embedded provider: OpenAI's wire format, answered by a SQLite file instead of a host."""
+"""The embedded provider: OpenAI's wire format, served from an SQLite file instead of a host."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DIALECT = Dialect(
 
 
 class Local(OpenAIFormat):
-    """Batches on this machine, without key, server or network; `anybatch.local` tells what to rehearse."""
+    """Batches on this machine, without a key, a server or a network; see `anybatch.local`."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(Account("local", f"sqlite://{path}"), _DIALECT)

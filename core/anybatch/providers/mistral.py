@@ -1,4 +1,4 @@
-"""Mistral's batch jobs: OpenAI's files, its own job object, paging by number.
+"""Mistral's batch jobs: OpenAI's file API, a job object of its own, numbered pages.
 
 Sources: Mistral's OpenAPI document (`/v1/batch/jobs`, `/v1/files`), its Python SDK.
 """
@@ -76,7 +76,9 @@ class Mistral(Provider):
         window_hours(window)
         hours = options.get("timeout_hours")
         if hours is not None and (not isinstance(hours, int) or not 1 <= hours <= _MAX_HOURS):
-            raise ConfigurationError(f"timeout_hours: 1 to {_MAX_HOURS}, not {hours!r}", provider=self.name)
+            raise ConfigurationError(
+                f"timeout_hours: must be an integer from 1 to {_MAX_HOURS}, not {hours!r}", provider=self.name
+            )
 
     def upload(self, new: NewBatch) -> Flow[str | None]:
         with new.content.open() as file:
@@ -107,11 +109,13 @@ class Mistral(Provider):
     def list_page(self, *, after: str | None, limit: int | None, options: Mapping[str, Any]) -> Flow[Page]:
         self.check_options(options, self.traits.list_options, "list")
         # Pages are numbered. The cursor also holds the last id, since some listings repeat their last page,
-        # and how many entries were read: a page may hold fewer than were asked for.
+        # and the number of entries read so far, since a page may hold fewer than requested.
         number, _, rest = (after or "0").partition(":")
         before, _, counted = rest.rpartition(":")
         if not number.isdecimal() or not (counted or "0").isdecimal():
-            raise ConfigurationError(f"after: a page's next_cursor, not {after!r}", provider=self.name)
+            raise ConfigurationError(
+                f"after: must be the next_cursor of a page, not {after!r}", provider=self.name
+            )
         query = {
             "page": int(number),
             "page_size": limit or self.list_limit,
@@ -121,10 +125,10 @@ class Mistral(Provider):
         metadata = query.pop("metadata", None) or {}  # the SDK sends the pairs as bare query keys
         answer = yield from get(self.url("/v1/batch/jobs"), query | metadata)
         batches = [parse_job(raw) for raw in entries_of(answer)]
-        total, stands = answer.get("total"), bool(batches) and batches[-1].id == before
-        read = int(counted or 0) + (0 if stands else len(batches))
-        more = read < total if isinstance(total, int) else bool(batches) and not stands
-        if not more or not batches or stands:  # what should be on this page, and is not, is nowhere
+        total, is_repeated = answer.get("total"), bool(batches) and batches[-1].id == before
+        read = int(counted or 0) + (0 if is_repeated else len(batches))
+        more = read < total if isinstance(total, int) else bool(batches) and not is_repeated
+        if not more or not batches or is_repeated:  # no later page would hold what is missing here
             return Page(batches, next_cursor=None, has_more=more)
         return Page(batches, next_cursor=f"{int(number) + 1}:{batches[-1].id}:{read}", has_more=True)
 
@@ -145,18 +149,20 @@ class Mistral(Provider):
 
 
 def window_hours(window: str) -> int:
-    """Mistral's `timeout_hours` from OpenAI's way to write a window: "24h", "7d"."""
+    """Return Mistral's `timeout_hours` for a completion window such as "24h" or "7d"."""
     number, unit = window[:-1], window[-1:]
     if not number.isdigit() or unit not in "hd" or not unit:
-        raise ConfigurationError(f"completion_window: hours or days such as '24h' or '7d', not {window!r}")
+        raise ConfigurationError(
+            f"completion_window: must be hours or days such as '24h' or '7d', not {window!r}"
+        )
     hours = int(number) * (24 if unit == "d" else 1)
     if not 1 <= hours <= _MAX_HOURS:
-        raise ConfigurationError(f"completion_window: mistral takes 1h to {_MAX_HOURS}h, not {window!r}")
+        raise ConfigurationError(f"completion_window: mistral supports 1h to {_MAX_HOURS}h, not {window!r}")
     return hours
 
 
 def parse_job(raw: dict[str, Any]) -> Batch:
-    """A job object as a batch. `errors` are sums over rows (message, count): no line numbers exist."""
+    """Parse a job object as a batch. Its `errors` are counts per message, without line numbers."""
     raw_status = str(raw.get("status") or "")
     status = _STATUSES.get(raw_status.upper(), BatchStatus.UNKNOWN)
     input_files = raw.get("input_files") or [None]

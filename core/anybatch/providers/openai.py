@@ -1,6 +1,6 @@
 """OpenAI's wire format: upload a file, create a batch, poll it, download its output and error files.
 
-Spoken by OpenAI itself and, with the deviations that a `Dialect` holds as data, by many others.
+OpenAI itself speaks it, and so do many others, with the deviations that a `Dialect` holds as data.
 Sources: OpenAI API reference and Batch guide; each provider's own documentation.
 """
 
@@ -31,7 +31,7 @@ _STATUSES = {status.value: status for status in BatchStatus if status is not Bat
     "in_queue": BatchStatus.VALIDATING,  # SiliconFlow
     "queued": BatchStatus.VALIDATING,  # Cerebras
     "progress": BatchStatus.IN_PROGRESS,  # Novita
-    "created": BatchStatus.VALIDATING,  # AIBrix, as are the next two
+    "created": BatchStatus.VALIDATING,  # AIBrix, also the next two
     "scheduling": BatchStatus.VALIDATING,
     "finalized": BatchStatus.FINALIZING,
     "done": BatchStatus.COMPLETED,  # Nebius
@@ -46,16 +46,28 @@ _TIMES = (
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How one provider deviates from OpenAI, beside its traits; the defaults are OpenAI's own ways."""
+    """How one provider deviates from OpenAI's API; the defaults are OpenAI's own.
+
+    Attributes:
+        traits: The facts about the provider.
+        bare_lines: Whether request lines are only `{custom_id, body}`.
+        pages_by_cursor: Whether listings use `cursor` and `paging.next_cursor` instead of `after` and
+            `has_more`.
+        cancel_by_delete: Whether a cancel is a DELETE of the batch.
+        file_becomes_ready: Whether an uploaded file must be `processed` before the create.
+        expiry_fields: The form field for each member of `input_expires_after`.
+        idempotency_header: The header for the key of a create, if the provider has one.
+        env_headers: Environment variables that are sent as headers: (variable, header).
+    """
 
     traits: Traits
-    bare_lines: bool = False  # lines are {custom_id, body}
-    pages_by_cursor: bool = False  # `cursor` and `paging.next_cursor` in place of `after` and `has_more`
+    bare_lines: bool = False
+    pages_by_cursor: bool = False
     cancel_by_delete: bool = False
-    file_becomes_ready: bool = False  # an uploaded file has to be `processed` before the create
+    file_becomes_ready: bool = False
     expiry_fields: str = "expires_after[{}]"
     idempotency_header: str | None = None
-    env_headers: tuple[tuple[str, str], ...] = ()  # (environment variable, header it is sent as)
+    env_headers: tuple[tuple[str, str], ...] = ()
 
 
 class OpenAIFormat(Provider):
@@ -78,14 +90,14 @@ class OpenAIFormat(Provider):
         for name, value in (new.options.get("input_expires_after") or {}).items():
             fields[self.dialect.expiry_fields.format(name)] = str(value)
         with new.content.open() as file:
-            # The name matters: OpenAI refuses a batch file that does not end in .jsonl.
+            # OpenAI refuses a batch file whose name does not end in .jsonl.
             files = {"file": ("requests.jsonl", file, "application/jsonl")}
             request = httpx.Request("POST", self.url("/files"), data=fields, files=files)  # type: ignore[arg-type]
             answer = yield from ask(request, json_of, large=True)
-        uploaded = answer["data"] if isinstance(answer.get("data"), dict) else answer  # SiliconFlow wraps it
+        uploaded = answer["data"] if isinstance(answer.get("data"), dict) else answer  # SiliconFlow's wrapper
         file_id = id_of(uploaded, "file")
         if self.dialect.file_becomes_ready:
-            # An error shows in the batch itself.
+            # Continue after an "error", too: the batch reports it with its reason.
             yield from wait_until(
                 lambda file: file.get("status") in (None, "processed", "error"),
                 lambda: get(self.url("/files/{}", file_id)),
@@ -126,18 +138,18 @@ class OpenAIFormat(Provider):
         if by_cursor:
             paging = answer.get("paging")
             cursor = (paging.get("next_cursor") or None) if isinstance(paging, dict) else None
-            said = cursor is not None if isinstance(paging, dict) else None
+            has_more = cursor is not None if isinstance(paging, dict) else None
         else:
             cursor = answer.get("last_id") or (batches[-1].id if batches else None)
-            said = answer.get("has_more")
-        return page_of(batches, after=after, limit=limit, said=said, cursor=cursor)
+            has_more = answer.get("has_more")
+        return page_of(batches, after=after, limit=limit, has_more=has_more, cursor=cursor)
 
     def results(self, batch: Batch) -> Results:
         return results_of_files(batch)
 
     def download(self, batch: Batch, folder: Path) -> Flow[list[Path]]:
-        # Both files, on every terminal status: `completed` is not success, and an expired or cancelled
-        # batch has rows that were paid for.
+        # Download both files whatever the status: a completed batch may have failed rows, and an expired or
+        # cancelled one has rows that were paid for.
         urls = [self.url("/files/{}/content", file_id) for file_id in result_file_ids(batch)]
         return (yield from download_files(folder, batch.id, urls))
 
@@ -154,10 +166,10 @@ class OpenAIFormat(Provider):
 
 
 def parse_batch(raw: dict[str, Any], provider: str) -> Batch:
-    """A batch object in OpenAI's shape or near it.
+    """Parse a batch object in OpenAI's shape, or close to it.
 
-    Accepts statuses in any case, times as unix seconds, numeric text or ISO 8601, `errors` as an object, a
-    list or a text, counts missing, null or flat, and empty text for "no file".
+    It accepts a status in upper or lower case; times as unix seconds, numeric text or ISO 8601; `errors` as
+    an object, a list or a text; counts that are missing, null or not nested; and empty text for "no file".
     """
     raw_status = str(raw.get("status") or "")
     fields = {name: raw.get(name) for name in ("endpoint", "model", "completion_window")}

@@ -1,4 +1,4 @@
-"""Reading what servers send, for every wire format: lenient, since every one of these was seen."""
+"""Read what servers send, for every wire format; each leniency is for something that a server has sent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def unix_time(value: Any) -> int | None:
-    """Unix seconds from what providers send for a time; 0 and empty text mean none."""
+    """Return unix seconds from a time as providers send it; None for 0, empty text and nonsense."""
     if not value:
         return None
     try:
@@ -33,9 +33,11 @@ def unix_time(value: Any) -> int | None:
     return int((parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp())
 
 
-def mended_json(text: bytes | str) -> Any:
-    """JSON as some servers spoil it: with NaN, which becomes null, or half a surrogate pair, as of an emoji
-    that was cut in two, which becomes a question mark. Raises ValueError for what is no JSON at all."""
+def repaired_json(text: bytes | str) -> Any:
+    """Parse JSON with errors that some servers make; raise ValueError for text that is no JSON at all.
+
+    NaN becomes null. Half a surrogate pair, left over when an emoji is cut in two, becomes a question mark.
+    """
     value = json.loads(text, parse_constant=lambda _: None)
     return orjson.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
 
@@ -44,52 +46,52 @@ def mended_json(text: bytes | str) -> Any:
 
 
 def id_of(answer: Mapping[str, Any], what: str, member: str = "id") -> str:
-    """The id in an answer. Some servers report their failures with status 200: those have none."""
+    """Return the id in an answer; raise ServerError if there is none, as in failures with status 200."""
     found = answer.get(member)
     if not isinstance(found, str | int) or found == "":
-        raise ServerError(f"the provider's answer is no {what}: {json.dumps(answer)[:200]}")
+        raise ServerError(f"the provider's answer is not a {what}: {json.dumps(answer)[:200]}")
     return str(found)
 
 
 def entries_of(answer: Mapping[str, Any], member: str = "data") -> list[dict[str, Any]]:
-    """The entries of a listing. Servers written in Go send null where there are none.
+    """Return the entries of a listing; servers written in Go send null for none.
 
-    Any other answer without them is no listing, but a failure with status 200, or another server: taken for
-    an empty one, it would say that a batch which was paid for does not exist. It is a ServerError.
+    Any other answer without entries raises ServerError: it is a failure with status 200, or another server.
+    If it counted as an empty listing, a batch that was paid for would seem not to exist.
     """
     entries = answer.get(member)
     if entries is None and answer.get("object") == "list":
         return []
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ServerError(f"the provider's answer is no listing: {json.dumps(answer)[:200]}")
+        raise ServerError(f"the provider's answer is not a listing: {json.dumps(answer)[:200]}")
     return entries
 
 
 def page_of(
-    batches: Sequence[Batch], *, after: str | None, limit: int | None, said: object, cursor: str | None
+    batches: Sequence[Batch], *, after: str | None, limit: int | None, has_more: object, cursor: str | None
 ) -> Page:
-    """One page of a listing that goes on after an id or cursor.
+    """Build one page of a listing that continues after an id or cursor.
 
-    `said` is what the answer itself says of there being more, None where it says nothing: then there may be
-    more behind every page that is not empty, since servers cap what is asked for. `cursor` leads on.
+    `has_more` is the answer's own statement; None if it makes none, and then every page that is not empty may
+    be followed by another, since servers cap the page size. `cursor` leads to the next page.
     """
     full = limit is not None and len(batches) >= limit
     if batches and cursor is not None and cursor == after:
-        # The same page again: what some servers send at the end for ever. But one that does not go by `after`
-        # sends its first page so, and what is behind a full one stays unknown.
-        return Page(batches, next_cursor=None, has_more=full and said is not False)
-    more = bool(said) if said is not None else bool(batches)
-    onward = cursor if more and cursor != after else None
-    return Page(batches, next_cursor=onward, has_more=more)
+        # The same page again. Some servers repeat their last page forever; others ignore `after` and always
+        # send the first page: then there may be more behind a full one.
+        return Page(batches, next_cursor=None, has_more=full and has_more is not False)
+    more = bool(has_more) if has_more is not None else bool(batches)
+    next_cursor = cursor if more and cursor != after else None
+    return Page(batches, next_cursor=next_cursor, has_more=more)
 
 
 def result_file_ids(batch: Batch) -> list[str]:
-    """The files that hold a batch's results, where it names them as OpenAI's do."""
+    """Return the ids of the output and error files that a batch names, as OpenAI's batches do."""
     return list(dict.fromkeys(one for one in (batch.output_file_id, batch.error_file_id) if one))
 
 
 def results_of_files(batch: Batch) -> Results:
-    """Whether a batch has results, where they are files that it names: some servers do so minutes later."""
+    """Return whether a batch has results, if those are files that it names; some servers name them late."""
     if result_file_ids(batch):
         return Results.READY
     counts = batch.request_counts
@@ -108,10 +110,10 @@ _ERROR_OUTCOMES = {
 
 
 def decode_record(record: dict[str, Any]) -> Row:
-    """One line of an output or error file.
+    """Decode one line of an output or error file; raise ValueError if it has no custom_id.
 
-    Accepts `response.body` as JSON text, `error` as text, a `response` that is the body itself (Nebius), and
-    failures that are responses with `error` null, as OpenAI's error files hold them.
+    It accepts `response.body` as JSON text, `error` as text, a `response` that is the body itself (Nebius),
+    and failures that are responses with a null `error`, as in OpenAI's error files.
     """
     custom_id = record.get("custom_id")
     if not isinstance(custom_id, str):
@@ -140,7 +142,7 @@ def _response(response: Any) -> tuple[int | None, Body | None]:
     body = response.get("body")
     if isinstance(body, str):
         try:
-            body = mended_json(body)
+            body = repaired_json(body)
         except ValueError:
             body = {"error": {"message": body}} if isinstance(status, int) and status >= 400 else None
     return status if isinstance(status, int) else None, Body(body) if isinstance(body, dict) else None
@@ -158,9 +160,10 @@ def _row_error(error: Any) -> RowError:
 
 
 def failed_row(custom_id: str, code: str | None, message: str, status: int | None = None) -> Row:
+    """Return a failed row without a body."""
     return Row(custom_id, Outcome.FAILED, None, RowError(code, message), status)
 
 
 def text(value: Any) -> str | None:
-    """A value that should be text, as text."""
+    """Return a value that should be text as text, or None."""
     return None if value is None else str(value)

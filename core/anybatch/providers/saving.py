@@ -1,6 +1,6 @@
-"""What a provider's `download` is made of: results, however they are served, as files of JSON lines.
+"""Helpers for a provider's `download`: save results, however they are served, as files of JSON lines.
 
-Each helper streams: a page of results is in memory at most, and a body of any size goes through a file.
+Each helper streams: at most one page of results is in memory, and a body of any size goes through a file.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from .splitting import split_object
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-# Pages of one batch's results that are read at most: of a hundred rows each, ten times the largest batch.
+# The most pages of one batch's results: at 100 rows a page, this is ten times the largest batch.
 _MOST_PAGES = 20_000
 
 
 class FileGoneError(NotFoundError):
-    """A result file that the batch names is not there; `paths` are those that are."""
+    """A result file that the batch names is gone; `paths` are the files that could be downloaded."""
 
     def __init__(self, error: NotFoundError, paths: list[Path]) -> None:
         super().__init__(
@@ -37,9 +37,18 @@ class FileGoneError(NotFoundError):
 
 
 def result_file(folder: Path, batch_id: str, number: int = 0) -> Path:
-    """Where a batch's results go.
+    """Return the path of a file for a batch's results.
 
-    LiteLLM's ids are longer than a file's name may be, and begin and end alike.
+    Ids that are too long for a file name are cut, and a hash keeps the name unique: LiteLLM's ids all begin
+    and end alike.
+
+    Args:
+        folder: The folder of the file.
+        batch_id: The id of the batch.
+        number: Which of the batch's files this is, from 0.
+
+    Returns:
+        The path.
     """
     name = re.sub(r"[^\w=.-]", "_", batch_id)
     if len(name) > 100:
@@ -48,9 +57,19 @@ def result_file(folder: Path, batch_id: str, number: int = 0) -> Path:
 
 
 def download_files(folder: Path, batch_id: str, files: Iterable[str | httpx.Request]) -> Flow[list[Path]]:
-    """GET files of JSON lines, by address or by request, each into a file of its own.
+    """Download files of JSON lines.
 
-    Raises FileGoneError, with the others, where one answers 404.
+    Args:
+        folder: The folder for them.
+        batch_id: The id of the batch.
+        files: The address of each, or the request for it.
+
+    Returns:
+        The paths of the downloaded files.
+
+    Raises:
+        NotFoundError: A file answers 404. As a FileGoneError it carries the paths of the others.
+        APIError: A download failed for another reason.
     """
     paths: list[Path] = []
     gone: NotFoundError | None = None
@@ -58,7 +77,7 @@ def download_files(folder: Path, batch_id: str, files: Iterable[str | httpx.Requ
         path = result_file(folder, batch_id, number)
         try:
             yield from download(httpx.Request("GET", file) if isinstance(file, str) else file, path)
-        except NotFoundError as error:  # the other file may be there
+        except NotFoundError as error:  # still download the other files
             gone = error
             path.unlink(missing_ok=True)
         else:
@@ -73,9 +92,12 @@ def save_pages(
 ) -> Flow[None]:
     """Write the records of all pages to a file, one JSON line each.
 
-    `next_page` is called with None, then with the cursor that it returned beside the records of the page
-    before; None, or a cursor that was used already, ends it. That a listing ends too early shows in the
-    counts of the batch: then everything is downloaded again.
+    A listing that ends too early yields fewer rows than the provider counts, and is then downloaded again.
+
+    Args:
+        path: The file to write.
+        next_page: Gets a page by its cursor (None for the first page), and returns its records and the next
+            cursor. None, or a cursor that was used before, ends the listing.
     """
     yield from do(partial(path.write_bytes, b""))
     used: set[str | None] = set()
@@ -89,16 +111,30 @@ def save_pages(
 
 
 def save_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Append records to a file, one JSON line each. It blocks: call it through `do`, or from a generator."""
+    """Append records to a file, one JSON line each. It blocks: call it through `do`.
+
+    Args:
+        path: The file.
+        records: The records.
+    """
     with path.open("ab") as file:
         file.writelines(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE) for record in records)
 
 
 def save_member(path: Path, request: httpx.Request, *member: str) -> Flow[dict[str, Any]]:
-    """GET one JSON object of any size, and write the list at `member` of it to a file, one element a line.
+    """GET one JSON object of any size, and write the elements of a list in it to a file, one per line.
 
-    The elements stay as the server wrote them. Returns the object without the list. A body that breaks off in
-    the middle gives the elements before that.
+    Args:
+        path: The file to write.
+        request: The request for the object.
+        member: The path of the list in the object, such as `"response", "results"`.
+
+    Returns:
+        The object without the list. If the body breaks off, the file holds the elements before that point.
+
+    Raises:
+        ServerError: The answer is not a JSON object.
+        APIError: The request failed.
     """
     whole = path.with_suffix(".body")
     try:
@@ -110,7 +146,19 @@ def save_member(path: Path, request: httpx.Request, *member: str) -> Flow[dict[s
 
 
 def get_without(url: str, *member: str) -> Flow[dict[str, Any]]:
-    """GET one JSON object without the list at `member`: for a batch that carries its results."""
+    """GET one JSON object without a list in it, for a batch that carries its results.
+
+    Args:
+        url: The address.
+        member: The path of the list in the object.
+
+    Returns:
+        The object without the list.
+
+    Raises:
+        ServerError: The answer is not a JSON object, or breaks off.
+        APIError: The request failed.
+    """
     with tempfile.TemporaryDirectory(prefix="anybatch-") as scratch:
         whole = Path(scratch) / "body"
         yield from download(httpx.Request("GET", url), whole)

@@ -1,4 +1,4 @@
-"""The facts about a provider, in frozen values: what its documentation says in tables."""
+"""The facts about a provider as frozen values: what its documentation states in tables."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ DEFAULT_WINDOW = "24h"
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one batch may hold, of its uploaded form.
+    """What one batch may hold, measured in its uploaded form.
 
-    `nesting` is how deep the JSON of one line may go. `min_requests` is what a batch must hold at least: a
-    job of fewer is refused, its last two batches share their rows where the last would have fewer, and rows
-    that could go again in a later round stay as they are where they are fewer.
+    Attributes:
+        requests: The most requests.
+        bytes: The most bytes.
+        line_bytes: The most bytes of one line; None for no such limit.
+        min_requests: The fewest requests. A smaller job is refused; if the last batch would be smaller, rows
+            of the batch before move into it; and fewer rows than this are not submitted again in a later
+            round.
+        nesting: How deeply the JSON of one line may be nested; None for no such limit.
     """
 
     requests: int = 50_000
@@ -27,10 +32,17 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One thing beside key and base URL that an account needs: a region, a project, a bucket, a role.
+    """A setting of an account beside key and base URL: a region, a project, a bucket, a role.
 
-    It is given by name, else read from the first of the environment variables that is set. A `secret` one is
-    hidden from reprs, and may be rotated while a batch runs; the others say whose batches they are.
+    The user passes it by name; otherwise it is read from the first of its environment variables that is set.
+
+    Attributes:
+        name: The name.
+        env: The environment variables.
+        default: The value if neither is set.
+        is_required: Whether an account without it is refused.
+        secret: Whether its value is hidden from reprs and may be rotated while a batch runs. The values of
+            other settings are a part of the job's fingerprint.
     """
 
     name: str
@@ -42,9 +54,17 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class AccountSpec:
-    """Where an account's base URL, key and settings come from, and how the key is shown to its host.
+    """Where an account's base URL, key and settings come from, and which header carries the key.
 
-    `read_base` makes the base URL of what people give for it, such as the name of a resource.
+    Attributes:
+        api_base: The usual base URL; None if there is none.
+        key_env: The environment variables of the key; the first that is set counts.
+        base_env: The environment variables of the base URL.
+        needs_key: Whether an account without a key is refused.
+        key_header: The header that carries the key.
+        key_prefix: What stands before the key in that header.
+        settings: The other settings.
+        read_base: Makes the base URL from what the user passed, such as the name of a resource.
     """
 
     api_base: str | None = None
@@ -59,7 +79,13 @@ class AccountSpec:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What somebody has said about an account; the rest comes from the provider's environment variables."""
+    """What the user has passed for an account; the rest comes from environment variables.
+
+    Attributes:
+        api_key: The key.
+        api_base: The base URL.
+        settings: The other settings by name.
+    """
 
     api_key: str | None = field(default=None, repr=False)
     api_base: str | None = None
@@ -67,48 +93,56 @@ class Given:
 
 
 class Lookup(Enum):
-    """By what a batch can be found whose create got no answer."""
+    """How to find a batch whose create got no answer."""
 
-    NONE = auto()
-    FILE = auto()  # the uploaded file it was made from, else its metadata
-    METADATA = auto()
-    NAME = auto()  # a name that we gave it
-    OWN_ID = auto()  # its id, which we chose
+    NONE = auto()  # it cannot be found
+    FILE = auto()  # by its uploaded input file, or else by its metadata
+    METADATA = auto()  # by its metadata
+    NAME = auto()  # by a name that anybatch gave it
+    OWN_ID = auto()  # by its id, which anybatch chose
 
 
 class Cancel(Enum):
     """What a cancel does."""
 
-    NORMAL = auto()
-    DESTRUCTIVE = auto()  # the batch goes, and with it the results that it had: each cancel is warned of
+    NORMAL = auto()  # the batch ends; its finished rows have results
+    DESTRUCTIVE = auto()  # the batch is deleted with all its results; each cancel logs a warning
     NONE = auto()  # there is no such call
 
 
 class Results(Enum):
     """Whether an ended batch has results to download."""
 
-    NONE = auto()  # and will have none
-    NOT_YET = auto()  # they will be named a little later
-    READY = auto()
+    NONE = auto()  # there are none, and there will be none
+    NOT_YET = auto()  # the provider will name them a little later
+    READY = auto()  # they can be downloaded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traits:
-    """What is to be known of a provider before anything is sent.
+    """What must be known about a provider before anything is sent.
 
-    endpoints          the endpoints that a batch may address, None for any
-    one_model          whether all requests of a batch must name one model
-    windows            the completion windows there are, None for any
-    metadata           pairs, characters of a key, characters of a value; None where a batch carries none
-    lookup             by what a batch is found whose create got no answer
-    idempotent_create  whether a create that is repeated with the same key makes no second batch
-    list_limit         the largest page of a listing; 0 where a listing is of no use for polling
-    poll_seconds       the pause between polls of a young batch, and of an old one
-    create_options     what a create takes as keyword arguments; the same for listing, and for the calls
-                       about one batch (retrieve, cancel, results, download)
-    not_options        what looks like an option but cannot be one, and what to do instead
-    console            where a person looks at batches in a browser: the page of all, and that of one, with
-                       `{batch_id}` in it, or None where there is no such page
+    Attributes:
+        name: The provider's name.
+        account: Where base URL, key and settings come from.
+        limits: What one batch may hold.
+        endpoints: The endpoints that a batch may address; None for any.
+        one_model: Whether all requests of a batch must name the same model.
+        windows: The completion windows that the provider offers; None for any.
+        metadata: The most pairs, characters of a key and characters of a value; None if batches carry no
+            metadata.
+        lookup: How to find a batch whose create got no answer.
+        idempotent_create: Whether repeating a create with the same key never makes a second batch.
+        cancel: What a cancel does.
+        list_limit: The most entries in a page of a listing; 0 if a listing is of no use for polling.
+        poll_seconds: The seconds between two polls of a young batch, and of an old one.
+        create_options: The provider's own options of a create.
+        list_options: The provider's own options of a listing.
+        call_options: The provider's own options of the calls about one batch: retrieve, cancel, results,
+            download.
+        not_options: Names that look like options but cannot be, with what to do instead.
+        console: The web pages that show all batches, and one batch (with `{batch_id}` in it; None if there is
+            no such page).
     """
 
     name: str

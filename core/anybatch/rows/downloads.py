@@ -1,8 +1,8 @@
-"""A batch's result files, fetched until they hold what the provider says they hold.
+"""Download a batch's result files until they hold as many rows as the provider counts.
 
-A body that is cut short without a sign of it, a page that is no result file, files that are named a little
-after the batch has ended: each looks like a batch with fewer rows. Rows that were paid for must not land as
-`missing` for that, so what is short is asked for again until a settling time is over.
+A silently truncated body, an HTML page instead of a result file, files that the batch names only a little
+after it has ended: each looks like a batch with fewer rows. Paid rows must not land as `missing` because of
+that, so incomplete files are downloaded again until a settling time is over.
 """
 
 from __future__ import annotations
@@ -27,21 +27,30 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# How long what is short is asked for again after we have seen that the batch ended, seconds; a real server
-# named its files minutes later.
+# All in seconds, from the first download of an ended batch.
+# How long to download incomplete files again; we have seen a server name its files minutes after the end.
 SETTLING = 300.0
-# How long a result file that answers 404 is asked for again, seconds.
+# How long to ask again for a result file that answers 404.
 GONE_AFTER = 900.0
-# The same for files that hold all that the provider counts, where it counts fewer rows than were sent.
+# How long to download again if the files hold all rows that the provider counts, but it counts fewer rows
+# than were sent: it may still be counting.
 DOUBT = 15.0
 _LATE = "the provider has not named its results yet"
-PAUSES = (2.0, 5.0, 10.0, 20.0, 40.0)  # between two looks, seconds; the last one from then on
+PAUSES = (2.0, 5.0, 10.0, 20.0, 40.0)  # between two downloads; the last one repeats
 
 
 class Measured(Protocol):
-    """What was found in result files: rows with a line, those of them that were run, those that succeeded,
-    those whose line breaks off at the end of a file; whether any line does; lines that cannot be told whose
-    they are; and what a file is that is something else."""
+    """What was found in result files.
+
+    Attributes:
+        answered: The number of rows that have a line.
+        ran: Those of them that the provider has run, which excludes expired and cancelled ones.
+        succeeded: Those of them that succeeded.
+        torn: The number of rows whose line breaks off at the end of a file.
+        unclear: The number of lines that cannot be attributed to a row.
+        breaks_off: Whether any line breaks off at the end of a file.
+        problem: What is wrong with a file that is no result file at all; None if there is none.
+    """
 
     @property
     def answered(self) -> int: ...
@@ -63,24 +72,29 @@ M = TypeVar("M", bound=Measured)
 
 
 class Owed(NamedTuple):
-    """How many rows the result files of a batch must hold: in all, and of rows that succeeded; and how many
-    rows are in no count."""
+    """How many rows the result files of a batch must hold.
+
+    Attributes:
+        rows: All rows that they must hold.
+        succeeded: The succeeded rows that they must hold.
+        uncounted: The rows of the batch that the provider does not count at all.
+    """
 
     rows: int
     succeeded: int
     uncounted: int = 0
 
     def and_also(self, later: Owed) -> Owed:
-        """What was promised once stays so: counts may lag, and even go back."""
+        """Combine with later counts: the higher ones hold, since counts may lag and even decrease."""
         fewest = min(self.uncounted, later.uncounted)
         return Owed(max(self.rows, later.rows), max(self.succeeded, later.succeeded), fewest)
 
 
 def owed(batch: Batch, sent: int | None) -> Owed:
-    """What the provider's counts promise of a batch that has ended and held `sent` rows (None: not known).
+    """Return how many rows an ended batch's result files must hold, by the provider's counts.
 
-    A completed batch without counts promises results, but where it does not say of how many rows it may have
-    none for some of them.
+    `sent` is the number of rows that the batch held, if known. A completed batch without counts must hold a
+    line for every row, but only one of them must have succeeded.
     """
     counts = batch.request_counts
     done = counts.completed + counts.failed if counts is not None else 0
@@ -95,17 +109,17 @@ def owed(batch: Batch, sent: int | None) -> Owed:
 
 
 def held(found: Measured, promised: Owed) -> int:
-    """How many of the promised rows were found.
+    """Return how many of the promised rows were found.
 
-    Some providers count rows that were never run as failed: a line for such a row is a promised one there.
-    Others have them in no count: taken for promised ones, these lines would make up for lost answers.
+    Some providers count rows that were never run as failed: then a line of such a row is a promised one.
+    Others do not count them at all: then such a line must not stand in for a lost result.
     """
     never_run = found.answered - found.ran
     return found.ran + max(0, never_run - promised.uncounted)
 
 
 def lacking(found: Measured, promised: Owed) -> str | None:
-    """What is wrong with result files that are not what was promised; None where they are complete."""
+    """Return why result files are incomplete, or None if they are complete."""
     if found.problem is not None:
         return found.problem
     if found.breaks_off:
@@ -116,8 +130,11 @@ def lacking(found: Measured, promised: Owed) -> str | None:
 
 
 def is_loss(found: Measured, promised: Owed) -> bool:
-    """Whether what is lacking was paid for. Rows that failed may have no line with some providers, and a line
-    that is always broken costs its own row only."""
+    """Whether paid results are lacking.
+
+    With some providers failed rows have no line, which is no loss. A line that stays broken loses only its
+    own row.
+    """
     broken = found.torn + found.unclear
     rows, succeeded = held(found, promised) + broken, found.succeeded + broken
     return rows < promised.rows and succeeded < promised.succeeded
@@ -125,7 +142,14 @@ def is_loss(found: Measured, promised: Owed) -> bool:
 
 @dataclass(frozen=True)
 class Fetched(Generic[M]):
-    """Result files, what was found in them, and why rows are lost that they should hold (None: none are)."""
+    """Downloaded result files.
+
+    Attributes:
+        batch: The batch, as last seen.
+        paths: The files.
+        found: What was found in them.
+        loss: Why results are lost that the files should hold; None if none are.
+    """
 
     batch: Batch
     paths: list[Path]
@@ -141,7 +165,7 @@ def fetch(
     *,
     sent: int | None = None,
 ) -> Flow[Fetched[M]]:
-    """Download a batch's result files, and again as long as they are not complete, for a while."""
+    """Download a batch's result files; while they are incomplete, download them again for a limited time."""
     waited, looks, promised = 0.0, 0, owed(batch, sent)
     while True:
         gone: NotFoundError | None = None
@@ -159,25 +183,25 @@ def fetch(
             return Fetched(batch, paths, found, _loss(batch, found, promised, short, gone))
         if not looks:
             what = gone or short or "fewer rows than were sent"
-            log.info("batch %s: its results are not complete yet (%s); asking again", batch.id, what)
+            log.info("batch %s: its results are not complete yet (%s); downloading again", batch.id, what)
         pause = PAUSES[min(looks, len(PAUSES) - 1)]
         yield from sleep(pause)
         waited, looks = waited + pause, looks + 1
         with suppress(NotFoundError):
             now: Batch = yield from provider.retrieve(batch.id)
-            if now.status.is_terminal:  # else a replica that lags
+            if now.status.is_terminal:  # otherwise a lagging replica has answered
                 batch, promised = now, promised.and_also(owed(now, sent))
 
 
 def _patience(
     batch: Batch, sent: int | None, found: Measured, short: str | None, gone: NotFoundError | None
 ) -> float:
-    """How long to ask again for what was found, seconds from the first look; 0 where it is complete."""
+    """Return how long to keep downloading, in seconds from the first download; 0 if all is complete."""
     if gone is not None:
         return GONE_AFTER
     if short is not None:
         return SETTLING
-    # Who completes a batch and counts fewer rows than were sent may not have counted to the end.
+    # A provider that completes a batch and counts fewer rows than were sent may still be counting.
     is_doubtful = batch.status is BatchStatus.COMPLETED and sent is not None and found.answered < sent
     return DOUBT if is_doubtful else 0.0
 
@@ -189,21 +213,21 @@ def _loss(
     if gone is not None:
         return gone if is_short or not promised.rows else None
     if found.problem is not None and is_short:
-        return ServerError(f"{found.problem}, and nothing of it was landed", batch_id=batch.id)
+        return ServerError(f"{found.problem}; nothing of the batch was landed", batch_id=batch.id)
     if is_loss(found, promised) or short == _LATE:
         return ServerError(
-            f"the batch is {batch.status}, but its result files are not complete: {short}. To collect it "
-            "again may find them complete",
+            f"the batch is {batch.status}, but its result files are not complete: {short}. They may be "
+            "complete later: collect the batch again",
             batch_id=batch.id,
         )
     return None
 
 
-# --- without a job: who asks knows no custom_ids --------------------------------------------------------
+# --- without a job, the custom_ids are not known ----------------------------------------------------------
 
 
 class Counted(NamedTuple):
-    """Distinct custom_ids in result files."""
+    """A `Measured` by the distinct custom_ids in result files."""
 
     answered: int
     ran: int
@@ -218,7 +242,7 @@ class Counted(NamedTuple):
 
 
 def count_rows(provider: Provider, endpoint: str | None, paths: Sequence[Path]) -> Counted:
-    """Count the rows in result files; of two lines for one row a success counts."""
+    """Count the rows in result files; if a row has two lines, a success counts."""
     outcomes: dict[str, bool] = {}
     ran: set[str] = set()
     torn = unclear = 0
@@ -230,7 +254,7 @@ def count_rows(provider: Provider, endpoint: str | None, paths: Sequence[Path]) 
                 row, record = decode_line(raw, provider, endpoint)
                 if record is None and not raw.endswith(b"\n"):
                     torn += 1
-                elif not row.custom_id or row.custom_id in outcomes:  # some servers take an id twice
+                elif not row.custom_id or row.custom_id in outcomes:  # some servers accept an id twice
                     unclear += 1
                 if row.custom_id and (record is not None or raw.endswith(b"\n")):
                     good = row.outcome is Outcome.SUCCEEDED or record is None

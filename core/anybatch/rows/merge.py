@@ -1,8 +1,8 @@
-"""A batch's result files merged into the order of the input.
+"""Merge a batch's result files into the order of the input.
 
 Result files come in any order, miss rows, repeat rows and hold broken lines. Merging reads each file once,
-keeps only where each row's line lies, and writes the rows in input order: every request exactly once, with
-one outcome. What belongs to no request is written elsewhere and counted.
+keeps in memory only the place of each row's line, and writes the rows in input order: every request exactly
+once, with one outcome. Lines that belong to no request are written to a file of their own and counted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import orjson
 
 from ..models import BatchStatus, Outcome, Row, RowError
-from ..providers.reading import mended_json
+from ..providers.reading import repaired_json
 from .requests import iter_lines
 from .results import NEVER_RUN, decode_line, has_openai_shape, landed_line, writable
 from .tally import Tally
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
     from ..providers.base import Provider
 
-# A landed line is a provider's own behind one more member, wherever that is in OpenAI's shape already.
+# A line that is in OpenAI's shape already lands as it is, behind one more member.
 _OPENING = {outcome: b'{"outcome":"%s",' % outcome.encode() for outcome in Outcome}
 
 
 class _Place(NamedTuple):
-    """Where the line of a row lies, what became of the row, and whether the line can land as it is."""
+    """The place of a row's line, the row's outcome, and whether the line can land as it is (`kept`)."""
 
     file: int
     offset: int
@@ -41,13 +41,22 @@ class _Place(NamedTuple):
 
 
 class Index:
-    """Where the lines of one batch's rows lie, made in one pass over its files.
+    """The places of the lines of one batch's rows, found in one pass over its files: a `Measured`.
 
-    `answered` counts the rows that have a line, `ran` those among them whose line does not say expired or
-    cancelled, `succeeded` those that were paid for, `torn` the rows whose line breaks off at the end of a
-    file, `unclear` the broken lines that are no row's; `breaks_off` says whether any line does, `problem`
-    what a file is that is no result file. Without `custom_ids`, every id that a line names is a row's, in the
-    order of the files, and `rows` is how many there should be, if the provider tells.
+    Without `custom_ids`, every id in the files is a row's, in the order of the files, and `rows` is how many
+    there should be, if the provider reports that.
+
+    Attributes:
+        places: The place of each row's line, by custom_id.
+        stray: The lines that do not land: file, offset and size in bytes.
+        tally: The tokens of the rows, and the number of unexpected lines.
+        answered: The number of rows that have a line.
+        ran: Those of them whose line does not say expired or cancelled.
+        succeeded: Those of them that were paid for.
+        torn: The number of rows whose line breaks off at the end of a file.
+        unclear: The number of broken lines that cannot be attributed to a row.
+        breaks_off: Whether any line breaks off at the end of a file.
+        problem: What is wrong with a file that is no result file.
     """
 
     def __init__(
@@ -66,22 +75,22 @@ class Index:
         self._decodes_as_openai = provider.codec.decodes_as_openai
         self._expected = dict.fromkeys(custom_ids)
         self._original = provider.codec.original_ids(custom_ids)
-        self._strayed: set[str] = set()  # whose line is both in `places` and among the strays
-        self._torn: set[str] = set()  # whose line is the end of a file that was cut in the middle of it
+        self._strayed: set[str] = set()  # rows whose line is both in `places` and in `stray`
+        self._torn: set[str] = set()  # rows whose line breaks off at the end of its file
         self._unclear = 0
         self.places: dict[str, _Place] = {}
-        self.stray: list[tuple[int, int, int]] = []  # file, offset, size
+        self.stray: list[tuple[int, int, int]] = []
         self.tally = Tally()
         self.breaks_off = False
         self.problem: str | None = None
-        alien = []  # the first line of each file of which no line is a result
+        alien = []  # the first line of each file that holds no result line
         for number, path in enumerate(paths):
             first, fits = b"", False
             with path.open("rb", buffering=1 << 20) as file:
                 for offset, raw in iter_lines(file):
                     if not raw.isspace():
                         first = first or raw
-                        fits |= self._note(number, offset, raw)
+                        fits |= self._take(number, offset, raw)
             if first and not fits:
                 alien.append(first)
         self.answered = len(self.places) - len(self._torn)
@@ -103,12 +112,12 @@ class Index:
             self._refuse(alien)
 
     def _refuse(self, alien: Sequence[bytes]) -> None:
-        """Note where rows are missing since a file is something else, such as the page of a log-in."""
+        """Set `problem` if rows are missing since a file is something else, such as a login page."""
         for first in alien:
             if not first.lstrip().startswith(b"{") or (not self.places and _is_json(first)):
-                # Its first character only: what follows may be somebody's prompt or answer.
+                # Show the first character only: what follows may be a prompt or an answer.
                 self.problem = (
-                    "what was downloaded as a result file is none; it begins with "
+                    "what was downloaded is not a result file; it begins with "
                     f"{first.lstrip()[:1].decode(errors='replace')!r}"
                 )
 
@@ -117,26 +126,27 @@ class Index:
             self._expected[custom_id] = None
         return custom_id in self._expected
 
-    def _note(self, number: int, offset: int, raw: bytes) -> bool:
-        """Take up one line; whether it is a result, of any row, or the remains of one that was asked for."""
+    def _take(self, number: int, offset: int, raw: bytes) -> bool:
+        """Record one line; return whether it is any row's result, or the remains of an expected row's."""
         if self._decodes_as_openai and (found := _plain_success(raw)) is not None:
             custom_id, body = found
             if self._is_expected(custom_id) and custom_id not in self.places:
                 self.places[custom_id] = _Place(number, offset, len(raw), Outcome.SUCCEEDED, True)
                 self.tally.add_body(body)
                 return True
-        return self._note_any(number, offset, raw)
+        return self._take_any(number, offset, raw)
 
-    def _note_any(self, number: int, offset: int, raw: bytes) -> bool:
+    def _take_any(self, number: int, offset: int, raw: bytes) -> bool:
+        """`_take` for lines that are not a plain success."""
         row, record = decode_line(raw, self._provider, self._endpoint)
         custom_id = self._original.get(row.custom_id, row.custom_id)
         known = self.places.get(custom_id)
         place = _Place(number, offset, len(raw), row.outcome, False)
         undecodable = record is None
         if known is None and self._is_expected(custom_id) and not undecodable:
-            better = True  # the common case: a line that was asked for, and the first for its row
+            better = True  # the common case: the first line of an expected row
         else:
-            better = self._weigh(custom_id, row, place, known, undecodable)
+            better = self._resolve(custom_id, row, place, known, undecodable)
         if better:
             kept = record is not None and has_openai_shape(record, custom_id, row.outcome)
             self.places[custom_id] = place._replace(kept=kept)
@@ -144,20 +154,26 @@ class Index:
                 self.tally.add_body(row.result)
             if undecodable and not raw.endswith(b"\n"):
                 self._torn.add(custom_id)
-        elif undecodable and custom_id not in self._expected:  # perhaps it breaks off before its id
+        elif undecodable and custom_id not in self._expected:  # it may break off before its id
             self.breaks_off |= not raw.endswith(b"\n")
         return not undecodable or custom_id in self._expected
 
     def land(self, custom_id: str, raw: bytes) -> tuple[Outcome, bytes, bool]:
-        """What lands of a line that cannot land as it is: outcome, line, and whether that says all of it."""
+        """Convert a line that cannot land as it is.
+
+        Returns the row's outcome, its landed line, and whether that line holds all of the original's content.
+        """
         row = replace(decode_line(raw, self._provider, self._endpoint)[0], custom_id=custom_id)
         written, line = writable(row)
         return written.outcome, line, written is row
 
-    def _weigh(
+    def _resolve(
         self, custom_id: str, row: Row, place: _Place, known: _Place | None, undecodable: bool
     ) -> bool:
-        """Whether a line that is strange in some way is its row's; what is not, or is broken, strays."""
+        """Decide whether an unexpected, repeated or broken line becomes its row's line.
+
+        A line that does not, and every broken line, goes to the stray lines.
+        """
         expected = custom_id in self._expected
         better = known is None or (row.outcome is Outcome.SUCCEEDED is not known.outcome)
         if undecodable or not expected or not better:
@@ -177,16 +193,16 @@ class Index:
 
 def _is_json(raw: bytes) -> bool:
     try:
-        mended_json(raw)
+        repaired_json(raw)
     except (ValueError, RecursionError):
         return False
     return True
 
 
 def _plain_success(raw: bytes) -> tuple[str, dict[str, Any]] | None:
-    """custom_id and body of the line that nearly all are: a success in OpenAI's shape to the letter.
+    """Return the custom_id and body of a success in exactly OpenAI's shape; None for any other line.
 
-    The same as `decode_line` and `has_openai_shape` would find, at half the price; None for all others.
+    Nearly all lines are of this kind. `decode_line` and `has_openai_shape` find the same in twice the time.
     """
     try:
         record = orjson.loads(raw)
@@ -218,10 +234,10 @@ def merge(
 ) -> None:
     """Write one batch's rows to `out` in the order of `custom_ids`, each exactly once.
 
-    A row that no line speaks of is `missing` for the reason `lost`, where there is one; else it shares the
-    fate of its batch: expired, cancelled, else missing. Of two lines for one row a success wins, else the
-    first. Lines that no request asked for go to `stray`, as do the losers and the undecodable ones. A row
-    that cannot be written down is failed, and its line strays.
+    If a row has two lines, a success wins, otherwise the first. A row without a line is `missing` for the
+    reason `lost`, if there is one; otherwise it is expired or cancelled like its batch, or else missing.
+    Lines of no request, losing lines and undecodable lines go to `stray`. A row that cannot be written as
+    JSON is failed, and its original line goes to `stray`.
     """
     tally.add(index.tally)
     with ExitStack() as stack:
@@ -252,13 +268,17 @@ def merge(
 
 
 _FATES = {
-    BatchStatus.EXPIRED: (Outcome.EXPIRED, "batch_expired", "The batch expired before it came to this."),
-    BatchStatus.CANCELLED: (Outcome.CANCELLED, "batch_cancelled", "The batch was cancelled before this."),
+    BatchStatus.EXPIRED: (Outcome.EXPIRED, "batch_expired", "The batch expired before this request ran."),
+    BatchStatus.CANCELLED: (
+        Outcome.CANCELLED,
+        "batch_cancelled",
+        "The batch was cancelled before this request ran.",
+    ),
 }
 
 
 def unanswered(custom_id: str, status: BatchStatus, lost: RowError | None = None) -> Row:
-    """The row of a request that the result files do not mention; `lost` is why, where they should."""
+    """Return the row of a request without a result line; `lost` is the reason if there should be one."""
     if lost is not None:
         return Row(custom_id, Outcome.MISSING, None, lost)
     missing = (Outcome.MISSING, "missing", "The provider's result files do not mention this request.")

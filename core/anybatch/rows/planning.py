@@ -1,4 +1,4 @@
-"""The input validated and split into shards, in one pass and constant memory."""
+"""Validate the input and split it into shards, in one pass and constant memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import orjson
 
 from ..errors import ConfigurationError, InputError, Problem
 from ..providers.codec import Codec
-from ..providers.content import Content, file_mark
+from ..providers.content import Content, file_stamp
 from .requests import Problems, SeenIds, check_line, decode_line, is_plain, iter_lines, nesting
 
 if TYPE_CHECKING:
@@ -31,10 +31,15 @@ _BOMS = {
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """The part of the input that one batch carries: `rows` requests from row `first_row` (from 0) on.
+    """The part of the input that one batch carries.
 
-    `segments` are the byte ranges of its uploaded form in the content file; more than one where the input
-    has blank lines between requests.
+    Attributes:
+        first_row: The number of its first row, from 0.
+        rows: The number of its rows.
+        size: The size of its uploaded form, bytes.
+        segments: The byte ranges of its uploaded form in the content file: (start, end). Blank lines in the
+            input make more than one.
+        models: The models that it asks for.
     """
 
     first_row: int
@@ -46,18 +51,29 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a valid input comes to. `digest` is the sha256 of its bytes; `content` the file of the shards."""
+    """A valid input, split into shards.
+
+    Attributes:
+        shards: The shards, in input order.
+        rows: The number of all rows.
+        digest: The sha256 of the input's bytes.
+        content: The file that the shards are read from.
+        stamp: The size and modification time of that file when it was validated.
+        models: The models that the input asks for.
+        shard_requests: The most rows in one shard, if the job limits them.
+    """
 
     shards: tuple[Shard, ...]
     rows: int
     digest: str
     content: Path
-    mark: tuple[int, int]
+    stamp: tuple[int, int]
     models: tuple[str, ...] = ()
     shard_requests: int | None = None
 
     def shard_content(self, shard: Shard) -> Content:
-        return Content(self.content, shard.segments, shard.rows, self.mark)
+        """Return the uploaded form of one shard."""
+        return Content(self.content, shard.segments, shard.rows, self.stamp)
 
 
 def make_plan(
@@ -74,17 +90,30 @@ def make_plan(
     only: Iterable[str] | None = None,
     shard_requests: int | None = None,
 ) -> Plan:
-    """Read the whole input once: validate every line, and cut it into shards.
+    """Read the whole input once: validate every line, and split it into shards.
 
-    `content` is the local file that the shards will be read from: the input itself, or the file behind
-    `spool`, which receives the uploaded form of each line. It takes a spool to send other lines than those of
-    the input: to a provider that is not `verbatim`, and with a `model`, which goes into lines that name none.
-    `ids` receives the custom_ids, one JSON string a line, in input order. Of the lines, those with the
-    custom_ids in `only` are taken, which come in input order (None: all); the digest is the whole input's.
-    No shard holds more than `shard_requests`, nor more than the provider's limits allow.
-    Raises InputError with line numbers, all of them up to a cap.
+    Args:
+        source: The open input.
+        name: Its name, for errors.
+        provider: The account that the shards are for.
+        endpoint: The endpoint of every request.
+        content: The local file that the shards are read from: the input itself, or the file behind `spool`.
+        spool: Receives the uploaded form of each line. It is needed if that differs from the input's line:
+            for a provider whose codec is not `verbatim`, and with a `model`.
+        ids: Receives the custom_ids in input order, one JSON string per line.
+        model: The model for lines that name none.
+        drop_untranslatable: Whether to drop parameters that have no counterpart in the provider's API.
+        only: The custom_ids of the lines to take, in input order; None takes all.
+        shard_requests: The most rows in one shard, if lower than the provider's limit.
+
+    Returns:
+        The plan. Its digest is that of the whole input, whatever `only` is.
+
+    Raises:
+        InputError: Lines are invalid; it names the first MAX_PROBLEMS of them.
+        ConfigurationError: The provider's smallest batch is larger than `shard_requests`.
     """
-    mark = file_mark(content)
+    stamp = file_stamp(content)
     planner = _Planner(
         provider, endpoint, model, drop_untranslatable, spool, ids, content, only, shard_requests
     )
@@ -106,14 +135,14 @@ def make_plan(
         rows=planner.rows,
         digest=digest.hexdigest(),
         content=content,
-        mark=mark if spool is None else file_mark(content),
+        stamp=stamp if spool is None else file_stamp(content),
         models=tuple(planner.all_models),
         shard_requests=shard_requests,
     )
 
 
 def _lines_of(file: BinaryIO, segments: Iterable[tuple[int, int]]) -> Iterator[dict[str, Any]]:
-    """The lines in byte ranges of a file."""
+    """Yield the lines in these byte ranges of a file."""
     for start, end in segments:
         file.seek(start)
         while start < end:
@@ -141,15 +170,15 @@ class _Planner:
         self.most_requests = min(self.limits.requests, shard_requests or self.limits.requests)
         if self.most_requests < self.limits.min_requests:
             raise ConfigurationError(
-                f"shard_requests: a batch at {provider.name} has at least {self.limits.min_requests} "
-                f"requests, so {shard_requests} are too few",
+                f"shard_requests: a batch at {provider.name} needs at least {self.limits.min_requests} "
+                f"requests, not {shard_requests}",
                 provider=provider.name,
             )
         self.provider, self.endpoint, self.model, self.drop = provider, endpoint, model, drop
         self.content = content
-        # Only where the codec has something to say of a whole shard is it read again.
+        # Checking a whole shard reads it again: skip that for codecs without such a check.
         self.checks_shards = type(provider.codec).check_shard is not Codec.check_shard
-        # Number, place and size of the rows that the last shard has at least, where it has to have some.
+        # Line number, offset and size of the last rows: as many as the provider's smallest batch needs.
         self.tail: deque[tuple[int, int, int]] | None = None
         if self.limits.min_requests > 1:
             self.tail = deque(maxlen=self.limits.min_requests)
@@ -169,12 +198,13 @@ class _Planner:
         self.segments: list[tuple[int, int]] = []
         self.shard_rows = self.size = 0
         self.models: dict[str, None] = {}
-        self.numbers = array("q")  # of its lines, if it is to be read again
+        self.numbers = array("q")  # of its lines, if the codec checks whole shards
 
     def take(self, number: int, offset: int, raw: bytes) -> None:
+        """Validate one line and put it into a shard."""
         if number == 1 and (bom := next((bom for bom in _BOMS if raw.startswith(bom)), None)):
             self.problems.add(1, None, f"begins with {_BOMS[bom]}; save the file as plain UTF-8")
-            self.unreadable = len(bom) == 2  # every line of it would be wrong
+            self.unreadable = len(bom) == 2  # UTF-16: report one problem instead of one per line
             raw = raw.removeprefix(bom)
         if self.unreadable or raw.isspace():
             return
@@ -206,15 +236,15 @@ class _Planner:
     def _too_large(self, size: int, line: dict[str, Any]) -> str | None:
         name, limits = self.provider.name, self.limits
         if size > limits.bytes:
-            return f"{size} bytes; a batch at {name} holds {limits.bytes}"
+            return f"is {size} bytes long; a whole batch at {name} holds {limits.bytes}"
         if limits.line_bytes is not None and size > limits.line_bytes:
-            return f"{size} bytes; a request at {name} has at most {limits.line_bytes}"
+            return f"is {size} bytes long; a request at {name} may have {limits.line_bytes}"
         if limits.nesting is not None and (depth := nesting(line)) > limits.nesting:
-            return f"nested {depth} deep; {name} takes {limits.nesting}"
+            return f"is nested {depth} levels deep; {name} accepts {limits.nesting}"
         return None
 
     def _check(self, number: int, line: dict[str, Any]) -> None:
-        if not is_plain(line, self.endpoint):  # nearly all are; the full check is slower
+        if not is_plain(line, self.endpoint):  # nearly all lines are plain; the full check is slower
             for name, message in check_line(line, self.endpoint, needs_envelope=self.codec.verbatim):
                 self.problems.add(number, name, message)
         custom_id = line.get("custom_id")
@@ -226,7 +256,7 @@ class _Planner:
 
     def _check_model(self, number: int, model: object) -> None:
         if not isinstance(model, str) or not model:
-            self.problems.add(number, "body.model", "must name the model")
+            self.problems.add(number, "body.model", "must name the model, or the job needs a `model`")
             return
         if self.model is not None and model != self.model:
             self.problems.add(number, "body.model", f"is {model!r}, but the job's model is {self.model!r}")
@@ -234,7 +264,7 @@ class _Planner:
             first, line = next(iter(self.all_models.items()))
             self.problems.add(
                 number, "body.model", f"is {model!r}, but line {line} has {first!r}: {self.provider.name} "
-                "runs one model a batch; make one job for each model"
+                "runs one model per batch; make one job for each model"
             )  # fmt: skip
         else:
             self.all_models.setdefault(model, number)
@@ -243,7 +273,7 @@ class _Planner:
         if self.codec.verbatim and (names_model or self.model is None):
             return raw if raw.endswith(b"\n") else raw + b"\n"
         try:
-            # Read again by the standard library: unlike the fast parser it keeps integers of any size.
+            # Parse again with the standard library: unlike orjson it keeps integers of any size.
             line: Mapping[str, Any] = json.loads(raw)
             if self.model is not None:
                 line["body"].setdefault("model", self.model)
@@ -269,7 +299,7 @@ class _Planner:
             self.ids.write(orjson.dumps(line["custom_id"], option=orjson.OPT_APPEND_NEWLINE))
 
     def _append(self, number: int, start: int, size: int) -> None:
-        """Put a line into the current shard."""
+        """Append a line to the current shard."""
         if self.segments and self.segments[-1][1] == start:
             self.segments[-1] = (self.segments[-1][0], start + size)
         else:
@@ -295,7 +325,7 @@ class _Planner:
         self._start_shard()
 
     def _shard_lines(self, numbers: Iterable[int]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """The lines of the shard that is full, in their uploaded form."""
+        """Yield the lines of the current shard with their line numbers, in their uploaded form."""
         if self.spool is not None:
             self.spool.flush()
         with self.content.open("rb") as file:
@@ -306,6 +336,7 @@ class _Planner:
             self.problems.add(number, "custom_id", f"{custom_id!r} was used before, in line {before}")
 
     def end(self) -> None:
+        """Close the last shard, and check what only the whole input shows."""
         self._report_repeated(self.seen.flush())
         if self.shard_rows:
             self._fill_last()
@@ -314,7 +345,7 @@ class _Planner:
             self.problems.add(None, None, message)
 
     def _fill_last(self) -> None:
-        """Give the last shard rows of the one before, where it has fewer than a batch must hold."""
+        """If the last shard is smaller than a batch may be, move rows from the shard before into it."""
         least, lacking = self.limits.min_requests, self.limits.min_requests - self.shard_rows
         if self.tail is None or lacking <= 0 or not self.shards:
             return
@@ -329,26 +360,27 @@ class _Planner:
             size=before.size - moved,
             segments=tuple((start, min(end, cut)) for start, end in before.segments if start < cut),
         )
-        models = dict.fromkeys(before.models) | self.models  # those of the rows that moved are not on record
+        # Which models the moved rows have is not known: take all of the shard before.
+        models = dict.fromkeys(before.models) | self.models
         self._start_shard()
         self.models = models
         for number, start, size in rows:
             self._append(number, start, size)
 
     def _too_few(self) -> str | None:
-        """Why there are too few rows for the batches of this provider, None if there are enough."""
+        """Return why there are too few rows for this provider's batches, or None if there are enough."""
         name, limits = self.provider.name, self.limits
         if not self.rows:
             return "holds no request"
         if self.rows < limits.min_requests:
-            return f"holds {self.rows} requests; a batch at {name} has at least {limits.min_requests}"
+            return f"holds {self.rows} requests; a batch at {name} needs at least {limits.min_requests}"
         short = next((shard for shard in self.shards if shard.rows < limits.min_requests), None)
         if short is None:
             return None
         return (
-            f"would have a batch of {short.rows} requests, from request {short.first_row + 1} on; one at "
-            f"{name} has at least {limits.min_requests}, and here at most {self.most_requests} and "
-            f"{limits.bytes} bytes"
+            f"would need a batch of {short.rows} requests, from request {short.first_row + 1} on; a batch at "
+            f"{name} needs at least {limits.min_requests}, and may hold at most {self.most_requests} and "
+            f"{limits.bytes} bytes here"
         )
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""Reading a table, whatever it is: a stream of dicts, in constant memory.
+"""Read a table of any kind as a stream of dicts, in constant memory.
 
-A table may come in parts, as chunks, frames or record batches do: its rows come one by one all the same, and
-count from 1 throughout. What is no row is refused by its number before anything is made of the table.
+A table may come in parts (chunks, frames, record batches); its rows still come one by one and are numbered
+from 1 throughout. An item that is no row is refused by its number.
 """
 
 from __future__ import annotations
@@ -38,18 +38,28 @@ from .shapes import (
 if TYPE_CHECKING:
     from upath import UPath
 
-_CHUNK = 1024  # rows that are turned into Python objects at a time
+_CHUNK = 1024  # how many rows are converted to Python objects at a time
 
 Record: TypeAlias = dict[str, Any]
-PathLike: TypeAlias = "str | os.PathLike[str] | UPath"  # the UPath of a remote file is no os.PathLike
-# No type tells what may be a row, or a part of a table, from what may not: `columns_of` and `flatten` do.
+PathLike: TypeAlias = "str | os.PathLike[str] | UPath"  # a remote UPath is not an os.PathLike
+# No type can express what may be a row, or a part of a table: `columns_of` and `flatten` decide at run time.
 Table: TypeAlias = "PathLike | PandasFrame | PolarsFrame | ArrowTable | Iterable[Any]"
 
 
 def read_rows(table: Table) -> Iterator[Record]:
-    """The rows of a table as dicts; NaN, NA and NaT become None, numpy scalars Python's own.
+    """Read the rows of a table as dicts.
 
-    Raises InputError naming the row that cannot be read, ConfigurationError for what is no table.
+    Args:
+        table: A path or fsspec URL of a CSV, TSV, JSONL or Parquet file; a frame of pandas, polars, DuckDB or
+            pyarrow; an iterable of rows; or an iterable of such parts.
+
+    Yields:
+        Each row as a dict by column name. NaN, NA and NaT become None; values of numpy and pyarrow become
+        Python's own.
+
+    Raises:
+        InputError: A row or file cannot be read; it names the row.
+        ConfigurationError: The value is no table.
     """
     for number, row in enumerate(_rows(table), start=1):
         columns = columns_of(row)
@@ -66,8 +76,8 @@ def _record(columns: list[tuple[Any, Any]], number: int) -> Record:
     for name, value in columns:
         text = name if type(name) is str else column_name(name)
         if text is None:
-            raise bad_row(number, None, f"has a column that is called {name!r}; name columns by text")
-        if text in record:  # one of the two would be lost
+            raise bad_row(number, None, f"has a column named {name!r}; column names must be text")
+        if text in record:  # otherwise one of the two would be lost
             raise bad_row(number, text, "there is more than one column of this name; rename one of them")
         record[text] = _cell(value, number, text)
     return record
@@ -82,13 +92,13 @@ def _rows(table: Any) -> Iterable[Any]:
         _names(table.fieldnames or (), "the DictReader")
     if not is_iterable_of_rows(table):
         raise ConfigurationError(
-            f"a table is a path, a frame or an iterable of rows, not {describe(table)}{advise(table)}"
+            f"a table must be a path, a frame or an iterable of rows, not {describe(table)}{advise(table)}"
         )
     return flatten(table, _part, "the table")
 
 
 def _whole(table: Any, name: str) -> Iterable[Any] | None:
-    """The rows of a frame, by which a name stands once; None for anything else."""
+    """Return the rows of a frame, whose column names must be unique; None for anything else."""
     if is_pandas(table):
         return _named(_names(table.columns, name), table.itertuples(index=False, name=None))
     if is_polars(table):
@@ -100,7 +110,7 @@ def _whole(table: Any, name: str) -> Iterable[Any] | None:
 
 
 def _part(item: Any, name: str) -> Iterable[Any] | None:
-    """The rows of a frame or a file among a table's items. A text is none: it may be meant as a row."""
+    """Return the rows of an item that is a frame or a file; None for others. A text may be meant as a row."""
     if not isinstance(item, str) and (path := as_path(item)) is not None:
         return _file_rows(path)
     return _whole(item, f"{name}, a {type(item).__name__}")
@@ -116,15 +126,15 @@ def _arrow_rows(table: ArrowTable) -> Iterator[Any]:
 
 
 def as_path(value: object) -> Any:
-    """A path object for what names a file, local or not; None for anything else."""
+    """Return a path object for a value that names a local or remote file; None for anything else."""
     if isinstance(value, str):
         if "\n" in value:
             raise ConfigurationError(
-                "a file is named by its path, not given as a text of several lines: write it to a file, or "
-                "pass its rows"
+                "a text of several lines is not the path of a file: write the text to a file and pass its "
+                "path, or pass the rows"
             )
         return open_path(value)
-    # Of the type: a row may have columns of these names, as one of stock prices does.
+    # Look at the type, not the value: a row may have columns of these names, such as stock prices ("open").
     if callable(getattr(type(value), "open", None)) and hasattr(type(value), "suffix"):
         return value
     return Path(value) if isinstance(value, os.PathLike) else None
@@ -134,13 +144,15 @@ def _file_rows(path: Any) -> Iterator[Any]:
     readers = {".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl, ".ndjson": _jsonl, ".parquet": _parquet}
     read = readers.get(path.suffix.lower())
     if read is None:
-        raise bad_table(str(path), f"is none of {', '.join(readers)}; read it yourself and pass the rows")
+        raise bad_table(
+            str(path), f"is none of {', '.join(readers)}; read the file yourself and pass its rows"
+        )
     with _opened(path) as file:
         yield from read(file, str(path))
 
 
 def read_jsonl(path: Any) -> Iterator[Record]:
-    """The objects of a JSONL file, whatever it is called, with their values as they stand there."""
+    """Yield the objects of a JSONL file with any name, their values unchanged."""
     with _opened(path) as file:
         yield from _jsonl(file, str(path))
 
@@ -156,10 +168,10 @@ def _opened(path: Any) -> BinaryIO:
 
 
 def _csv(file: BinaryIO, name: str, delimiter: str = ",") -> Iterator[Record]:
-    """CSV with a header line; a byte order mark, which Excel writes, is passed over."""
-    # A setting of the whole process; many a document is longer than the default of 128 KB.
+    """Yield the rows of a CSV file with a header line; skip a byte order mark, which Excel writes."""
+    # This is a setting of the whole process. Documents are often longer than the default of 128 KB.
     csv.field_size_limit(sys.maxsize)
-    # strict: otherwise a quote that is never closed would swallow the rest of the file.
+    # Without strict, a quote that is never closed would swallow the rest of the file.
     reader = csv.reader(_text_lines(file, name), delimiter=delimiter, strict=True)
     number = 0
     try:
@@ -169,7 +181,9 @@ def _csv(file: BinaryIO, name: str, delimiter: str = ",") -> Iterator[Record]:
         columns = _names(header, name)
         for number, cells in enumerate(filter(None, reader), start=1):
             if len(cells) != len(columns):
-                raise bad_row(number, None, f"has {len(cells)} cells, the header {len(columns)}", name)
+                raise bad_row(
+                    number, None, f"has {len(cells)} cells, but the header has {len(columns)}", name
+                )
             yield dict(zip(columns, cells, strict=True))
     except csv.Error as error:
         raise bad_row(number + 1, None, f"is not CSV near line {reader.line_num}: {error}", name) from None
@@ -181,7 +195,7 @@ def _text_lines(file: BinaryIO, name: str) -> Iterator[str]:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as bad:
             where = f"byte 0x{line[bad.start]:02x} at column {bad.start + 1}"
-            raise InputError(name, [Problem(number, None, f"not UTF-8: {where}")]) from None
+            raise InputError(name, [Problem(number, None, f"is not UTF-8: {where}")]) from None
 
 
 def _tsv(file: BinaryIO, name: str) -> Iterator[Record]:
@@ -198,10 +212,10 @@ def _jsonl(file: BinaryIO, name: str) -> Iterator[Record]:
         except (ValueError, RecursionError) as error:
             raise InputError(name, [Problem(number, None, f"is not JSON: {error}")]) from None
         except _RepeatedError as error:
-            repeated = f"more than one member is called {str(error)!r}; rename one of them"
+            repeated = f"has more than one member named {str(error)!r}; rename one of them"
             raise InputError(name, [Problem(number, None, repeated)]) from None
         if not isinstance(row, dict):
-            wrong = f"is not a mapping of columns but {describe(row)}; a line holds one JSON object"
+            wrong = f"is not a JSON object but {describe(row)}; each line must hold one object"
             raise InputError(name, [Problem(number, None, wrong)])
         yield row
 
@@ -211,7 +225,7 @@ class _RepeatedError(Exception):
 
 
 def _members(pairs: list[tuple[str, Any]]) -> Record:
-    """A JSON object as a dict, which would keep the last of two members of one name."""
+    """Build a dict from a JSON object; raise _RepeatedError if two members have one name."""
     members = dict(pairs)
     if len(members) != len(pairs):
         names = [name for name, _ in pairs]
@@ -231,17 +245,17 @@ def _parquet(file: BinaryIO, name: str) -> Iterator[Record]:
 
 
 def _names(columns: Iterable[Any], name: str) -> list[str]:
-    """The names of a table's columns, each of which is a text and stands once."""
+    """Return the names of a table's columns; raise InputError unless they are unique and text."""
     names: list[str] = []
     for column in columns:
         if (text := column_name(column)) is None:
             levels = "join its levels: frame.columns = ['_'.join(map(str, name)) for name in frame.columns]"
-            advice = levels if isinstance(column, tuple) else "name columns by text"
-            raise bad_table(name, f"a column is called {column!r}; {advice}")
+            advice = levels if isinstance(column, tuple) else "column names must be text"
+            raise bad_table(name, f"a column is named {column!r}; {advice}")
         names.append(text)
     if repeated := sorted({column for column in names if names.count(column) > 1}):
-        called = ", ".join(map(repr, repeated))
-        raise bad_table(name, f"more than one column is called {called}; rename one of them")
+        shown = ", ".join(map(repr, repeated))
+        raise bad_table(name, f"more than one column is named {shown}; rename one of them")
     return names
 
 
@@ -250,18 +264,21 @@ _BUILTIN = _ORDINARY | {float, list, tuple, dict}
 
 
 def _cell(value: Any, number: int, column: str) -> Any:
-    """A cell as an ordinary Python value."""
+    """Return a cell as an ordinary Python value."""
     kind = type(value)
     if kind in _ORDINARY:
         return value
     if kind not in _BUILTIN and is_column(value):
-        message = f"holds {describe(value)}: a whole column, not a cell; make a DataFrame of the columns"
+        message = f"holds {describe(value)}, a whole column and not a cell; make a DataFrame of the columns"
         raise bad_row(number, column, message)
     return _plain(value)
 
 
 def _plain(value: Any) -> Any:
-    """A value as ordinary Python, also within lists and dicts: numpy's look like calls in a prompt."""
+    """Convert a value to ordinary Python, also inside lists and dicts.
+
+    In a prompt, numpy's values would read like calls: `np.int64(3)`.
+    """
     kind = type(value)
     if kind in _ORDINARY:
         return value
@@ -273,23 +290,23 @@ def _plain(value: Any) -> Any:
         return None
     if isinstance(value, float):  # numpy.float64 is one
         return float(value)
-    if hasattr(value, "as_py"):  # a scalar of pyarrow
+    if hasattr(value, "as_py"):  # a pyarrow scalar
         return _plain(value.as_py())
     if hasattr(value, "dtype") and hasattr(value, "tolist"):  # other numpy scalars and arrays
-        if value.dtype.name in ("datetime64[ns]", "timedelta64[ns]"):  # they come to whole nanoseconds
+        if value.dtype.name in ("datetime64[ns]", "timedelta64[ns]"):  # tolist() would give nanoseconds
             value = value.astype(value.dtype.name.replace("ns", "us"))
         return _plain(value.tolist())
     return value
 
 
 def _is_plain(values: list[Any] | tuple[Any, ...]) -> bool:
-    """Whether a list surely needs no change. Quick, as a vector has a thousand numbers and more."""
+    """Whether a list certainly needs no conversion; this is fast, since embeddings are long."""
     kinds = set(map(type, values))
     if kinds <= _ORDINARY:
         return True
     if kinds != {float}:
         return False
-    total: float = sum(values)  # NaN where one of them is
+    total: float = sum(values)  # NaN if one of them is
     return total == total
 
 

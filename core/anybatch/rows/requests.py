@@ -1,6 +1,6 @@
-"""Request lines one by one: read, numbered and validated.
+"""Read and validate request lines, one by one.
 
-Lines are cut at the newline byte alone: U+2028 and U+0085 are legal inside JSON text and end no record.
+Lines end at the newline byte only: U+2028 and U+0085 are legal inside JSON strings and end no line.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _MEMBERS = frozenset({"custom_id", "method", "url", "body"})
 def iter_lines(
     file: BinaryIO, hash_into: Callable[[bytes], object] | None = None
 ) -> Iterator[tuple[int, bytes]]:
-    """The byte offset and bytes of each line, newline included; blank lines too."""
+    """Yield the byte offset and the bytes of each line, including its newline; also of blank lines."""
     offset = 0
-    for raw in file:  # a binary file ends its lines at the newline byte and nowhere else
+    for raw in file:  # a binary file splits at the newline byte only
         if hash_into is not None:
             hash_into(raw)
         yield offset, raw
@@ -33,7 +33,7 @@ def iter_lines(
 
 
 class Problems:
-    """Collects what is wrong, up to a cap."""
+    """Collects the problems of an input: the first MAX_PROBLEMS, and the number of all others."""
 
     def __init__(self) -> None:
         self.kept: list[Problem] = []
@@ -46,14 +46,15 @@ class Problems:
             self.more += 1
 
     def in_order(self) -> list[Problem]:
-        return sorted(self.kept, key=lambda problem: problem.line or 0)  # repetitions are found late
+        """Return the kept problems sorted by line; repeated ids are found later than others."""
+        return sorted(self.kept, key=lambda problem: problem.line or 0)
 
     def __len__(self) -> int:
         return len(self.kept) + self.more
 
 
 class SeenIds:
-    """Finds repeated custom_ids in constant memory: an index in a temporary file that SQLite spills to."""
+    """Finds repeated custom_ids in constant memory, with an SQLite index that spills to a temporary file."""
 
     _BATCH = 5000
 
@@ -70,13 +71,13 @@ class SeenIds:
         self._pending: dict[str, int] = {}
 
     def add(self, custom_id: str, line: int) -> list[tuple[int, str, int]]:
-        """Note an id. Returns the repetitions found so far, as (line, id, line of its first use)."""
+        """Add an id; return the repetitions found so far, as (line, id, line of its first use)."""
         if (before := self._pending.setdefault(custom_id, line)) != line:
             return [*self.flush(), (line, custom_id, before)]
         return self.flush() if len(self._pending) >= self._BATCH else []
 
     def flush(self) -> list[tuple[int, str, int]]:
-        """Compare the ids noted last with all before them."""
+        """Compare the ids added last with all earlier ones; return the repetitions."""
         pending, self._pending = self._pending, {}
         before = self._db.total_changes
         self._db.executemany("INSERT OR IGNORE INTO seen VALUES (?, ?)", pending.items())
@@ -92,7 +93,7 @@ class SeenIds:
 
 
 def decode_line(raw: bytes) -> dict[str, Any] | Problem:
-    """One line as a JSON object, or what is wrong with it (the line number is the caller's to add)."""
+    """Parse one line as a JSON object, or return what is wrong with it; the caller adds the line number."""
     try:
         value = orjson.loads(raw)
     except ValueError as error:
@@ -107,7 +108,7 @@ def decode_line(raw: bytes) -> dict[str, Any] | Problem:
 
 
 def is_plain(line: dict[str, Any], endpoint: str) -> bool:
-    """Whether a request line has exactly the members it should, so that `check_line` would find nothing."""
+    """Whether a request line has exactly the required members, so that `check_line` would find no problem."""
     if line.keys() != _MEMBERS or line["method"] != "POST" or line["url"] != endpoint:
         return False
     custom_id, body = line["custom_id"], line["body"]
@@ -115,7 +116,7 @@ def is_plain(line: dict[str, Any], endpoint: str) -> bool:
 
 
 def nesting(value: Any) -> int:
-    """How deep lists and objects lie in each other: 1 for one that holds none."""
+    """Return how deeply lists and objects are nested: 1 for one that holds no other."""
     deepest, level = 0, [value]
     while level := [one for one in level if isinstance(one, dict | list)]:
         deepest += 1
@@ -124,10 +125,10 @@ def nesting(value: Any) -> int:
 
 
 def check_line(line: dict[str, Any], endpoint: str, *, needs_envelope: bool) -> Iterator[tuple[str, str]]:
-    """What is wrong with one request line, as (field, message)."""
+    """Yield what is wrong with one request line, as (field, message)."""
     custom_id = line.get("custom_id")
     if not isinstance(custom_id, str) or not custom_id:
-        yield "custom_id", "must be a text that is not empty"
+        yield "custom_id", "must be a non-empty string"
     method, url = line.get("method"), line.get("url")
     if (needs_envelope or method is not None) and method != "POST":
         yield "method", f"must be 'POST', not {method!r}"
@@ -140,4 +141,4 @@ def check_line(line: dict[str, Any], endpoint: str, *, needs_envelope: bool) -> 
     if body.get("stream"):
         yield "body.stream", "a batch cannot stream"
     if unknown := sorted(set(line) - _MEMBERS):
-        yield unknown[0], "no such member of a request line; it has custom_id, method, url, body"
+        yield unknown[0], "unknown member; a request line has custom_id, method, url and body"

@@ -1,4 +1,4 @@
-"""Result lines: a provider's decoded into rows, rows written as landed lines and read again."""
+"""Result lines: decode a provider's line into a row, write a row as a landed line, and read that again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import orjson
 from ..errors import ConfigurationError
 from ..models import Body, Outcome, Report, Row, RowError
 from ..paths import open_path
-from ..providers.reading import mended_json
+from ..providers.reading import repaired_json
 from .requests import iter_lines
 
 if TYPE_CHECKING:
@@ -40,36 +40,36 @@ _CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 UNDECODABLE = "undecodable_line"
 NEVER_RUN = frozenset({Outcome.EXPIRED, Outcome.CANCELLED})
-"""What the line of a row says that nobody has paid for."""
+"""The outcomes of rows that the provider has not run, and so not charged."""
 
 
 def decode_line(raw: bytes, provider: Provider, endpoint: str | None) -> tuple[Row, dict[str, Any] | None]:
-    """One result line as a row (without its `raw`, for whoever has it), and its JSON.
+    """Decode one result line: return its row (without `raw`), and the parsed JSON.
 
-    A broken line costs its own row only: it becomes a failed row with the code `undecodable_line`, and an
-    empty custom_id where not even that can be read.
+    A broken line loses only its own row: it becomes a failed row with the code `undecodable_line`, and with
+    an empty custom_id if even that cannot be read.
     """
     try:
         record = _record(raw)
         if not isinstance(record, dict):
             raise ValueError("not a JSON object")
         row = provider.codec.decode(record, endpoint)
-    except Exception as error:  # whatever is wrong with one line, the others land
+    except Exception as error:  # one line must not keep the others from landing
         reason = str(error) or type(error).__name__
         return Row(_salvaged_id(raw), Outcome.FAILED, None, RowError(UNDECODABLE, reason)), None
     return row, record
 
 
-class _Mended(dict[str, Any]):
-    """A record whose line is not JSON to the letter, and cannot land as it is."""
+class _Repaired(dict[str, Any]):
+    """A record whose line is not strictly JSON, so that it cannot land as it is."""
 
 
 def _record(raw: bytes) -> Any:
     try:
         return orjson.loads(raw)
     except ValueError:
-        mended = mended_json(raw)
-        return _Mended(mended) if isinstance(mended, dict) else mended
+        repaired = repaired_json(raw)
+        return _Repaired(repaired) if isinstance(repaired, dict) else repaired
 
 
 def _salvaged_id(raw: bytes) -> str:
@@ -81,7 +81,7 @@ def _salvaged_id(raw: bytes) -> str:
 
 
 def iter_rows(path: Path, provider: Provider, endpoint: str | None) -> Iterator[Row]:
-    """The rows of one result file, in the file's order, in constant memory."""
+    """Yield the rows of one result file, in the file's order, in constant memory."""
     with path.open("rb") as file:
         for _, raw in iter_lines(file):
             if not raw.isspace():
@@ -90,7 +90,7 @@ def iter_rows(path: Path, provider: Provider, endpoint: str | None) -> Iterator[
 
 
 def landed_line(row: Row) -> bytes:
-    """A row as a line of `results.jsonl`: OpenAI's output line behind a leading member `outcome`."""
+    """Return a row as a line of `results.jsonl`: OpenAI's output line with a leading member `outcome`."""
     response = None
     if row.result is not None or row.status_code is not None:
         response = {"status_code": row.status_code, "request_id": None, "body": row.result}
@@ -100,20 +100,22 @@ def landed_line(row: Row) -> bytes:
 
 
 def writable(row: Row) -> tuple[Row, bytes]:
-    """A row and its landed line; a failed row in its place where it does not go into JSON, as one that is
-    nested too deep or holds a number without bounds."""
+    """Return a row and its landed line; a failed row instead if this one cannot be written as JSON.
+
+    That happens to rows that are nested too deeply or hold an infinite number.
+    """
     try:
         return row, landed_line(row)
     except (TypeError, ValueError, RecursionError) as error:
-        problem = RowError(UNDECODABLE, f"the answer cannot be written down: {error}")
+        problem = RowError(UNDECODABLE, f"the result cannot be written as JSON: {error}")
         failed = Row(row.custom_id, Outcome.FAILED, None, problem)
         return failed, landed_line(failed)
 
 
 def has_openai_shape(record: dict[str, Any], custom_id: str, outcome: Outcome) -> bool:
-    """Whether a provider's line is an output line of OpenAI's to the letter."""
+    """Whether a provider's line is exactly an output line of OpenAI's, so that it can land as it is."""
     response, error = record.get("response"), record.get("error")
-    if record.get("custom_id") != custom_id or "outcome" in record or isinstance(record, _Mended):
+    if record.get("custom_id") != custom_id or "outcome" in record or isinstance(record, _Repaired):
         return False
     if outcome is Outcome.SUCCEEDED:
         return (
@@ -129,14 +131,14 @@ _OUTCOME = b'{"outcome":"'
 
 
 def landed_outcome(raw: bytes) -> Outcome:
-    """The outcome of a landed line, which leads it. Raises ValueError for a line that is none."""
+    """Return the outcome at the beginning of a landed line; raise ValueError if there is none."""
     if not raw.startswith(_OUTCOME):
         raise ValueError("not a landed line")
     return Outcome(raw[len(_OUTCOME) : raw.find(b'"', len(_OUTCOME))].decode())
 
 
 def parse_landed(raw: bytes) -> Row:
-    """A line of `results.jsonl` as a row again."""
+    """Parse a line of `results.jsonl` as a row."""
     record = orjson.loads(raw)
     response, error = record.get("response") or {}, record.get("error")
     body = response.get("body")
@@ -151,18 +153,21 @@ def parse_landed(raw: bytes) -> Row:
 
 
 def _landed_error(error: dict[str, Any]) -> RowError:
-    code = error.get("code")  # some servers send a number, and their lines land as they are
+    code = error.get("code")  # a number in lines of some servers, which land as they are
     return RowError(None if code is None else str(code), str(error.get("message")))
 
 
 def read_results(results: str | os.PathLike[str] | UPath | Report) -> Iterator[Row]:
-    """The rows of a job that has landed, in input order and in constant memory.
+    """Read the rows of a job that has landed, in constant memory.
 
     Args:
-        results: The job's folder, its `results.jsonl`, or its report; a path or an fsspec URL.
+        results: The job's folder or its `results.jsonl` (a path or fsspec URL), or the job's report.
+
+    Returns:
+        An iterator of the rows, in input order.
 
     Raises:
-        ConfigurationError: There is no such file, as while the job is running.
+        ConfigurationError: There is no such file; it appears once the job has landed.
     """
     path = open_path(results.results if isinstance(results, Report) else results)
     file = path / "results.jsonl" if path.is_dir() else path

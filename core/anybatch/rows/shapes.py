@@ -1,10 +1,10 @@
-"""What a value is that should hold rows: a frame, one row, a bundle of rows, or none of these.
+"""Recognise values that should hold rows: a frame, one row, a bundle of rows, or none of these.
 
-A shape that is taken for another is paid for: a list of frames looks like a list of rows, and would give one
-request for each frame. So every value is recognised by what its type can do, and what is none of the known
-shapes is described for an error. pandas, polars, DuckDB, pyarrow and pydantic are never imported.
+Mistaking one shape for another costs money: a list of frames looks like a list of rows, and would make one
+request per frame. So a value is recognised by the methods of its type, and a value of no known shape is
+described for an error message. pandas, polars, DuckDB, pyarrow and pydantic are never imported.
 
-The type is asked, not the value: a column may be called `open`, `keys` or `resolve`, and be found there.
+The type is inspected and not the value, since a column may be named `open`, `keys` or `resolve`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 
 @runtime_checkable
 class PandasFrame(Protocol):
-    """What is used of a pandas DataFrame; its index is no column, `reset_index()` makes it one."""
+    """The used part of a pandas DataFrame; its index is not a column, but `reset_index()` makes it one."""
 
     @property
     def columns(self) -> Any: ...
@@ -27,7 +27,7 @@ class PandasFrame(Protocol):
 
 @runtime_checkable
 class PolarsFrame(Protocol):
-    """What is used of a polars DataFrame, and of a DuckDB relation."""
+    """The part of a polars DataFrame or a DuckDB relation that is used."""
 
     @property
     def columns(self) -> list[str]: ...
@@ -36,7 +36,7 @@ class PolarsFrame(Protocol):
 
 @runtime_checkable
 class ArrowTable(Protocol):
-    """What is used of a pyarrow Table or RecordBatch."""
+    """The part of a pyarrow Table or RecordBatch that is used."""
 
     @property
     def num_rows(self) -> int: ...
@@ -71,14 +71,14 @@ def is_frame(value: object) -> bool:
 
 
 def is_column(value: object) -> bool:
-    """Whether this is a whole column or frame: a Series or Index, an Arrow array."""
+    """Whether this is a whole column or frame: a Series, an Index, an Arrow array."""
     return _can(value, "to_frame") or _can(value, "to_pylist") or is_frame(value)
 
 
 def column_name(name: object) -> str | None:
-    """A column's name as text, which numbers and dates have; None for what cannot be one."""
+    """Return a column's name as text, also of a number or date; None for what cannot name a column."""
     if isinstance(name, str):
-        return str.__str__(name)  # of an enumeration its value
+        return str.__str__(name)  # for a string enumeration this is its value
     if name is None or isinstance(name, tuple | bytes) or is_missing(name):
         return None
     return str(name)
@@ -95,14 +95,14 @@ def is_missing(value: object) -> bool:
 
 
 def columns_of(row: Any) -> list[tuple[Any, Any]] | None:
-    """Names and values of one row; None for what is no row.
+    """Return the names and values of one row; None for a value that is no row.
 
     A row is a mapping, a database row, a named tuple, a dataclass, a pydantic or attrs object, a record of a
-    numpy array, or a Series whose labels are column names. A name may come twice: not all of them forbid it.
+    numpy array, or a Series whose labels are column names. Not all of these forbid the same name twice.
     """
-    if type(row) is dict:  # nearly all are
+    if type(row) is dict:  # the common case
         return list(row.items())
-    if _can(row, "as_py"):  # a scalar of pyarrow, which may be a struct
+    if _can(row, "as_py"):  # a pyarrow scalar, which may be a struct
         row = row.as_py()
     if isinstance(row, Mapping):
         return list(row.items())
@@ -140,7 +140,7 @@ def _field_names(row: Any) -> Iterable[str] | None:
 
 
 def is_iterable_of_rows(value: object) -> bool:
-    """Whether rows may be taken out of this one after another, and in the same order each time."""
+    """Whether this yields rows one after another, in the same order each time."""
     if isinstance(value, str | bytes | bytearray | memoryview | Set) or not isinstance(value, Iterable):
         return False
     if is_window(value):
@@ -149,7 +149,7 @@ def is_iterable_of_rows(value: object) -> bool:
 
 
 def is_window(value: object) -> bool:
-    """Whether this is a moving window of pandas, which gives overlapping frames."""
+    """Whether this is a moving window of pandas, which yields overlapping frames."""
     kind = type(value)
     return kind.__name__ in ("Rolling", "Expanding", "Window") and kind.__module__.startswith("pandas")
 
@@ -157,13 +157,14 @@ def is_window(value: object) -> bool:
 def flatten(
     items: Iterable[Any], read: Callable[[Any, str], Iterable[Any] | None], name: str
 ) -> Iterator[Any]:
-    """Rows one by one, whatever they are bundled in, holding one bundle at a time.
+    """Yield rows one by one from nested bundles, holding one bundle at a time.
 
-    `read` gives the rows of a frame or file, and None for anything else; it is told which item it is. What is
-    neither row nor bundle comes out as it is: the caller counts rows, and can say where it stands.
+    `read` returns the rows of a frame or file, and None for anything else; it also gets a name for the item.
+    An item that is neither a row nor a bundle is yielded as it is: the caller numbers the rows, and can say
+    where it is.
     """
     for place, item in enumerate(items, start=1):
-        if type(item) is dict:  # nearly all are
+        if type(item) is dict:  # the common case
             yield item
         elif (rows := read(item, f"item {place} of {name}")) is not None:
             yield from rows
@@ -176,8 +177,8 @@ def flatten(
 def _is_bundle(item: object) -> bool:
     """Whether an item of a table is a part of the table rather than a row.
 
-    A tuple is none: it pairs things, as `zip`, `enumerate`, `iterrows` and `groupby` do, and to lay its
-    members one after another would ask about each of them.
+    A tuple is not: it pairs values, as `zip`, `enumerate`, `iterrows` and `groupby` do, and flattening it
+    would make a request of each.
     """
     if isinstance(item, list):
         return not item or is_frame(item[0]) or columns_of(item[0]) is not None or _is_bundle(item[0])
@@ -188,7 +189,7 @@ def _is_bundle(item: object) -> bool:
 
 
 def describe(value: Any) -> str:
-    """What a value is, in a few words and without its content."""
+    """Describe a value in a few words, without its content."""
     name = type(value).__name__
     if type(value) not in (list, tuple) or not value:
         return name
@@ -197,7 +198,7 @@ def describe(value: Any) -> str:
 
 
 def advise(value: Any) -> str:
-    """What to do about a value that holds no rows, or is no row, as the end of a sentence."""
+    """Return advice about a value that holds no rows, or is no row, to be appended to an error message."""
     return next((f"; {advice}" for fits, advice in _ADVICE if fits(value)), "")
 
 
@@ -215,22 +216,22 @@ def _is_pair_with_rows(value: Any) -> bool:
 
 _CONVERTERS = ("to_arrow_table", "toPandas", "collect", "to_batches", "iter_batches", "to_pandas", "df")
 
-# The first that fits is given.
+# The first one that fits is used.
 _ADVICE: tuple[tuple[Callable[[Any], bool], str], ...] = (
-    (_is_tuple_of_rows, "it may pair what it holds: pass rows one by one, or lists of them, map(list, …)"),
+    (_is_tuple_of_rows, "a tuple may pair values: pass rows one by one, or as lists, map(list, …)"),
     (_is_pair_with_rows, "pass the rows alone, without what iterrows(), groupby() or enumerate() adds"),
     (lambda value: isinstance(value, list | tuple), "give its values names: dict(zip(names, values))"),
-    (lambda value: isinstance(value, str), "name its column: {'text': …}; a file is passed as its path"),
-    (lambda value: isinstance(value, bytes | bytearray | memoryview), "a file is passed as its path"),
-    (lambda value: isinstance(value, Set), "a set has no order, by which rows are known: pass a sorted list"),
-    (lambda value: isinstance(value, Mapping), "one row goes into a list, [row]; columns into a DataFrame"),
+    (lambda value: isinstance(value, str), "name its column: {'text': …}; for a file, pass its path"),
+    (lambda value: isinstance(value, bytes | bytearray | memoryview), "for a file, pass its path"),
+    (lambda value: isinstance(value, Set), "a set has no order, but rows are numbered: pass a sorted list"),
+    (lambda value: isinstance(value, Mapping), "put one row into a list, [row]; columns into a DataFrame"),
     (lambda value: _can(value, "__aiter__"), "collect it first: [row async for row in …]"),
     (inspect.isawaitable, "await it first"),
     (lambda value: inspect.isroutine(value) or isinstance(value, type), "call it, and pass what it returns"),
-    (is_labelled, "its labels are no column names: pass the frame, or series.to_frame(name)"),
+    (is_labelled, "its labels are not column names: pass the frame, or series.to_frame(name)"),
     (lambda value: _can(value, "__array__"), "name its columns: pandas.DataFrame(values, columns=[…])"),
-    (is_window, "its frames overlap, and most rows would be asked about several times"),
-    (lambda value: columns_of(value) is not None, "one row goes into a list, [row]"),
+    (is_window, "its frames overlap, so that most rows would be submitted several times"),
+    (lambda value: columns_of(value) is not None, "put one row into a list, [row]"),
     *(
         (lambda value, name=name: _can(value, name), f"pass what its {name}() returns")
         for name in _CONVERTERS

@@ -1,9 +1,9 @@
-"""From a table to request lines, and from results back to the table: both streaming, in constant memory.
+"""Turn a table into request lines, and join results to the table: both stream, in constant memory.
 
 A table is an iterable of rows (mappings, database rows, named tuples, dataclasses, pydantic objects), a path
 or fsspec URL of a CSV, TSV, JSONL or Parquet file, or a frame of pandas, polars, DuckDB or pyarrow. It may
-come in parts: a list or an iterator of frames, batches, path objects or lists of rows is one table. Rows
-count from 1.
+come in parts: a list or an iterator of frames, batches, path objects or lists of rows is one table. Rows are
+numbered from 1.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..models import BatchResult, Outcome, Report, Row
 from .readers import PathLike, Record, Table, as_path, bad_row, read_rows
 from .results import read_results
 from .shapes import advise, describe, flatten, is_frame, is_iterable_of_rows
-from .sources import iter_requests, no_request, read_requests
+from .sources import iter_requests, read_requests, why_no_request
 
 __all__ = ["build_requests", "join_results", "read_requests", "read_rows", "write_jsonl"]
 
@@ -34,7 +34,7 @@ Parse: TypeAlias = Literal["json"] | Callable[[Any], Mapping[str, Any]] | None
 
 # --- table to requests -----------------------------------------------------------------------------------
 
-# Where the prompt goes, by the end of the endpoint; the longer ends first.
+# The body's member for the prompt, by the end of the endpoint; longer ends come first.
 _MEMBERS = {
     "/chat/completions": "messages",
     "/completions": "prompt",
@@ -43,7 +43,7 @@ _MEMBERS = {
     "/embeddings": "input",
     "/moderations": "input",
 }
-# Where the system prompt goes; "messages" stands for a message of its own.
+# The body's member for the system prompt; "messages" means an additional message.
 _SYSTEM = {"/chat/completions": "messages", "/messages": "system", "/responses": "instructions"}
 
 
@@ -57,28 +57,41 @@ def build_requests(
     system: str | None = None,
     **body: Any,
 ) -> Iterator[Record]:
-    """One request line for each row of a table, lazily: what `Job(input=…)` and `write_jsonl` take.
+    """Build one request line for each row of a table, lazily.
 
-    prompt     a template, or a function of the row. In a template `{column}` is the row's value (None leaves
-               nothing), `{price:.2f}` formats it, `{{` and `}}` are braces; names are column names and
-               nothing else, so text in a table can never reach into objects. A function returns the prompt
-               as text, a list (messages; inputs for embeddings), or a dict that is laid over the rest of the
-               body.
-    id_column  the column that holds custom_ids (text or whole numbers), a function of the row, or None for
-               `row-1`, `row-2`, …: those are only as stable as the table's order.
-    system     a system prompt, where the endpoint has one; a message list that begins with its own keeps
-               that.
-    body       the other parameters of every request, e.g. `max_tokens=200, response_format={…}`.
+    Args:
+        table: A path or fsspec URL of a CSV, TSV, JSONL or Parquet file; a frame of pandas, polars, DuckDB or
+            pyarrow; an iterable of rows; or an iterable of such parts.
+        prompt: A template, or a function of the row. In a template, `{column}` is replaced by the row's value
+            (None by nothing), `{price:.2f}` formats it, and `{{` and `}}` are braces. A name is always a
+            column's, so that text in a table can never reach into objects. A function returns the prompt as
+            text, as a list (messages, or inputs for embeddings), or as a dict that overrides the body's
+            other parameters.
+        model: The model of every request.
+        id_column: The column that holds the custom_ids (text or integers), or a function of the row. With
+            None they are `row-1`, `row-2` and so on, and stay the same only while the table keeps its order.
+        endpoint: The endpoint of every request. Its end decides where the prompt goes in the body.
+        system: A system prompt, if the endpoint has one. A list of messages that begins with a system
+            message keeps its own.
+        body: Further parameters of every request, such as `max_tokens=200, response_format={…}`.
 
-    Raises InputError naming the row, ConfigurationError for arguments that cannot be right.
+    Returns:
+        An iterator of request objects, for `Job(input=…)` or `write_jsonl`. It raises InputError naming the
+        row if one cannot be read or made into a request.
+
+    Raises:
+        ConfigurationError: An argument is invalid.
     """
     _refuse_old_name(body)
     end = next((end for end in _MEMBERS if endpoint.endswith(end)), "")
     if system is not None and end not in _SYSTEM:
-        raise ConfigurationError(f"system: requests to {endpoint} have no system prompt")
+        raise ConfigurationError(
+            f"system: requests to {endpoint} have no system prompt; put it into the prompt"
+        )
     if isinstance(prompt, str) and not end:
         raise ConfigurationError(
-            f"prompt: how {endpoint} takes text is not known; give a function that returns a dict"
+            f"prompt: anybatch does not know where text goes in requests to {endpoint}; pass a function that "
+            "returns a dict"
         )
     ask = _Template(prompt).fill if isinstance(prompt, str) else _called(prompt)
     name_row = _ids(id_column)
@@ -86,8 +99,8 @@ def build_requests(
 
     def requests() -> Iterator[Record]:
         for number, row in enumerate(read_rows(table), start=1):
-            given = _body(ask(row, number), end, system, number)
-            whole = {**defaults, **given}
+            own = _body(ask(row, number), end, system, number)
+            whole = {**defaults, **own}
             _check_body(whole, end, number)
             yield {"custom_id": name_row(row, number), "method": "POST", "url": endpoint, "body": whole}
 
@@ -95,30 +108,32 @@ def build_requests(
 
 
 def _refuse_old_name(body: Mapping[str, Any]) -> None:
-    """`**body` takes any name: the one that `id_column` once had would go into every request."""
+    """Refuse the former name of `id_column`, which would otherwise go into every request's body."""
     if "id" in body:
-        raise ConfigurationError("build_requests: the column of custom_ids is `id_column`, not `id`")
+        raise ConfigurationError(
+            "build_requests: use `id_column` instead of `id` for the column of custom_ids"
+        )
 
 
 def _called(prompt: Any) -> Callable[[Record, int], Any]:
     if not callable(prompt):
-        raise ConfigurationError(f"prompt: a template or a function, not {type(prompt).__name__}")
+        raise ConfigurationError(f"prompt: must be a template or a function, not {type(prompt).__name__}")
     return lambda row, _: prompt(row)
 
 
 class _Template:
-    """A format string that knows columns only: no attributes, no indexing, no nesting."""
+    """A format string whose fields are columns only: no attributes, no indexing, no nesting."""
 
     def __init__(self, text: str) -> None:
         self._parts: list[tuple[str, str | None, str, str | None]] = []
         try:
             for literal, column, spec, conversion in string.Formatter().parse(text):
                 if column == "" or "{" in (spec or ""):
-                    raise ValueError("a field is {column} or {column:format}")
+                    raise ValueError("a field must be {column} or {column:format}")
                 self._parts.append((literal, column, spec or "", conversion))
         except ValueError as error:
             raise ConfigurationError(
-                f"prompt template: {error}; write {{{{ and }}}} for plain braces"
+                f"prompt template: {error}; write {{{{ and }}}} for literal braces"
             ) from None
 
     def fill(self, row: Record, number: int) -> str:
@@ -142,7 +157,7 @@ class _Template:
 
 
 def _ids(id_column: RowId) -> Callable[[Record, int], str]:
-    """The custom_id of a row, by whatever rule was given."""
+    """Return a function that gives a row's custom_id."""
     if id_column is None:
         return lambda _, number: f"row-{number}"
 
@@ -156,25 +171,25 @@ def _ids(id_column: RowId) -> Callable[[Record, int], str]:
             value = str(value)
         if not isinstance(value, str) or not value:
             column = id_column if isinstance(id_column, str) else None
-            raise bad_row(number, column, f"a custom_id is text that is not empty, not {value!r}")
+            raise bad_row(number, column, f"a custom_id must be a non-empty text, not {value!r}")
         return value
 
     return name_row
 
 
-def _body(given: Any, end: str, system: str | None, number: int) -> Record:
-    """What the prompt says of the body."""
+def _body(prompt: Any, end: str, system: str | None, number: int) -> Record:
+    """Build the part of the body that depends on the row: the prompt and the system prompt."""
     member = _MEMBERS.get(end)
     body: Record
-    if isinstance(given, Mapping):
-        body = dict(given)
-    elif isinstance(given, str) and member == "messages":
-        body = {member: [{"role": "user", "content": given}]}
-    elif isinstance(given, str | list | tuple) and member is not None:
-        body = {member: given if isinstance(given, str) else list(given)}
+    if isinstance(prompt, Mapping):
+        body = dict(prompt)
+    elif isinstance(prompt, str) and member == "messages":
+        body = {member: [{"role": "user", "content": prompt}]}
+    elif isinstance(prompt, str | list | tuple) and member is not None:
+        body = {member: prompt if isinstance(prompt, str) else list(prompt)}
     else:
         wanted = "text, a list or a dict" if member else "a dict"
-        raise bad_row(number, None, f"the prompt function returned {type(given).__name__}, not {wanted}")
+        raise bad_row(number, None, f"the prompt function returned {type(prompt).__name__}, not {wanted}")
     if system is None:
         return body
     if _SYSTEM[end] != "messages":
@@ -195,9 +210,18 @@ def _check_body(body: Record, end: str, number: int) -> None:
 
 
 def write_jsonl(path: PathLike, requests: Iterable[Mapping[str, Any]]) -> int:
-    """Write request lines to a local or remote file, which appears whole or not at all, and count them.
+    """Write request lines to a local or remote file, which appears complete or not at all.
 
-    Raises InputError naming the line that is not JSON, NaN and infinity included.
+    Args:
+        path: The file to write: a path or fsspec URL. Its folder is created if necessary.
+        requests: Request objects; nested lists and iterators are flattened.
+
+    Returns:
+        The number of lines written.
+
+    Raises:
+        InputError: A request cannot be written as JSON (which has no NaN and no infinity); it names the line.
+        ConfigurationError: The value cannot hold requests.
     """
     target = as_path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -219,8 +243,8 @@ _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan
 
 
 def _encode(request: Mapping[str, Any], number: int, name: str) -> bytes:
-    # Of a list of pairs, or of requests with two members each, dict() would make some object, too.
-    if (wrong := no_request(request)) is not None:
+    # Check first: dict() would also accept a list of pairs, and make a wrong object of it.
+    if (wrong := why_no_request(request)) is not None:
         raise InputError(name, [Problem(number, None, wrong)])
     try:
         return _encoder.encode(dict(request)).encode() + b"\n"
@@ -232,7 +256,7 @@ def _encode(request: Mapping[str, Any], number: int, name: str) -> bytes:
 
 
 class _Found(NamedTuple):
-    """What is kept of a result."""
+    """The part of a result that is joined to the table's row."""
 
     outcome: str
     content: Any
@@ -242,25 +266,33 @@ class _Found(NamedTuple):
 def join_results(
     table: Table, results: Results, *, id_column: RowId = None, parse: Parse = None, prefix: str = ""
 ) -> Iterator[Record]:
-    """The rows of a table, in order and each exactly once, with what became of them, lazily.
+    """Join results to the rows of a table, lazily: each row exactly once, in the table's order.
 
-    Added to each row: `outcome` (`missing` where there is no result), `content` (a chat's text, a response's
-    output text, an embedding's vector, else the whole body; None unless it succeeded) and `error` (text, or
-    None). All names are preceded by `prefix`.
+    Each row gets three more columns: `outcome` (`missing` if there is no result), `content` (the text of a
+    chat or response, the vector of an embedding, otherwise the whole body; None unless the row succeeded) and
+    `error` (text, or None).
 
-    results    a job's folder, its results.jsonl or its Report, or any iterable of rows, such as
-               `client.results(…)`, or of such iterables. Results in the table's order are joined in one pass;
-               others go through an index in a temporary file.
-    id_column  as given to `build_requests`.
-    parse      "json", or a function of the content: the members of the object it comes to become columns
-               too. Content that cannot be parsed keeps its outcome and says why in `error`.
+    Args:
+        table: The table that the requests were built from.
+        results: A job's folder, its `results.jsonl` or its Report; or an iterable of rows, such as
+            `client.results(…)`, or of such iterables. Results in the table's order are joined in one pass;
+            others go through an index in a temporary file.
+        id_column: The same as for `build_requests`.
+        parse: "json", or a function of the content. The members of the resulting object become columns, too.
+            If the content cannot be parsed, the row keeps its outcome and `error` says why.
+        prefix: Put before the name of every added column.
 
-    Raises ConfigurationError where an added column would overwrite one, or where not a single result belongs
-    to the table.
+    Yields:
+        The rows with the added columns.
+
+    Raises:
+        ConfigurationError: An added column would overwrite one of the table, no result at all belongs to the
+            table, or an argument is invalid.
+        InputError: The table or the results cannot be read.
     """
     name_row = _ids(id_column)
     if parse not in (None, "json") and not callable(parse):
-        raise ConfigurationError(f"parse: 'json' or a function, not {parse!r}")
+        raise ConfigurationError(f"parse: must be 'json' or a function, not {parse!r}")
 
     def joined() -> Iterator[Record]:
         with contextlib.closing(_Lookup(_result_rows(results))) as lookup:
@@ -279,7 +311,7 @@ def _merged(row: Record, found: Record, fields: Mapping[str, Any], prefix: str, 
         if clash := sorted(named.keys() & row.keys()):
             raise ConfigurationError(
                 f"row {number} would get a second column {', '.join(map(repr, clash))}: pass another prefix, "
-                "or a parse function that names its fields otherwise"
+                "or a parse function that returns other names"
             )
         row = {**row, **named}
     return row
@@ -290,12 +322,12 @@ def _parsed(found: _Found, parse: Parse) -> tuple[_Found, Mapping[str, Any]]:
         return found, {}
     try:
         fields = json.loads(found.content) if parse == "json" else parse(found.content)
-    except Exception as error:  # whatever a parser says of one row must not lose the others
+    except Exception as error:  # an error of the user's parser must not lose the other rows
         problem = str(error) if parse == "json" else f"{type(error).__name__}: {error}"
     else:
         if isinstance(fields, Mapping):
             return found, fields
-        problem = f"it comes to {type(fields).__name__}, not to an object"
+        problem = f"the result is {type(fields).__name__}, not an object"
     what = "content is not JSON" if parse == "json" else "content could not be parsed"
     return found._replace(error=f"{what}: {problem}"), {}
 
@@ -310,23 +342,23 @@ def _result_rows(results: Any) -> Iterable[Row]:
 
 
 def _given_results(results: Any) -> Iterator[Row]:
-    """Results one by one, also out of lists and iterators of them, as of several batches."""
+    """Yield results one by one, also from nested lists and iterators, such as those of several batches."""
     if is_frame(results) or not is_iterable_of_rows(results):
         raise ConfigurationError(
-            "results are a job's folder or Report, or an iterable of anybatch.Row, not "
+            "results must be a job's folder or Report, or an iterable of anybatch.Row, not "
             f"{describe(results)}{advise(results)}"
         )
     rows = flatten(results, lambda item, _: item.results if isinstance(item, BatchResult) else None, "")
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, Row):
             raise ConfigurationError(
-                f"result {number} is {describe(row)}, not an anybatch.Row; of a file of results pass the path"
+                f"result {number} is {describe(row)}, not an anybatch.Row; for a result file, pass its path"
             )
         yield row
 
 
 class _Lookup:
-    """Results by custom_id: taken one after another while they come in the order asked for, else indexed."""
+    """Results by custom_id: read one by one while they come in the table's order, then from an index."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self._rows = iter(rows)
@@ -357,7 +389,7 @@ class _Lookup:
         return _Found(*json.loads(line[0])) if line else None
 
     def check(self) -> None:
-        """There were results and none was asked for: table or `id_column` is another one, or is used up."""
+        """Raise ConfigurationError if no result belongs to the table: one of the arguments must be wrong."""
         if not self._matched and (self._index is not None or next(self._rows, None) is not None):
             raise ConfigurationError(
                 "none of the results belongs to a row of this table: pass the table and the id_column "
@@ -381,7 +413,7 @@ def _found(row: Row) -> _Found:
 
 
 def _content(body: Mapping[str, Any]) -> tuple[Any, str | None]:
-    """What a response body says, told by its shape, and a refusal if that is all it says."""
+    """Return the content of a response body, which its shape identifies, and the refusal if there is one."""
     match body:
         case {"choices": [{"message": {} as message}, *_]}:  # /v1/chat/completions
             return message.get("content"), message.get("refusal")

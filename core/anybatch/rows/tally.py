@@ -1,4 +1,4 @@
-"""What the rows of a job add up to."""
+"""Add up the rows of a job: outcomes, models, tokens, cost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,18 @@ __all__ = ["Tally", "tokens"]
 
 @dataclass(slots=True)
 class Tally:
-    """What the rows of a job add up to."""
+    """The sums over the rows of a job.
+
+    Attributes:
+        counts: The number of rows by outcome.
+        unexpected: The number of stray lines.
+        models: The models that answered, in order of appearance.
+        input_tokens: Tokens of the requests, cached ones included.
+        output_tokens: Tokens of the answers.
+        total_tokens: All tokens, as the provider counts them.
+        cached_tokens: Tokens of the requests that were read from the provider's cache.
+        cost: USD, if the provider reports it.
+    """
 
     counts: Counter[Outcome] = field(default_factory=Counter)
     unexpected: int = 0
@@ -39,7 +50,7 @@ class Tally:
                 self.cost = (self.cost or 0.0) + cost
 
     def add(self, other: Tally) -> None:
-        """Add what other rows add up to."""
+        """Add the sums over other rows."""
         self.counts += other.counts
         self.unexpected += other.unexpected
         self.models |= other.models
@@ -51,13 +62,17 @@ class Tally:
             self.cost = (self.cost or 0.0) + other.cost
 
     def cost_at(self, price: tuple[float, float] | None) -> float | None:
-        """What the rows have cost, USD: as the provider tells it, else at a price for a million tokens."""
+        """Return the cost in USD: as the provider reports it, else from `price`, else None.
+
+        `price` is USD per million input tokens and per million output tokens.
+        """
         if self.cost is not None or price is None:
             return self.cost
         return (self.input_tokens * price[0] + self.output_tokens * price[1]) / 1e6
 
     @property
     def usage(self) -> TokenUsage:
+        """The tokens, as the report holds them."""
         return TokenUsage(
             input_tokens=self.input_tokens,
             output_tokens=self.output_tokens,
@@ -67,22 +82,23 @@ class Tally:
 
 
 def tokens(usage: dict[str, Any]) -> tuple[int, int, int, int]:
-    """(input, output, total, cached) of one response, as chat, responses, embeddings and messages tell them.
+    """Return the (input, output, total, cached) tokens of one response in any of the known shapes.
 
-    Anthropic's `input_tokens` leave out what was read from or written to its cache; here they hold it, as
-    OpenAI's `prompt_tokens` do, also where a gateway (LiteLLM) sends Anthropic's members beside them.
+    Anthropic's `input_tokens` exclude tokens read from or written to its cache. They are included here, as in
+    OpenAI's `prompt_tokens`; also if a gateway (LiteLLM) sends Anthropic's members beside OpenAI's.
     """
     read = usage.get("cache_read_input_tokens")
     if "prompt_tokens" in usage:
-        held, out = _count(usage["prompt_tokens"]), usage.get("completion_tokens")
+        input_tokens, output = _count(usage["prompt_tokens"]), usage.get("completion_tokens")
         details = usage.get("prompt_tokens_details")
     else:
-        beside = _count(read) + _count(usage.get("cache_creation_input_tokens"))
-        held, out = _count(usage.get("input_tokens")) + beside, usage.get("output_tokens")
+        excluded = _count(read) + _count(usage.get("cache_creation_input_tokens"))
+        input_tokens, output = _count(usage.get("input_tokens")) + excluded, usage.get("output_tokens")
         details = usage.get("input_tokens_details")
     cached = read or (details.get("cached_tokens") if isinstance(details, dict) else 0)
-    sent = _count(out)
-    return held, sent, max(_count(usage.get("total_tokens")), held + sent), _count(cached)
+    output_tokens = _count(output)
+    total = max(_count(usage.get("total_tokens")), input_tokens + output_tokens)
+    return input_tokens, output_tokens, total, _count(cached)
 
 
 def _count(value: object) -> int:

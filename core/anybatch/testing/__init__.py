@@ -1,6 +1,6 @@
-"""What a package that brings a provider of its own tests it with: `pip install 'anybatch[testing]'`.
+"""Tests for packages with a provider of their own: `pip install 'anybatch[testing]'`.
 
-Subclass `ProviderSuite` in a test module, and name the provider and a fake server of its wire format.
+Subclass `ProviderSuite` in a test module; it needs the provider's name and a fake server of its wire format.
 """
 
 from .driver import MODES, QUICK, Driver

@@ -1,4 +1,4 @@
-"""One set of verbs for both clients: a test is written once, and runs on the blocking one and the other."""
+"""One interface to both clients, so that a test is written once and runs with each of them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,20 @@ QUICK = RetryPolicy(first_delay=0.0001, longest_delay=0.001)
 
 @cache
 def tls() -> ssl.SSLContext:
-    """One context for all clients: making it is most of what opening a client costs."""
+    """Return one TLS context for all clients: making it is most of the cost of opening a client."""
     return ssl.create_default_context()
 
 
 class Driver:
-    """A client whose verbs return their results, whether it is the blocking or the asynchronous one."""
+    """A client, blocking or asynchronous, whose methods return their results; use it as a context manager.
+
+    Its attributes are those of the client. Iterators come back as lists.
+
+    Args:
+        mode: "sync" for `Client`, "async" for `AsyncClient`.
+        args: Positional arguments of the client.
+        options: Keyword arguments of the client; by default `retry` is `QUICK`.
+    """
 
     def __init__(self, mode: str, *args: Any, **options: Any) -> None:
         self.mode = mode
@@ -55,14 +63,29 @@ class Driver:
         return call
 
     def run_once(self, job: Job, timeout: float) -> Report:
-        """A job of one round, whatever becomes of its rows."""
+        """Submit a job, wait for its batches, and collect it without another round.
+
+        Args:
+            job: The job.
+            timeout: Seconds to wait for each batch.
+
+        Returns:
+            The report.
+        """
         for batch in self.submit(job):
             self.wait(batch.id, timeout=timeout)
         report: Report = self.collect(job)
         return report
 
     def perform(self, flow: Flow[T]) -> T:
-        """Run a call of the provider that no verb stands for, over a connection of its own."""
+        """Run a flow on a connection of its own, such as a provider's call that the client does not offer.
+
+        Args:
+            flow: The flow.
+
+        Returns:
+            Its result.
+        """
         args = {"auth": self.client.provider.auth(), **self._client_args}
         if self._runner is None:
             with httpx.Client(**args) as http:
@@ -82,7 +105,7 @@ class Driver:
 
 
 def finished(value: Any, runner: asyncio.Runner | None) -> Any:
-    """The result of a verb: awaited, and as a list where it is an iterator."""
+    """Return the result of a client's method: awaited, and an iterator as a list."""
     if isinstance(value, AsyncIterator):
         return _of(runner).run(_collected(value))
     if inspect.iscoroutine(value):

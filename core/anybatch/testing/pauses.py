@@ -1,4 +1,4 @@
-"""Pauses that are minutes in life, made short for tests."""
+"""Shorten pauses that last minutes in production."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ if TYPE_CHECKING:
 
 
 def shorten_pauses(patch: pytest.MonkeyPatch) -> None:
-    """Let what waits for a provider to settle, or to find what it has lost, give up within a second.
+    """Let waits for incomplete or lost results give up within a second.
 
-    What is short or gone is asked for seven times more: the pauses count for that, not the time that passes.
+    Incomplete or missing files are still requested seven more times: the sum of the pauses counts, not the
+    time that passes.
+
+    Args:
+        patch: The test's `monkeypatch` fixture.
     """
     patch.setattr(finding, "ASK_AFTER", (0.01, 0.01, 0.01))
     patch.setattr(downloads, "PAUSES", (0.003,))

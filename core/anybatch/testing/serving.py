@@ -1,4 +1,4 @@
-"""A fake server on a port of this machine, for what opens its own clients: Airflow, Dagster, the CLI."""
+"""Serve a fake on a local port, for programs that open their own clients: Airflow, Dagster, the CLI."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 
 @contextmanager
 def serve(fake: Callable[[httpx.Request], httpx.Response]) -> Iterator[str]:
-    """Serve a fake over real HTTP, one request at a time; yields its base URL."""
+    """Serve a fake over real HTTP, one request at a time.
+
+    Args:
+        fake: A function that answers requests.
+
+    Yields:
+        The base URL of the server.
+    """
     turn = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):

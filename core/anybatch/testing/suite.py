@@ -1,4 +1,4 @@
-"""The tests that every provider passes, over a fake server of its wire format, with both clients."""
+"""The tests that every provider must pass, with a fake server of its wire format and with both clients."""
 
 from __future__ import annotations
 
@@ -28,15 +28,21 @@ from .pauses import shorten_pauses
 from .wire import Fake, Wire
 
 ROWS = 6
-# As people name rows: what does not fit into a provider's ids is its codec's to change, and to change back.
+# Realistic custom_ids. If the provider does not accept such ids, its codec must change them, and change them
+# back.
 IDS = [f"row {number}/ä" for number in range(ROWS)]
 
 
 class ProviderSuite:
-    """Subclass this as `Test…`, with the `name` of the provider and a `make_fake`.
+    """The tests; subclass this as `Test…`, set `name` and implement `make_fake`.
 
-    ends      how batches of the provider can end
-    settings  what its account needs beside a key
+    Attributes:
+        name: The provider's name.
+        endpoint: The endpoint of the requests.
+        window: The completion window.
+        model: The model of the requests.
+        settings: The settings that the account needs beside a key.
+        ends: The statuses that the provider's batches can end with.
     """
 
     name: ClassVar[str]
@@ -49,16 +55,33 @@ class ProviderSuite:
     )
 
     def make_fake(self) -> Fake:
+        """Make the fake server of a test; subclasses implement this.
+
+        Returns:
+            A server without any batch.
+        """
         raise NotImplementedError
 
     def make_provider(self) -> Provider:
+        """Open the account of a test.
+
+        Returns:
+            The account.
+        """
         return get_provider(self.name, api_key="test-key", **self.settings)
 
     def body(self, text: str) -> dict[str, Any]:
-        """A request body of the endpoint."""
+        """Make a request body for the endpoint.
+
+        Args:
+            text: The prompt.
+
+        Returns:
+            The body.
+        """
         return {"model": self.model, "messages": [{"role": "user", "content": text}]}
 
-    # --- what the tests are given --------------------------------------------------------------------
+    # --- fixtures ------------------------------------------------------------------------------------
 
     @pytest.fixture(autouse=True)
     def _short_pauses(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,14 +123,14 @@ class ProviderSuite:
 
     def job(self, source: Path, **more: Any) -> Job:
         output = source.parent / "out"
-        given = {"endpoint": self.endpoint, "completion_window": self.window, **more}
-        return Job(input=source, output=output, **given)
+        options = {"endpoint": self.endpoint, "completion_window": self.window, **more}
+        return Job(input=source, output=output, **options)
 
     def needs(self, status: BatchStatus) -> None:
         if status not in self.ends:
             pytest.skip(f"no batch of {self.name} ends {status}")
 
-    # --- what it says of itself ------------------------------------------------------------------------
+    # --- the provider itself ---------------------------------------------------------------------------
 
     def test_it_is_registered(self) -> None:
         assert self.name in provider_names()
@@ -222,7 +245,7 @@ class ProviderSuite:
         batch = self.create(driver, source)
         fake.end(batch.id, BatchStatus.COMPLETED)
         ended = driver.retrieve(batch.id)
-        for _ in range(2):  # what is gone already is no error
+        for _ in range(2):  # deleting them again is no error
             driver.perform(driver.provider.delete_files(ended))
 
     # --- a job -----------------------------------------------------------------------------------------
@@ -257,7 +280,7 @@ class ProviderSuite:
     def test_a_create_without_an_answer(
         self, mode: str, driver: Driver, wire: Wire, fake: Fake, source: Path
     ) -> None:
-        """It leaves a batch: which is found, or is a matter for a person, but is not made twice."""
+        """Its batch is found, or a person must look for it; but it is never created twice."""
         traits, job = driver.provider.traits, self.job(source)
         wire.lost_creates = 1
         if traits.lookup is Lookup.NONE and not traits.idempotent_create:
@@ -269,7 +292,7 @@ class ProviderSuite:
         assert len(fake.batch_ids) == 1
 
     def land(self, driver: Driver, fake: Fake, job: Job, status: BatchStatus) -> None:
-        """Submit the job, let its batches end, and find every row in its place."""
+        """Submit the job, let its batches end, and check that every row is in its place."""
         driver.submit(job)
         for batch_id in fake.batch_ids:
             if not driver.retrieve(batch_id).status.is_terminal:

@@ -1,4 +1,4 @@
-"""The way between a client and a fake server, on which things go wrong when a test asks for it."""
+"""The connection between a client and a fake server, which breaks when a test asks for it."""
 
 from __future__ import annotations
 
@@ -13,24 +13,35 @@ if TYPE_CHECKING:
 
 
 class Fake(Protocol):
-    """A server of the provider's wire format, in memory: a function of requests, and two things to ask of it.
+    """An in-memory server of the provider's wire format: a function of requests that a test can control.
 
-    `batch_ids` are all batches that were ever created, the oldest first. `end` lets one end: COMPLETED with
-    every row answered, EXPIRED and CANCELLED with the first half of them, FAILED as a whole and with none.
+    Attributes:
+        batch_ids: The ids of all batches that were ever created, oldest first.
     """
 
     def __call__(self, request: httpx.Request, /) -> httpx.Response: ...
     @property
     def batch_ids(self) -> Sequence[str]: ...
-    def end(self, batch_id: str, status: BatchStatus) -> None: ...
+    def end(self, batch_id: str, status: BatchStatus) -> None:
+        """Let a batch end.
+
+        Args:
+            batch_id: The id of the batch.
+            status: COMPLETED with every row answered, EXPIRED or CANCELLED with the first half of them
+                answered, or FAILED: refused as a whole, without results.
+        """
+        ...
 
 
 class Wire:
-    """Hands requests to the fake: what `httpx.MockTransport` takes, for both clients.
+    """Passes requests to the fake; the handler of an `httpx.MockTransport`, for both clients.
 
-    lost_creates  so many creates make their batch, and get no answer
-    fails_first   every address answers its first GET with a 503
-    cuts_first    the first answer of more than `cuts_first` bytes to a GET breaks off in the middle
+    Attributes:
+        fake: The fake server.
+        lost_creates: How many of the next creates make their batch but get no answer.
+        fails_first: Whether every address answers its first GET with a 503.
+        cuts_first: The first answer to a GET with more than so many bytes breaks off in the middle.
+        calls: All requests so far.
     """
 
     def __init__(self, fake: Fake) -> None:
@@ -62,7 +73,7 @@ class Wire:
 
 
 class _Cut(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A body of which the connection breaks."""
+    """A body during which the connection breaks."""
 
     def __init__(self, sent: bytes) -> None:
         self._sent = sent

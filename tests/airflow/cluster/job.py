@@ -159,7 +159,7 @@ class Job:
     @property
     def kept(self) -> int:
         """How often a trigger has been told to end and has left the batch alone."""
-        return self.log().count("its batches are left running")
+        return self.log().count("leaving its batches running")
 
     # --- waiting -----------------------------------------------------------------------------------------
 

@@ -10,11 +10,11 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 from anybatch import BatchRecord, BatchStatus, ConfigurationError, Outcome, Report, errors
 from anybatch.jobs import policies
 from anybatch_airflow import AnyBatchCancelOperator, AnyBatchOperator, AnyBatchSensor
-from anybatch_airflow.account import checked, final_errors, waits_deferred
+from anybatch_airflow.base import check_event, final_errors_skip_retries, waits_deferred
 from anybatch_airflow.inputs import batch_ids
-from anybatch_airflow.policies import CANCEL_TIME, manifest_of, told
+from anybatch_airflow.reporting import CANCEL_TIME, manifest_of, report_text
 from anybatch_airflow.sensors import can_start_from_trigger
-from anybatch_airflow.triggers import conclusion
+from anybatch_airflow.triggers import status_and_message
 from tests.test_failures import ERRORS, KINDS
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ def report(rounds: int = 1, **counts: int) -> Report:
 def test_the_log_line_of_a_job() -> None:
     full = report(succeeded=1200, failed=3).model_copy(update={"cost": 1.25})
     full = full.model_copy(update={"usage": full.usage.model_copy(update={"input_tokens": 54321})})
-    assert told(full) == "1,203 rows: 1,200 succeeded, 3 failed; 54,321 tokens in, 0 out; $1.2500"
-    assert told(report()) == "0 rows: none"
+    assert report_text(full) == "1,203 rows: 1,200 succeeded, 3 failed; 54,321 tokens in, 0 out; $1.2500"
+    assert report_text(report()) == "0 rows: none"
 
 
 def test_the_manifest_names_rounds_and_batches() -> None:
@@ -60,7 +60,7 @@ def test_the_manifest_names_rounds_and_batches() -> None:
     ],
 )
 def test_what_the_event_says(batches: dict[str, Any], expected: tuple[str, str]) -> None:
-    assert conclusion(batches) == expected
+    assert status_and_message(batches) == expected
 
 
 # --- arguments ---------------------------------------------------------------------------------------
@@ -153,12 +153,12 @@ def test_the_defaults_are_the_core_s() -> None:
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_what_no_retry_cures_fails_the_task_at_once(error: errors.AnyBatchError) -> None:
     final = KINDS[type(error).__name__].is_final
-    with pytest.raises(AirflowFailException if final else type(error)), final_errors():
+    with pytest.raises(AirflowFailException if final else type(error)), final_errors_skip_retries():
         raise error
 
 
 @pytest.mark.parametrize("final", [True, False])
 def test_what_no_retry_cures_fails_the_task_after_a_wait_too(final: bool) -> None:
     with pytest.raises(AirflowException, match="no") as caught:
-        checked({"status": "error", "batches": {}, "message": "no", "final": final})
+        check_event({"status": "error", "batches": {}, "message": "no", "final": final})
     assert isinstance(caught.value, AirflowFailException) is final

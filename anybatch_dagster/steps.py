@@ -1,4 +1,4 @@
-"""What a job's batches mean for those who wait: the record of a submission, its deadline, what comes next."""
+"""What both steps share: a job's identity, folder, deadline and record, and how a step fails."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def deadline_of(standing: Standing, options: JobOptions, now: float) -> float | None:
-    """Until when to wait for what runs, unix seconds; None where nothing does."""
+    """Until when to wait for the running batches, in unix seconds; None if none runs."""
     seconds, outlasts_lost = options.timeout.total_seconds(), options.on_lost != "fail"
     return min(deadlines_of(standing, seconds, now, outlasts_lost=outlasts_lost).values(), default=None)
 
@@ -43,11 +43,11 @@ def submission_facts(
     standing: Standing,
     now: float,
 ) -> SubmissionMetadata:
-    """What is written down of the batches of the current round; none where the results have landed."""
+    """The record of the current round's batches, for the metadata of a materialization."""
     ledger = job.ledger()
-    assert ledger is not None  # there is one since submit()
+    assert ledger is not None  # submit() has written it
     current = [record.batch_id for record in ledger.current if record.batch_id]
-    # A job that was stopped may have landed with a round that never had a batch: then those of all rounds.
+    # A stopped job may have landed while its last round had no batch: then name those of all rounds.
     ids = [batch.id for batch in standing] or current or ledger.batch_ids
     console = client.provider.console_url(ids)
     return SubmissionMetadata(
@@ -66,7 +66,7 @@ def submission_facts(
 
 
 def data_version(job: Job) -> str:
-    """The same batches again leave the result asset up to date; another batch for any shard does not."""
+    """Data version of the submit asset: it changes if any shard has another batch, and only then."""
     ledger = job.ledger()
     assert ledger is not None
     ids = hashlib.sha256("\n".join(ledger.batch_ids).encode()).hexdigest()
@@ -77,7 +77,10 @@ def record_round(
     context: dg.AssetExecutionContext, submit_key: dg.AssetKey, partitions: Sequence[str], job: Job,
     facts: SubmissionMetadata,
 ) -> Submission:  # fmt: skip
-    """Write down that this run, of the result asset, waits for something else now, for the sensor to find."""
+    """Record which batches the result asset's run waits for now, as an event of the submit asset.
+
+    The sensor reads these events.
+    """
     for partition in partitions or (None,):
         event = dg.AssetMaterialization(
             submit_key, partition=partition, metadata=dict(facts), tags={DATA_VERSION_TAG: data_version(job)}
@@ -89,10 +92,11 @@ def record_round(
 # --- waiting without a process -----------------------------------------------------------------------------
 
 
-def park_result(context: dg.AssetExecutionContext, submission: Submission) -> str | None:
-    """Queue the run that is to take the results, with what this run skips for want of them.
+def park_result_run(context: dg.AssetExecutionContext, submission: Submission) -> str | None:
+    """Queue a run that will take the results, and will materialize what this run skips for want of them.
 
-    None where only the sensor can do that.
+    Returns:
+        The run's id; None if only the sensor can start such a run.
     """
     gate = Gate(context.instance)
     if not gate.can_park(context.run):
@@ -104,7 +108,7 @@ def park_result(context: dg.AssetExecutionContext, submission: Submission) -> st
 
 
 def waiting_tags(submission: Submission, run: dg.DagsterRun | None) -> dict[str, str]:
-    """The tags of a run that waits for a submission, without that of the gate."""
+    """The tags of a run that waits for a submission, without the gate's own tag."""
     resource = submission.facts.resource
     return {
         **(inherited_tags(run.tags) if run else {}),
@@ -128,23 +132,24 @@ def job_folder(
     key: dg.AssetKey,
     partitions: Sequence[str],
 ) -> str:
+    """The path or URL of a job's folder: by asset and partitions, below `output`."""
     base = options.output or resource.output or f"{instance.storage_directory()}/anybatch"
-    # A partition key may hold any character, and be nothing but dots.
+    # A partition key may hold any character, and may be `..`.
     parts = (quote(part, safe="|=").replace("..", "%2E%2E") for part in (*key.path, *span(partitions)))
     return "/".join([base.rstrip("/"), *parts])
 
 
 @contextmanager
-def final_errors() -> Iterator[None]:
-    """Errors that a retry cannot cure fail the step at once; a person has to change something first."""
+def final_errors_skip_retries() -> Iterator[None]:
+    """Fail the step without a retry on an error that only a person can mend, such as a refused key."""
     try:
         yield
     except AnyBatchError as error:
         if not classify(error).is_final:
             raise
-        raise failure(f"{type(error).__name__}: {error}") from error
+        raise failure_without_retry(f"{type(error).__name__}: {error}") from error
 
 
-def failure(message: str, metadata: dict[str, Any] | None = None) -> dg.Failure:
-    """Fails the step; its retry policy would change nothing."""
+def failure_without_retry(message: str, metadata: dict[str, Any] | None = None) -> dg.Failure:
+    """An error that fails the step; Dagster does not apply the retry policy to it."""
     return dg.Failure(message, metadata=metadata, allow_retries=False)

@@ -1,29 +1,23 @@
-"""What an operator tells: log lines, events and manifests; what it decides is `anybatch.jobs.policies`."""
+"""How batches and jobs are described: in log lines and messages, in events and in the manifest.
+
+It decides nothing; decisions are in `anybatch.jobs.policies`.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-
-from anybatch.jobs.options import wrong_choice
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from anybatch import Batch, Report
 
-# The core's, which is not loaded while a DAG is parsed.
+# Seconds; equal to the core's, which is not imported while a DAG is parsed (a test compares them).
 CANCEL_TIME = 3600.0
 
 
-def chosen(name: str, value: Any) -> Any:
-    """The value of an option, while the DAG is parsed; raises ValueError if it is none of its choices."""
-    if (wrong := wrong_choice(name, value)) is not None:
-        raise ValueError(wrong)
-    return value
-
-
-def told(report: Report) -> str:
-    """The account of a job in one line of the log."""
+def report_text(report: Report) -> str:
+    """What a job came to: "1,203 rows: 1,200 succeeded, 3 failed; 54,321 tokens in, 0 out; $1.2500"."""
     from anybatch.jobs.policies import counts_in_words
 
     usage = report.usage
@@ -36,39 +30,40 @@ def told(report: Report) -> str:
 
 
 def batches_in_words(batches: Iterable[Batch]) -> str:
-    """Which batch is how far."""
+    """The status of each batch: "b1 is in_progress, b2 is completed"."""
     from anybatch.jobs import policies
 
     return policies.batches_in_words(batches)
 
 
-def told_late(running: Iterable[Batch], deadlines: Mapping[str, float], now: float) -> str:
-    """Which of the batches that run are late, and since when."""
+def late_text(running: Iterable[Batch], deadlines: Mapping[str, float], now: float) -> str:
+    """Which of the running batches are late, and since when."""
     late = [batch for batch in running if deadlines[batch.id] <= now]
     return f"not ended at the deadline ({utc(min(deadlines.values()))}): {batches_in_words(late)}"
 
 
-def describe(batch: Batch) -> dict[str, Any]:
-    """The part of a batch that an event or an XCom carries."""
-    told: dict[str, Any] = {"status": batch.status.value}
+def facts_of_batch(batch: Batch) -> dict[str, Any]:
+    """What an event or an XCom says of a batch: status, total, completed, failed."""
+    facts: dict[str, Any] = {"status": batch.status.value}
     if batch.request_counts:
-        told |= batch.request_counts.model_dump()
-    return told
+        facts |= batch.request_counts.model_dump()
+    return facts
 
 
-def described(batches: Iterable[Batch]) -> dict[str, dict[str, Any]]:
-    """Each batch by its id."""
-    return {batch.id: describe(batch) for batch in batches}
+def facts_by_batch(batches: Iterable[Batch]) -> dict[str, dict[str, Any]]:
+    """The same for several batches, by their ids."""
+    return {batch.id: facts_of_batch(batch) for batch in batches}
 
 
 def utc(moment: float) -> str:
+    """A moment in unix seconds as text."""
     from anybatch.polling import pace
 
     return pace.utc(moment)
 
 
 def manifest_of(report: Report) -> dict[str, Any]:
-    """The small account of a job that goes into XCom."""
+    """What goes into XCom of a job: small, without content, with the place of its results."""
     return {
         "job": report.job,
         "provider": report.provider,

@@ -1,4 +1,4 @@
-"""What operators and sensors share: their account, their identity, how they wait and how they fail."""
+"""What operators and sensors share: their account, their job's identity, how they wait and how they fail."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from anybatch_airflow.triggers import AnyBatchTrigger
 
 
-class OnAccount:
-    """The arguments by which a task names its account: `conn_id`, `provider`, `api_base`."""
+class HasAccount:
+    """The options by which a task names its account: `conn_id`, `provider`, `api_base`."""
 
     conn_id: str | None
     provider: str | None
@@ -28,10 +28,11 @@ class OnAccount:
 
     @property
     def effective_conn_id(self) -> str | None:
-        """The connection's id: `anybatch_default` where nothing is given, None where `provider` is enough."""
+        """The connection's id: `anybatch_default` unless one is given, None if only `provider` is."""
         return self.conn_id or (None if self.provider else "anybatch_default")
 
     def hook(self) -> AnyBatchHook:
+        """The hook of this task's account."""
         from anybatch_airflow.hooks import AnyBatchHook
 
         return AnyBatchHook(self.effective_conn_id, provider=self.provider, api_base=self.api_base)
@@ -39,7 +40,13 @@ class OnAccount:
     def trigger(
         self, batches: Mapping[str, int | None], deadlines: Mapping[str, float], **kwargs: Any
     ) -> AnyBatchTrigger:
-        """The trigger that waits for these batches (id -> creation time)."""
+        """The trigger that waits for these batches.
+
+        Args:
+            batches: id -> creation time in unix seconds, None where it is unknown.
+            deadlines: id -> unix seconds.
+            **kwargs: Further arguments of `AnyBatchTrigger`.
+        """
         from anybatch_airflow.triggers import AnyBatchTrigger
 
         return AnyBatchTrigger(
@@ -55,10 +62,11 @@ class OnAccount:
 
 
 def waits_deferred(deferrable: bool | None) -> bool:
-    """Whether to wait without a worker slot, which is the point here: None means yes.
+    """Whether to wait without a worker slot; None means yes, since that is what these operators are for.
 
-    Only the environment variable turns it off. `default_deferrable = false` in airflow.cfg is nobody's wish:
-    Airflow writes that file by itself at its first start, with the value of every option in it.
+    Only the environment variable turns it off, not `default_deferrable = false` in airflow.cfg: Airflow
+    itself writes that line at its first start, with the default of every option, so it says nothing about
+    what anyone wants.
     """
     if deferrable is not None:
         return deferrable
@@ -66,26 +74,35 @@ def waits_deferred(deferrable: bool | None) -> bool:
     return conf.getboolean("operators", "default_deferrable") if is_set else True
 
 
-def checked(event: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """A trigger's event, of batches that have ended or are late; raises AirflowException for any other."""
+def check_event(event: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The event of a trigger whose batches have all ended or are late.
+
+    Raises:
+        AirflowFailException: The trigger reported an error that a retry cannot cure.
+        AirflowException: It reported another error, or sent an event that this version does not know.
+    """
     from anybatch_airflow.triggers import ERROR
 
     if not event or "status" not in event:
-        raise AirflowException(f"the trigger sent no event that this version understands: {event!r}")
+        raise AirflowException(
+            f"the trigger sent an event that this version of anybatch does not understand: {event!r}. "
+            "Upgrade anybatch on the workers and the triggerer together; clearing the task finds its batches"
+        )
     if event["status"] == ERROR:
         raise (AirflowFailException if event.get("final") else AirflowException)(event["message"])
     return event
 
 
 def task_instance(context: Context) -> Any:
-    return context["ti"]  # pyright: ignore[reportTypedDictNotRequiredAccess]  there is one in every task
+    """The task instance that runs."""
+    return context["ti"]  # pyright: ignore[reportTypedDictNotRequiredAccess]  every task's context has it
 
 
 def job_id(ti: Any) -> str:
-    """The identity of a task instance's job, the same for each of its attempts.
+    """The identity of a task instance's job; every attempt has the same one.
 
-    With the option `[anybatch] deployment` it begins with that: two deployments of the same DAGs, such as
-    staging and production, may have the same runs.
+    It begins with the option `[anybatch] deployment` if that is set: two deployments of the same DAGs, such
+    as staging and production, may have runs with equal ids.
     """
     deployment = conf.get("anybatch", "deployment", fallback="")
     parts = [deployment] if deployment else []
@@ -96,8 +113,8 @@ def job_id(ti: Any) -> str:
 
 
 @contextmanager
-def final_errors() -> Iterator[None]:
-    """Errors that a retry cannot cure fail the task at once; a person has to change something first."""
+def final_errors_skip_retries() -> Iterator[None]:
+    """Fail the task without a retry on an error that only a person can mend, such as a refused key."""
     from anybatch.errors import AnyBatchError, classify
 
     try:
