@@ -223,12 +223,9 @@ def build_batch_assets(
     submit_key, result_key = dg.AssetKey([*path[:-1], f"{path[-1]}_batch"]), dg.AssetKey(path)
     text = description or inspect.getdoc(requests) or ""
     both: dict[str, Any] = {
-        "partitions_def": partitions_def,
-        "backfill_policy": backfill_policy,
-        "retry_policy": retry_policy,
-        "op_tags": op_tags,
-        "group_name": group_name,
-    }
+        "partitions_def": partitions_def, "backfill_policy": backfill_policy, "retry_policy": retry_policy,
+        "op_tags": op_tags, "group_name": group_name,
+    }  # fmt: skip
     spec: dict[str, Any] = {
         "code_version": code_version,
         "owners": owners,
