@@ -399,10 +399,11 @@ def test_unknown_status_is_no_end(
     world.fake.start(batch.id)
     world.fake.set_status(batch.id, "hibernating")
     seen: list[str] = []
+    waits = 0
     for timeout in (0.06, 0.6, 6.0):  # the shortest in which this machine, as busy as it is, looks twice
+        waits += 1
         before = world.fake.last.looks
         seen.clear()
-        caplog.clear()
         with caplog.at_level(logging.WARNING), pytest.raises(DeadlineExceededError) as caught:
             driver.wait(batch.id, timeout=timeout, on_progress=lambda one: seen.append(one.status))
         assert caught.value.batch_id == batch.id
@@ -412,9 +413,9 @@ def test_unknown_status_is_no_end(
         pytest.fail("nobody looks twice")
     assert "hibernating" in str(caught.value)
     assert seen == [BatchStatus.UNKNOWN]
-    (record,) = (one for one in caplog.records if one.levelno >= logging.WARNING)
-    assert "hibernating" in record.message
-    assert batch.id in record.message
+    told = [one.message for one in caplog.records if one.levelno >= logging.WARNING]
+    assert 1 <= len(told) <= waits
+    assert all("hibernating" in one and batch.id in one for one in told)
     world.fake.set_status(batch.id, None)
     world.fake.finish(batch.id)
     assert driver.wait(batch.id, timeout=10).status is BatchStatus.COMPLETED

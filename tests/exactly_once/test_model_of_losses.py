@@ -100,9 +100,14 @@ def loss(model: Callable[..., Any], what: str, on_lost: str, **more: Any) -> Mod
     return found
 
 
-def test_a_batch_that_is_gone_fails_the_job(model: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(
+    ("at_once", "least"), [(True, 100), pytest.param(False, 900, marks=pytest.mark.deployment)]
+)
+def test_a_batch_that_is_gone_fails_the_job(model: Callable[..., Any], at_once: bool, least: int) -> None:
     """At any time; nothing is bought, with more rounds neither, and the other rows can be landed."""
-    explored(loss(model, "batch", "fail", max_rounds=2), alike=True, least=900)
+    world = loss(model, "batch", "fail", max_rounds=2)
+    world.ready = at_once
+    explored(world, alike=True, least=least)
 
 
 def test_a_batch_that_is_gone_is_done_without(model: Callable[..., Any]) -> None:
