@@ -2,6 +2,14 @@
 
 A package registers one through the entry-point group `anybatch.providers`: the entry's name is the
 provider's, its value `module:attribute` a subclass of `Provider` (docs/providers.md says how to write one).
+
+base       the interface; `newbatch` is what a create says, `checks` what is refused before anything is sent
+traits     the facts about a provider; `account` and `auth` are whose batches they are, and who sees the key
+codec      one line on its way out or in; `messages` and `turns` translate chat lines for Anthropic
+calls      requests that most providers make; `saving` results as files, pages or one object
+finding    a batch whose create got no answer
+reading    answers as batches and pages, leniently
+openai     OpenAI's format, with `compatible` for its dialects; `anthropic`, `mistral`, `local` have their own
 """
 
 from __future__ import annotations
