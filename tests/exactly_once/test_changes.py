@@ -466,6 +466,20 @@ def test_a_later_round_of_requests_that_were_not_kept(tmp_path: Path, given: str
         stage.check_rounds(stage.run(job), [6, 4], job)
 
 
+@pytest.mark.parametrize("name", ["requests.jsonl", "ids.jsonl", "results.jsonl", "round-1.jsonl"])
+def test_an_input_among_the_files_of_the_job_is_refused_and_kept(tmp_path: Path, name: str) -> None:
+    """The job would replace or remove it."""
+    with Stage("openai", tmp_path) as stage, stage.client() as client:
+        path = tmp_path / "out" / name
+        path.parent.mkdir()
+        write(path, requests(stage.model))
+        before = path.read_bytes()
+        with pytest.raises(ConfigurationError, match="own folder under a name of its files"):
+            client.submit(stage.job(input=path))
+        assert path.read_bytes() == before
+        assert not stage.batches()
+
+
 def test_output_and_job_are_values() -> None:
     """Two jobs made alike are the same job, and paths are taken as they are given."""
     assert Job(input="in.jsonl", output="out") == Job(input="in.jsonl", output="out")

@@ -64,9 +64,7 @@ def land_batches(
     """
     if not batch_ids:
         raise ConfigurationError("batch_ids: there is no batch to land; pass at least one id")
-    if (ledger := (yield from do(folder.read))) is not None:
-        # These rows may be only a part of the job's results, and must not replace them.
-        raise ConfigurationError(f"{folder.path} holds job {ledger.job!r}; give `output` a folder of its own")
+    yield from do(partial(_refuse_folder_of_job, folder))
     batches = []
     for batch_id in dict.fromkeys(batch_ids):
         batches.append((yield from ended_batch(provider, batch_id)))  # noqa: PERF401  `yield from` has no comprehension
@@ -101,8 +99,15 @@ def _total(batch: Batch) -> int:
     return batch.request_counts.total if batch.request_counts else 0
 
 
+def _refuse_folder_of_job(folder: JobFolder) -> None:
+    """Raise if a job lives here: these rows may be only a part of its results, and must not replace them."""
+    if (ledger := folder.read()) is not None:
+        raise ConfigurationError(f"{folder.path} holds job {ledger.job!r}; give `output` a folder of its own")
+
+
 def _put(folder: JobFolder, gathered: Gathered, report: Report) -> None:
     with folder.locked():
+        _refuse_folder_of_job(folder)  # one may have begun during the downloads
         put(folder, gathered, report)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# The files that a job keeps in its folder.
+_OWN_NAMES = re.compile(
+    r"(job|report)\.json|(requests|results|stray|ids)\.jsonl|(ids|round|stray)-\d+\.jsonl"
+)
 SPOOL = "requests.jsonl"
 """The file of request lines that were passed as objects, in a scratch folder and in the job's folder."""
 
@@ -56,6 +61,11 @@ def prepare(job: Job, provider: Provider, scratch: Path) -> Plan | None:
     if is_path(source):
         path = open_path(source)
         check_path(path)
+        if path.absolute().parent == job.folder.path and _OWN_NAMES.fullmatch(path.name):
+            raise ConfigurationError(
+                f"input {path} lies in the job's own folder under a name of its files, which it replaces and "
+                "removes; move it, or give the job another output"
+            )
     else:
         path = open_path(_spool_requests(source, scratch / SPOOL))
     ledger = job.folder.read()
