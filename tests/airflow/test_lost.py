@@ -26,6 +26,7 @@ OPTIONS: dict[str, Any] = {"shard_requests": 2, "min_defer_seconds": 0}
 def _gone_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A quarter of an hour has passed."""
     monkeypatch.setattr("anybatch.jobs.lost.GONE_AFTER", 0.0)
+    monkeypatch.setattr("anybatch.jobs.lost.LOOK_EVERY", 0.0)
     monkeypatch.setattr("anybatch.rows.downloads.GONE_AFTER", 0.0)
 
 

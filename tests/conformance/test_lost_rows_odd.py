@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -523,6 +524,49 @@ def test_a_lost_batch_and_on_lost_fail_later(world: RemoteWorld, driver: Driver,
     with pytest.raises(AnyBatchError):
         driver.run(replace(job, on_lost="fail"), timeout=10)
     assert job.report() is None
+
+
+@every_format
+@pytest.mark.parametrize("on_lost", ["land", "resubmit"])
+@pytest.mark.parametrize("seen_by", ["an attempt", "a poller"])
+def test_a_second_short_404_is_no_loss(
+    world: RemoteWorld, driver: Driver, tmp_path: Path, seen_by: str, on_lost: str
+) -> None:
+    """A4b: the batch was unknown for a moment once, was back, and is unknown for a moment an hour later."""
+    job = world.job(tmp_path, count=6, shard_requests=2, on_lost=on_lost)
+    batches = driver.submit(job)
+    fake = world.fake
+    kept = fake.batches.pop(batches[0].id)
+    driver.submit(job)  # records since when it is gone
+    fake.batches[kept.id] = kept
+    if seen_by == "an attempt":
+        driver.submit(job)
+        assert not noted_as_gone(job)
+    else:
+        path = job.folder.path / "job.json"
+        path.write_text(re.sub(r'"gone_at": \d+', '"gone_at": 1', path.read_text()))
+        assert noted_as_gone(job)
+    for batch in batches:
+        world.finish(batch.id)
+    looks = [0]
+
+    def serve(request: Request) -> Reply:
+        if is_look(request) and request.path.endswith(kept.id):
+            looks[0] += 1
+            if looks[0] <= 2:
+                return Reply.json({"error": {"message": "No batch found"}}, 404)
+        return fake(request)
+
+    world.server.app = serve
+    report = driver.run(job, timeout=10)
+    assert landed(job, report, row_ids(6)).report.ok
+    assert len(fake.batches) == 3
+    assert looks[0] > 2
+
+
+def noted_as_gone(job: Any) -> bool:
+    ledger = job.ledger()
+    return any(record.gone_at is not None for record in ledger.shards)
 
 
 # --- replicas of which one lags ----------------------------------------------------------------------------

@@ -55,6 +55,7 @@ class Several:
 def several(gated: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Several]:
     """A provider whose word is believed at once: that a batch is gone, or never ends being cancelled."""
     monkeypatch.setattr("anybatch.jobs.lost.GONE_AFTER", 0.0)
+    monkeypatch.setattr("anybatch.jobs.lost.LOOK_EVERY", 0.0)
     monkeypatch.setattr("anybatch.jobs.lost.STUCK_AFTER", 0.0)
     fake = OpenAIFake()
     with FakeServer(fake) as server:

@@ -452,6 +452,31 @@ def test_how_long_requests_given_as_objects_stay(
         stage.check(report, stage.job(input=lines))
 
 
+@pytest.mark.parametrize("keep", ["until_submitted", "until_landed"])
+def test_a_batch_that_somebody_cancelled_lands_without_its_requests(
+    tmp_path: Path, keep: KeepRequests
+) -> None:
+    """Nobody asked for another round: without the request lines the cancelled rows land as they are."""
+    with Stage("openai", tmp_path, ends=False) as stage, stage.client() as client:
+        job = stage.job(input=requests(stage.model), keep_requests=keep)
+        (batch,) = client.submit(job)
+        stage.fake.cancel_now(batch.id, done=2)
+        again = client.resume(replace(job, input=()))
+        assert again.landed == (keep == "until_submitted")
+        assert len(stage.batches()) == 1 + (keep == "until_landed")
+
+
+def test_a_landed_job_that_is_reopened_keeps_its_requests_again(tmp_path: Path) -> None:
+    """Else `resume` would find no input for the round after."""
+    with Stage("openai", tmp_path, done=2) as stage, stage.client() as client:
+        lines = requests(stage.model)
+        kept = tmp_path / "out" / "requests.jsonl"
+        stage.run(stage.job(input=lines))
+        assert not kept.exists()
+        client.submit(stage.job(input=lines, max_rounds=3))
+        assert [json.loads(line) for line in kept.read_text().splitlines()] == lines
+
+
 @pytest.mark.parametrize("given", ["once more", "not again"])
 def test_a_later_round_of_requests_that_were_not_kept(tmp_path: Path, given: str) -> None:
     with Stage("openai", tmp_path, done=2) as stage, stage.client() as client:

@@ -26,7 +26,7 @@ from ..flow import Flow, do
 from ..models import BatchStatus, Outcome
 from ..rows.planning import make_plan
 from .collect import ended_round, gather
-from .inputs import InputGoneError, open_input
+from .inputs import SPOOL, InputGoneError, open_input
 from .job import fingerprint, job_metadata
 from .landing import land
 from .lost import MaybeLostError
@@ -243,7 +243,7 @@ class Attempt:
         `rows` and `stray` are the files of all rows and stray lines so far.
         """
         folder, number = self.job.folder, after.round
-        keep = partial(_keep, folder, number, rows, stray, self._ids(number))
+        keep = partial(_keep, folder, number, rows, stray, self._ids(number), self.scratch / SPOOL)
         if (yield from do(partial(folder.commit, before, after, first=keep))) is None:
             return
         self.plans[number] = plan
@@ -341,8 +341,15 @@ def _copies(folder: JobFolder, scratch: Path) -> tuple[Path, Path]:
     return copies
 
 
-def _keep(folder: JobFolder, number: int, rows: Path, stray: Path, ids: Path) -> None:
-    """Keep the files that round `number` builds on, before the ledger says that there is such a round."""
+def _keep(folder: JobFolder, number: int, rows: Path, stray: Path, ids: Path, spool: Path) -> None:
+    """Keep the files that round `number` builds on, before the ledger says that there is such a round.
+
+    The request lines are among them if this attempt has them: those of a job that had landed were removed.
+    """
+    if spool.exists() and not (folder / SPOOL).exists():
+        copy = spool.with_suffix(".copy")
+        shutil.copyfile(spool, copy)
+        folder.put(copy, SPOOL)
     folder.put(rows, rows_name(number - 1))
     folder.put(ids, ids_name(number))
     if stray.stat().st_size:

@@ -103,6 +103,7 @@ def ended_round(
             raise JobError(
                 f"job {job.identity}: shard {record.shard} of round {record.round} has no batch yet; "
                 "submit the job first"
+                + (", or collect it with on_lost='land'" if record.round == ledger.lost_round else "")
             )
     return ended
 

@@ -158,6 +158,8 @@ def open_input(job: Job, ledger: Ledger, scratch: Path) -> tuple[str, BinaryIO]:
                 raise
             # It may name a connection of Airflow's, which only the operator's own path object can use.
             log.warning("job %s: input %s cannot be opened here: %s", ledger.job, ledger.input, error)
+    if ledger.is_spooled:
+        kind = InputGoneError  # its only copy was in the folder
     for path in (UPath(scratch / SPOOL), job.folder / SPOOL):
         with suppress(FileNotFoundError):
             return _opened(path)

@@ -100,7 +100,7 @@ def remove_leftovers(job: Job, landed: Ledger) -> None:
     """Remove the files of earlier rounds, whose rows are in the results, and the request lines."""
     folder = job.folder
     names = [name(number) for number in range(1, landed.round) for name in (rows_name, stray_name)]
-    if job.keep_requests != "always" and landed.input is None:
+    if landed.is_spooled and job.keep_requests != "always":
         names.append(SPOOL)
     if names:
         with folder.locked():

@@ -112,6 +112,7 @@ class Ledger(BaseModel):
         replaced: The ledgers of earlier submissions with other input, until all their batches are known and
             cancelled.
         input: The path of the input, if it was passed as a path.
+        is_spooled: Whether the input was request objects, so that `requests.jsonl` is the job's own file.
         restarts: The values of `Job.restart` so far.
         stopped_at: When a person stopped the job.
         max_rounds: The value the job was last submitted with. After a stop, rows are submitted again only
@@ -141,6 +142,7 @@ class Ledger(BaseModel):
     landed_at: float | None = None
     replaced: tuple[Ledger, ...] = ()
     input: str | None = None
+    is_spooled: bool = False
     restarts: tuple[str, ...] = ()
     stopped_at: float | None = None
     max_rounds: int = 1

@@ -59,6 +59,9 @@ def retrieve_or_lost(
         batch: Batch = yield from provider.retrieve(record.batch_id)
     except NotFoundError as error:
         return (yield from _gone(job, provider, ledger, record, error, patient))
+    if record.gone_at is not None:  # otherwise the next 404, however much later, would count as lost at once
+        yield from update_shard(job, ledger, record, gone_at=None)
+        record = record.model_copy(update={"gone_at": None})
     if batch.status is not BatchStatus.CANCELLING:
         return batch
     if record.cancelling_at is None:
@@ -74,10 +77,6 @@ def retrieve_or_lost(
 def _gone(
     job: Job, provider: Provider, ledger: Ledger, record: ShardRecord, error: NotFoundError, patient: bool
 ) -> Flow[Batch | None]:
-    since = record.gone_at
-    if since is None:
-        since = time.time()
-        yield from update_shard(job, ledger, record, gone_at=since)
     if not (yield from _account_answers(provider, ledger, record)):
         raise NotFoundError(
             f"{error.message.rstrip('.')}, and nothing else of the job was found either: the key may belong "
@@ -88,7 +87,13 @@ def _gone(
             status_code=error.status_code,
             request_id=error.request_id,
         ) from error
-    while (left := since + GONE_AFTER - time.time()) > 0:
+    now, since = time.time(), record.gone_at
+    if since is None:
+        since = now
+        yield from update_shard(job, ledger, record, gone_at=since)
+    # The batch may have been back in between, seen only by a poller, which writes no ledger: look once more.
+    until = max(since + GONE_AFTER, now + LOOK_EVERY)
+    while (left := until - time.time()) > 0:
         if not patient:
             raise MaybeLostError(
                 error.message, batch_id=record.batch_id, status_code=error.status_code
@@ -99,6 +104,7 @@ def _gone(
         except NotFoundError as again:
             error = again
         else:
+            yield from update_shard(job, ledger, record, gone_at=None)
             return batch
     _accept_without(job, record, f"batch {record.batch_id} is gone ({error.message})", error)
     return None

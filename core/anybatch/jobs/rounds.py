@@ -271,7 +271,7 @@ def next_round(
         "landed_at": None,
         "stopped_at": None,
         "recovery_rounds": ledger.recovery_rounds + (not counts and recovered == chosen.rows),
-        "recoveries": ledger.recoveries + (not counts and recovered > 0),
+        "recoveries": ledger.recoveries + (recovered > 0 and (not counts or chosen.lost > 0)),
         "lost_round": ledger.round + 1 if chosen.lost else ledger.lost_round,
         "unexpected": unexpected,
     }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigurationError, InputChangedError, LedgerConflictError, NotFoundError
 from ..flow import Flow, do
+from ..paths import is_path
 from ..rows.planning import Plan
 from .advance import Attempt
 from .folder import JobFolder
@@ -49,7 +50,7 @@ def submit(job: Job, provider: Provider) -> Flow[Standing]:
             begun: Ledger | None = yield from _note_attempt(job, ledger)
         else:
             begun = yield from attempt.reopen(ledger)
-            if begun is None and job.folder.local is not None:
+            if begun is None:
                 # The attempt that landed the job may have been killed before it removed these.
                 yield from do(partial(remove_leftovers, job, ledger))
         batches = (yield from attempt.go_on(begun)) if begun is not None else []
@@ -101,7 +102,11 @@ def _standing(job: Job, before: Ledger, batches: Sequence[Batch]) -> Flow[Standi
 
 def _remove_requests(job: Job, before: Ledger) -> Flow[None]:
     """Remove the request lines from the folder, if they were to be kept until submitted and now are."""
-    if job.keep_requests != "until_submitted" or not (yield from do((job.folder / SPOOL).exists)):
+    if (
+        not before.is_spooled
+        or job.keep_requests != "until_submitted"
+        or not (yield from do((job.folder / SPOOL).exists))
+    ):
         return
 
     def remove() -> None:
@@ -197,6 +202,7 @@ def new_ledger(
         shards=records_of(plan),
         replaced=_ledgers_to_replace(job, provider, plan, replaces) if replaces else (),
         input=input_text(job.input),
+        is_spooled=not is_path(job.input),
         restarts=restarts(job, replaces),
         max_rounds=job.max_rounds,
         shard_requests=plan.shard_requests,
