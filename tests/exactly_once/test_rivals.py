@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from anybatch import Job, Report
-from anybatch.errors import LedgerConflictError
+from anybatch.errors import ConfigurationError, LedgerConflictError
 from tests.exactly_once.forge import Forge, fresh
-from tests.exactly_once.stage import FINDABLE, Stage, requests, write
+from tests.exactly_once.stage import FINDABLE, Stage, check_results, requests, write
 from tests.fakes.provider import Auto, FakeProvider
 
 REPEATS = {"openai": 5, "mistral": 2, "local": 4}
@@ -169,6 +169,23 @@ def test_both_collect_at_the_same_time(tmp_path: Path, threads: ThreadPoolExecut
         hold.release()
         assert slow.result(20) == quick
         stage.check(quick, job)
+
+
+def test_a_job_begins_in_the_folder_where_batches_are_being_landed(
+    tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    """The rows of foreign batches must not replace the job's, which were paid for."""
+    with Stage("openai", tmp_path) as stage, stage.client() as client:
+        (foreign,) = client.submit(stage.job(output=tmp_path / "elsewhere"))
+        stage.fake.finish(foreign.id)
+        hold = stage.server.hold("GET", "/v1/files/[^/]+/content", handled=True)
+        landing = threads.submit(client.land_batches, [foreign.id], tmp_path / "out")
+        hold.wait()
+        report = stage.run(stage.job())
+        hold.release()
+        with pytest.raises(ConfigurationError, match="holds job"):
+            landing.result(20)
+        check_results(stage.job(), report)
 
 
 def test_the_input_changes_while_an_attempt_downloads(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
