@@ -14,7 +14,7 @@ from anybatch.jobs.inputs import restarts
 from anybatch.jobs.job import fingerprint, job_metadata, shard_metadata, short
 from anybatch.jobs.ledger import Ledger, ShardRecord, Step
 from anybatch.jobs.lost import lost_row
-from anybatch.jobs.rounds import Budget, budget, choose, fold, ids_of_shards, worth_repeating
+from anybatch.jobs.rounds import Budget, budget, choose, fills_batches, fold, ids_of_shards, worth_repeating
 from anybatch.jobs.shard import Transition, next_transition
 from anybatch.models import Batch, BatchStatus, Body, Outcome, Row, RowError
 from anybatch.providers.finding import oldest
@@ -330,6 +330,24 @@ def test_rows_that_are_not_those_of_the_ids(rows: list[str]) -> None:
     ):
         with pytest.raises(JobError, match="were changed, or do not match"):
             act()
+
+
+@pytest.mark.parametrize(
+    ("rows", "least", "most", "expected"),
+    [
+        (1, 1, 10, True),
+        (3, 4, 10, False),
+        (4, 4, 10, True),
+        (12, 4, 10, True),  # 10 and 2: the last two share 12
+        (15, 10, 10, False),
+        (20, 10, 10, True),
+        (15, 8, 10, False),
+        (17, 8, 10, True),
+        (25, 8, 10, False),  # 9, 8 and 8 would do, but only the last two share
+    ],
+)
+def test_whether_rows_fill_batches(rows: int, least: int, most: int, expected: bool) -> None:
+    assert fills_batches(rows, least, most) == expected
 
 
 def test_part_of_the_ids() -> None:

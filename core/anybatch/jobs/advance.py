@@ -34,6 +34,7 @@ from .rounds import (
     Chosen,
     budget,
     choose,
+    fills_batches,
     ids_name,
     ids_of_shards,
     next_round,
@@ -253,13 +254,17 @@ class Attempt:
 
     def _fill_a_batch(self, chosen: Chosen, ledger: Ledger) -> bool:
         """Whether there are rows to submit again, and enough of them for this provider's smallest batch."""
-        least = self.provider.limits.min_requests
-        if 0 < chosen.rows < least:
+        limits = self.provider.limits
+        most = min(limits.requests, ledger.shard_requests or limits.requests)
+        if not chosen.rows:
+            return False
+        if not (fills := fills_batches(chosen.rows, limits.min_requests, most)):
             log.warning(
-                "job %s: %d rows could be submitted again, but a batch at %s needs at least %d requests; "
-                "they keep their outcomes", ledger.job, chosen.rows, self.provider.name, least,
+                "job %s: %d rows could be submitted again, but a batch at %s needs at least %d requests and "
+                "holds at most %d; they keep their outcomes",
+                ledger.job, chosen.rows, self.provider.name, limits.min_requests, most,
             )  # fmt: skip
-        return chosen.rows >= least
+        return fills
 
     def _ids(self, number: int) -> Path:
         """The scratch file for the ids of a round that is being opened."""

@@ -123,6 +123,17 @@ def is_covered(job: Job, ledger: Ledger) -> bool:
     return ledger.round - ledger.recovery_rounds <= job.max_rounds
 
 
+def fills_batches(rows: int, least: int, most: int) -> bool:
+    """Whether so many rows can be split into batches of at least and at most so many requests.
+
+    They are split as `rows.planning` does: full batches, of which the last two may share their rows.
+    """
+    if rows <= most:
+        return rows >= least
+    last = rows % most or most
+    return last >= least or most + last >= 2 * least
+
+
 class Chosen(NamedTuple):
     """How many rows are submitted again, and how many of them were cancelled with their batch, or lost."""
 
