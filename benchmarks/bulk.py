@@ -49,7 +49,7 @@ class Size:
 SIZES = {
     "bulk": Size(50_000, 4_000, 5, runs=3, up_limit=2.0, down_limit=2.0),
     # With short lines the work on each line weighs more than its bytes.
-    "scale": Size(2_000_000, 400, 40, runs=1, up_limit=3.5, down_limit=3.5),
+    "scale": Size(2_000_000, 400, 40, runs=1, up_limit=4.2, down_limit=5.2),
 }
 
 
